@@ -1,0 +1,374 @@
+//! What an operator can set: the file `spillway.toml`, and the market's limits drawn from it.
+//! Invariant: a [`NodeConfig`] that passed [`NodeConfig::validate`] needs no further check.
+
+use serde::{Deserialize, Serialize};
+use spillway_ledger::{Credits, Price};
+use std::time::Duration;
+
+/// The limits that the market machines work within. Each field's default is the shipped one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MarketConfig {
+    /// Where this node is, for offers.
+    pub region: String,
+    /// Whether it serves strangers.
+    pub provide: bool,
+    /// What it asks of them, per million units.
+    pub price: Price,
+    /// Slots that strangers never get, per model.
+    pub reserved_slots: u32,
+    /// The output units it wants paid ahead; it takes less from who offers less, down to an eighth.
+    pub window: u64,
+    /// The most output units it pays ahead to a provider without history; doubles with each paid job up to `window_max`.
+    pub window_start: u64,
+    /// The most output units it ever pays ahead.
+    pub window_max: u64,
+    /// The deposit of a new session, if no single job needs more.
+    pub deposit: Credits,
+    /// How long a session lasts.
+    pub session_lifetime: Duration,
+    /// How long after a session's end the consumer waits for a refund; from genesis.
+    pub session_grace: Duration,
+    /// How long an earning session rests before it is settled.
+    pub settle_after: Duration,
+    /// How long a paying stream may be silent before the provider counts as dead.
+    pub silence_max: Duration,
+    /// How often a provider with nothing to deliver says that it lives.
+    pub alive_every: Duration,
+    /// How long a provider waits for the next voucher.
+    pub payment_wait: Duration,
+    /// How long a probe may take.
+    pub probe_wait: Duration,
+    /// How long the opening of a session and of a stream may take, each.
+    pub open_wait: Duration,
+    /// How many own jobs may wait for an own slot.
+    pub queue_max: usize,
+    /// How long an own job may wait for an own slot.
+    pub queue_wait: Duration,
+    /// How many jobs may be under way at once, own clients' and strangers' each.
+    pub jobs_max: usize,
+    /// Credits that one second of waiting is worth when price and speed are weighed against each other.
+    pub second_worth: Credits,
+}
+
+impl Default for MarketConfig {
+    fn default() -> Self {
+        Self {
+            region: String::new(),
+            provide: false,
+            price: Price { input: Credits::new(50_000), cached: Credits::new(50_000), output: Credits::new(200_000) },
+            reserved_slots: 0,
+            window: 1024,
+            window_start: 1024,
+            window_max: 16 << 10,
+            deposit: Credits::new(1_000_000),
+            session_lifetime: Duration::from_secs(24 * 3600),
+            session_grace: Duration::from_secs(3600),
+            settle_after: Duration::from_secs(60),
+            silence_max: Duration::from_millis(1500),
+            alive_every: Duration::from_millis(400),
+            payment_wait: Duration::from_secs(60),
+            probe_wait: Duration::from_millis(250),
+            open_wait: Duration::from_secs(5),
+            queue_max: 64,
+            queue_wait: Duration::from_secs(30),
+            jobs_max: 4096,
+            second_worth: Credits::new(1_000),
+        }
+    }
+}
+
+/// The file `spillway.toml`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NodeConfig {
+    /// The genesis file, relative to the configuration's folder.
+    #[serde(default = "default_genesis")]
+    pub genesis: String,
+    /// Peers.
+    #[serde(default)]
+    pub network: NetworkSection,
+    /// The OpenAI-compatible server; absent means none.
+    pub gateway: Option<GatewaySection>,
+    /// The QUIC server for clients without a node; absent means none.
+    pub edge: Option<EdgeSection>,
+    /// Own inference servers.
+    #[serde(default)]
+    pub backend: Vec<BackendSection>,
+    /// What strangers get, and for how much.
+    #[serde(default)]
+    pub provide: ProvideSection,
+    /// What own jobs may spend.
+    #[serde(default)]
+    pub spend: SpendSection,
+    /// The books.
+    #[serde(default)]
+    pub ledger: LedgerSection,
+}
+
+fn default_genesis() -> String {
+    "genesis.json".into()
+}
+
+/// `[network]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct NetworkSection {
+    /// Multiaddresses to listen on.
+    pub listen: Vec<String>,
+    /// Multiaddresses with peer ids, beside those in genesis.
+    pub bootstrap: Vec<String>,
+    /// Whether to look for peers on the local network.
+    pub mdns: bool,
+    /// Where this node is, at most 32 bytes.
+    pub region: String,
+    /// Adds this round-trip time to what others send here, in milliseconds. For local test networks; 0 is off.
+    pub emulated_rtt_ms: u32,
+}
+
+impl Default for NetworkSection {
+    fn default() -> Self {
+        Self {
+            listen: vec!["/ip4/0.0.0.0/udp/4600/quic-v1".into(), "/ip4/0.0.0.0/tcp/4600".into()],
+            bootstrap: Vec::new(),
+            mdns: true,
+            region: String::new(),
+            emulated_rtt_ms: 0,
+        }
+    }
+}
+
+/// `[gateway]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GatewaySection {
+    /// Address and port; port 0 takes a free one.
+    #[serde(default = "default_gateway_listen")]
+    pub listen: String,
+}
+
+fn default_gateway_listen() -> String {
+    "127.0.0.1:8080".into()
+}
+
+/// `[edge]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EdgeSection {
+    /// Address and UDP port; port 0 takes a free one.
+    #[serde(default = "default_edge_listen")]
+    pub listen: String,
+}
+
+fn default_edge_listen() -> String {
+    "127.0.0.1:4601".into()
+}
+
+/// `[[backend]]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(tag = "kind", rename_all = "lowercase", deny_unknown_fields)]
+pub enum BackendSection {
+    /// The embedded engine.
+    Embedded {
+        /// The model's name to clients.
+        model: String,
+        /// A GGUF file, relative to the configuration's folder; absent means the guide model that ships with Spillway.
+        gguf: Option<String>,
+        /// Requests at once.
+        #[serde(default = "default_slots")]
+        slots: u32,
+        /// An upper limit on each answer's speed, in tokens per second.
+        tokens_per_second: Option<f64>,
+    },
+    /// Any OpenAI-compatible server.
+    OpenAi {
+        /// Its base URL, such as `http://127.0.0.1:8000/v1`.
+        url: String,
+        /// The environment variable that holds its key.
+        key_env: Option<String>,
+        /// The models to use, as the server names them; empty means all that `/models` lists.
+        #[serde(default)]
+        models: Vec<String>,
+        /// Requests at once.
+        #[serde(default = "default_slots")]
+        slots: u32,
+    },
+}
+
+const fn default_slots() -> u32 {
+    4
+}
+
+/// `[provide]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct ProvideSection {
+    /// Whether strangers may use what is idle here.
+    pub enabled: bool,
+    /// Credits per million input units (bytes).
+    pub price_input: f64,
+    /// Credits per million output units (bytes).
+    pub price_output: f64,
+    /// Slots per model kept for the owner.
+    pub reserved_slots: u32,
+    /// Output units wanted ahead.
+    pub window: u64,
+    /// Seconds of rest before a session is settled.
+    pub settle_after_s: f64,
+}
+
+impl Default for ProvideSection {
+    fn default() -> Self {
+        Self {
+            enabled: false,
+            price_input: 0.05,
+            price_output: 0.2,
+            reserved_slots: 1,
+            window: 1024,
+            settle_after_s: 60.0,
+        }
+    }
+}
+
+/// `[spend]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct SpendSection {
+    /// The most it pays per million input units, in credits.
+    pub price_input_max: f64,
+    /// The most it pays per million output units, in credits.
+    pub price_output_max: f64,
+    /// Deposit of a new session, in credits.
+    pub deposit: f64,
+    /// What a second of waiting is worth, in credits: high prefers the near and fast, low the cheap.
+    pub second_worth: f64,
+    /// How many own jobs may wait for an own slot.
+    pub queue_max: usize,
+}
+
+impl Default for SpendSection {
+    fn default() -> Self {
+        Self { price_input_max: 2.0, price_output_max: 10.0, deposit: 1.0, second_worth: 0.001, queue_max: 64 }
+    }
+}
+
+/// `[ledger]`
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+pub struct LedgerSection {
+    /// `solo` writes the books (its key is genesis's authority), `follow` checks and keeps a copy.
+    pub role: LedgerRole,
+    /// The peer id of the node that writes the books; needed to follow.
+    pub authority: String,
+}
+
+impl Default for LedgerSection {
+    fn default() -> Self {
+        Self { role: LedgerRole::Follow, authority: String::new() }
+    }
+}
+
+/// Who writes the books.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LedgerRole {
+    /// This node, alone.
+    Solo,
+    /// Another node.
+    Follow,
+}
+
+/// A setting that does not hold: its name in the file, and why.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {why}")]
+pub struct ConfigError {
+    /// Such as `provide.price_input`.
+    pub field: String,
+    /// What is wrong.
+    pub why: String,
+}
+
+fn credits(field: &str, amount: f64) -> Result<Credits, ConfigError> {
+    let micro = amount * 1e6;
+    if !micro.is_finite() || !(0.0..=1e15).contains(&micro) {
+        return Err(ConfigError {
+            field: field.into(),
+            why: format!("{amount} is not between 0 and 1,000,000,000 credits"),
+        });
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to lie within 0 and 1e15")]
+    Ok(Credits::new(micro.round() as u64))
+}
+
+impl NodeConfig {
+    /// Checks every field.
+    ///
+    /// # Errors
+    /// The first field that does not hold.
+    pub fn validate(&self) -> Result<(), ConfigError> {
+        self.market().map(|_| ())?;
+        let fail = |field: String, why: &str| Err(ConfigError { field, why: why.into() });
+        if self.network.region.len() > 32 {
+            return fail("network.region".into(), "longer than 32 bytes");
+        }
+        if self.network.emulated_rtt_ms > 10_000 {
+            return fail("network.emulated_rtt_ms".into(), "more than 10,000");
+        }
+        if self.ledger.role == LedgerRole::Follow && self.ledger.authority.is_empty() {
+            return fail("ledger.authority".into(), "missing: the peer id of the node that writes the books");
+        }
+        for (index, backend) in self.backend.iter().enumerate() {
+            let (slots, name) = match backend {
+                BackendSection::Embedded { model, slots, tokens_per_second, .. } => {
+                    if tokens_per_second.is_some_and(|rate| !(rate.is_finite() && rate > 0.0)) {
+                        return fail(format!("backend[{index}].tokens_per_second"), "not above 0");
+                    }
+                    (*slots, model)
+                }
+                BackendSection::OpenAi { url, slots, .. } => (*slots, url),
+            };
+            if name.is_empty() {
+                return fail(format!("backend[{index}]"), "model or url is empty");
+            }
+            if slots == 0 || slots > 4096 {
+                return fail(format!("backend[{index}].slots"), "not between 1 and 4096");
+            }
+        }
+        Ok(())
+    }
+
+    /// The market's limits that this file sets; the rest are the defaults.
+    ///
+    /// # Errors
+    /// The first money field that does not hold.
+    pub fn market(&self) -> Result<MarketConfig, ConfigError> {
+        let input = credits("provide.price_input", self.provide.price_input)?;
+        let output = credits("provide.price_output", self.provide.price_output)?;
+        if self.provide.window < 64 || self.provide.window > 1 << 20 {
+            return Err(ConfigError { field: "provide.window".into(), why: "not between 64 and 1048576".into() });
+        }
+        if !(self.provide.settle_after_s.is_finite() && (0.0..=86_400.0).contains(&self.provide.settle_after_s)) {
+            return Err(ConfigError { field: "provide.settle_after_s".into(), why: "not between 0 and 86400".into() });
+        }
+        Ok(MarketConfig {
+            region: self.network.region.clone(),
+            provide: self.provide.enabled,
+            price: Price { input, cached: input, output },
+            reserved_slots: self.provide.reserved_slots,
+            window: self.provide.window,
+            deposit: credits("spend.deposit", self.spend.deposit)?,
+            settle_after: Duration::from_secs_f64(self.provide.settle_after_s),
+            second_worth: credits("spend.second_worth", self.spend.second_worth)?,
+            queue_max: self.spend.queue_max,
+            ..MarketConfig::default()
+        })
+    }
+
+    /// The highest price that own jobs accept, unless a key sets a lower one.
+    ///
+    /// # Errors
+    /// The field that does not hold.
+    pub fn price_max(&self) -> Result<Price, ConfigError> {
+        let input = credits("spend.price_input_max", self.spend.price_input_max)?;
+        Ok(Price { input, cached: input, output: credits("spend.price_output_max", self.spend.price_output_max)? })
+    }
+}

@@ -1,0 +1,87 @@
+//! What a peer's consuming and serving halves share.
+//! Invariant: effects leave in the order in which they were decided.
+
+use crate::config::MarketConfig;
+use crate::directory::Directory;
+use crate::event::{Effect, StreamId};
+use crate::own::Own;
+use crate::reputation::Reputation;
+use crate::time::Now;
+use crate::timers::Timers;
+use rand_chacha::ChaCha12Rng;
+use spillway_ledger::{Account, Credits, JobId, NetworkId, NodeId, SecretKey, SessionId};
+use std::collections::VecDeque;
+
+/// Who a peer is.
+#[derive(Debug)]
+pub struct Identity {
+    /// The market it takes part in.
+    pub network: NetworkId,
+    /// The transport's key: signs offers and quotes.
+    pub node: SecretKey,
+    /// The ledger's key: signs vouchers and receipts.
+    pub account: SecretKey,
+}
+
+/// What an alarm is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Alarm {
+    /// A step of an own client's job takes too long.
+    Job(JobId),
+    /// A voucher may be signed again.
+    Voucher(SessionId),
+    /// A paying session may be refunded.
+    Refund(SessionId),
+    /// A stranger's job: show life, or give up waiting.
+    Serve(StreamId),
+    /// An earning session may be settled.
+    Settle(SessionId),
+    /// The offer is to be issued anew.
+    Publish,
+    /// Expired offers are to be dropped.
+    Sweep,
+}
+
+/// Deliberate faults, for tests that must see them caught.
+#[cfg(feature = "sabotage")]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sabotage {
+    /// Forgets a job whose provider vanished.
+    DropJobs,
+    /// A continuation repeats the end of what was delivered.
+    RepeatText,
+    /// Settles all that was vouched, not what was delivered.
+    OverClaim,
+    /// Opens jobs on sessions whose deposit is used up.
+    IgnoreDeposit,
+}
+
+#[derive(Debug)]
+pub(crate) struct Context {
+    pub(crate) now: Now,
+    pub(crate) config: MarketConfig,
+    pub(crate) identity: Identity,
+    pub(crate) node: NodeId,
+    pub(crate) account: Account,
+    pub(crate) rng: ChaCha12Rng,
+    pub(crate) effects: VecDeque<Effect>,
+    pub(crate) timers: Timers<Alarm>,
+    pub(crate) own: Own,
+    pub(crate) directory: Directory,
+    pub(crate) reputation: Reputation,
+    pub(crate) balance: Credits,
+    #[cfg(feature = "sabotage")]
+    pub(crate) sabotage: Option<Sabotage>,
+}
+
+impl Context {
+    pub(crate) fn emit(&mut self, effect: Effect) {
+        self.effects.push_back(effect);
+    }
+
+    /// Whether a deliberate fault is on.
+    #[cfg(feature = "sabotage")]
+    pub(crate) fn sabotaged(&self, how: Sabotage) -> bool {
+        self.sabotage == Some(how)
+    }
+}

@@ -1,0 +1,224 @@
+//! A job: one request, its limits, and how it ended.
+//! Invariant: every job that was submitted ends once, with one [`Outcome`].
+
+use spillway_ledger::{Credits, JobId, NodeId, Price, Usage};
+
+/// Longest request body, in bytes; the gateway answers 413 above it.
+pub const BODY_BYTES_MAX: usize = 4 << 20;
+/// Most output a job may ask for, in work units (bytes of delivered text).
+pub const OUTPUT_UNITS_MAX: u64 = 1 << 20;
+/// Longest model name, in bytes.
+pub const MODEL_BYTES_MAX: usize = 256;
+
+/// What is asked of a model.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, wincode::SchemaRead, wincode::SchemaWrite)]
+pub enum Kind {
+    /// A conversation: `/v1/chat/completions`.
+    Chat,
+    /// A text to go on with: `/v1/completions`.
+    Completion,
+}
+
+impl Kind {
+    /// The name in offers, receipts and logs.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Chat => "chat",
+            Self::Completion => "completion",
+        }
+    }
+}
+
+/// Where a job may run. `docs/routing.md`, "Preferences".
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Prefer {
+    /// Own hardware first, then the network.
+    #[default]
+    OwnFirst,
+    /// Own hardware or an error: nothing leaves this node's own backends.
+    Own,
+    /// The best of own hardware and the network at the moment.
+    Any,
+}
+
+/// Where a leg of a job ran.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Route {
+    /// On one of this node's own backends.
+    Own,
+    /// At another node, paid by vouchers.
+    Network,
+}
+
+impl Route {
+    /// The name in the `x-spillway-route` header.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Own => "own",
+            Self::Network => "network",
+        }
+    }
+}
+
+/// Why a job went where it went, or nowhere. Closed: headers, logs, metrics and `explain` share these names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Reason {
+    /// An own slot was free.
+    OwnFree,
+    /// It waited in the own queue because nothing better was to be had.
+    OwnQueued,
+    /// Every own slot was taken.
+    OwnSaturated,
+    /// The own backend does not answer.
+    OwnUnhealthy,
+    /// No own backend has the model.
+    ModelNotLocal,
+    /// Its key keeps it on own hardware.
+    LabelForbidsNetwork,
+    /// Offers exist, none within the price limit.
+    PriceCap,
+    /// Nobody offers the model.
+    NoOffer,
+    /// The balance covers no deposit.
+    NoDeposit,
+    /// Every provider that was asked refused.
+    ProviderRefused,
+    /// The provider fell silent or vanished; the job went on elsewhere.
+    ProviderStalled,
+    /// The backend is rate-limited.
+    Upstream429,
+    /// The backend failed.
+    UpstreamError,
+    /// The client left.
+    ClientLeft,
+    /// Too many jobs wait on this node already.
+    QueueFull,
+}
+
+impl Reason {
+    /// Every code, for documentation and tests.
+    pub const ALL: [Self; 15] = [
+        Self::OwnFree,
+        Self::OwnQueued,
+        Self::OwnSaturated,
+        Self::OwnUnhealthy,
+        Self::ModelNotLocal,
+        Self::LabelForbidsNetwork,
+        Self::PriceCap,
+        Self::NoOffer,
+        Self::NoDeposit,
+        Self::ProviderRefused,
+        Self::ProviderStalled,
+        Self::Upstream429,
+        Self::UpstreamError,
+        Self::ClientLeft,
+        Self::QueueFull,
+    ];
+
+    /// The code as users see it.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::OwnFree => "own_free",
+            Self::OwnQueued => "own_queued",
+            Self::OwnSaturated => "own_saturated",
+            Self::OwnUnhealthy => "own_unhealthy",
+            Self::ModelNotLocal => "model_not_local",
+            Self::LabelForbidsNetwork => "label_forbids_network",
+            Self::PriceCap => "price_cap",
+            Self::NoOffer => "no_offer",
+            Self::NoDeposit => "no_deposit",
+            Self::ProviderRefused => "provider_refused",
+            Self::ProviderStalled => "provider_stalled",
+            Self::Upstream429 => "upstream_429",
+            Self::UpstreamError => "upstream_error",
+            Self::ClientLeft => "client_left",
+            Self::QueueFull => "queue_full",
+        }
+    }
+}
+
+/// One request, with what routing needs to know beside its opaque body.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Job {
+    /// Names it everywhere.
+    pub id: JobId,
+    /// The model's canonical id, at most [`MODEL_BYTES_MAX`].
+    pub model: String,
+    /// The endpoint.
+    pub kind: Kind,
+    /// The request as the backend gets it, at most [`BODY_BYTES_MAX`]. Its length is the prompt's size in work units.
+    pub body: Vec<u8>,
+    /// Most output, in work units, at most [`OUTPUT_UNITS_MAX`].
+    pub output_max: u64,
+    /// Whether another provider may go on after the first byte (one choice, plain text).
+    pub continuable: bool,
+    /// Where it may run.
+    pub prefer: Prefer,
+    /// The highest price it accepts.
+    pub price_max: Price,
+}
+
+impl Job {
+    /// The prompt's size in work units: the body's bytes.
+    #[must_use]
+    pub fn prompt_units(&self) -> u64 {
+        self.body.len() as u64
+    }
+
+    /// The most the job can cost at its price limit; `None` if that exceeds what money can count.
+    #[must_use]
+    pub fn cost_max(&self) -> Option<Credits> {
+        // A continued job pays the prompt, and what was delivered before, to every provider that goes on with it.
+        let prompt = self.prompt_units().checked_add(self.output_max)?.checked_mul(u64::from(LEGS_MAX))?;
+        self.price_max.cost(Usage { input: prompt, cached: 0, output: self.output_max })
+    }
+}
+
+/// Most places one job is tried at, first and continuing legs together.
+pub const LEGS_MAX: u32 = 6;
+
+/// One attempt of a job at one place, as `explain` shows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leg {
+    /// Own hardware or the network.
+    pub route: Route,
+    /// The provider, if not own.
+    pub provider: Option<NodeId>,
+    /// Why it went there.
+    pub reason: Reason,
+    /// What was delivered, in work units.
+    pub usage: Usage,
+    /// What it cost.
+    pub cost: Credits,
+}
+
+/// How a job ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Outcome {
+    /// The backend's finish reason (`stop`, `length`, `tool_calls`, …), or why there is none.
+    pub result: Result<String, Failure>,
+    /// Every place it ran at or was tried at, in order; at most [`LEGS_MAX`].
+    pub legs: Vec<Leg>,
+    /// What it cost in all.
+    pub cost: Credits,
+    /// From submission to the first chunk, in milliseconds.
+    pub first_ms: Option<u64>,
+    /// From submission to the end, in milliseconds.
+    pub total_ms: u64,
+}
+
+/// Why a job has no proper end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The code.
+    pub reason: Reason,
+    /// When it is worth trying again, in milliseconds; `None` if it is not.
+    pub retry_after_ms: Option<u64>,
+    /// The HTTP status the backend answered with, if it was the backend's refusal of the request itself (4xx).
+    pub status: Option<u16>,
+    /// In words, for the client.
+    pub message: String,
+}

@@ -1,0 +1,35 @@
+//! What Spillway peers say to each other and decide, as machines without I/O.
+//!
+//! [`Peer`] is a whole node's market logic: it takes [`Event`]s and time, and gives [`Effect`]s. The node drives it with
+//! sockets and disks, the simulator with virtual ones; neither can tell the other apart.
+//! Nothing here reads a clock, a disk, a socket or a random source.
+
+pub mod config;
+mod consumer;
+mod context;
+pub mod directory;
+pub mod event;
+pub mod job;
+pub mod offer;
+mod own;
+mod paying;
+pub mod peer;
+mod provider;
+pub mod record;
+pub mod reputation;
+mod router;
+pub mod time;
+mod timers;
+pub mod wire;
+
+pub use config::{MarketConfig, NodeConfig};
+pub use directory::{Directory, OfferError};
+pub use event::{BackendError, Capacity, Effect, Event, LedgerCommand, ProbeId, StreamId, WorkId};
+pub use job::{Failure, Job, Kind, Leg, Outcome, Prefer, Reason, Route};
+pub use offer::{ModelOffer, Offer, Quote};
+#[cfg(feature = "sabotage")]
+pub use peer::Sabotage;
+pub use peer::{Identity, Peer};
+pub use record::{Record, RecordKind};
+pub use time::Now;
+pub use wire::{Abort, Frame, OpenJob, Probe, ProbeReply, Refusal};

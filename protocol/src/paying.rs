@@ -1,0 +1,219 @@
+//! Sessions that this node pays: what is promised, what was delivered for it, and what the next job may still use.
+//! Invariant: the sum that vouchers promise never exceeds a session's deposit, and never shrinks.
+
+use crate::record::Paying;
+use crate::time::Now;
+use spillway_ledger::{Account, Credits, JobId, NetworkId, Price, SecretKey, SessionId, Signed, Usage, Voucher};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// A job is not opened on a session that ends sooner than this.
+pub(crate) const EXPIRY_MARGIN: Duration = Duration::from_secs(600);
+/// At most ten vouchers a second and session.
+const VOUCHER_EVERY: Duration = Duration::from_millis(100);
+
+/// One leg's claim on a session.
+#[derive(Clone, Debug)]
+pub(crate) struct LegMoney {
+    pub(crate) price: Price,
+    pub(crate) input: u64,
+    pub(crate) delivered: u64,
+    pub(crate) window: u64,
+    /// The most output this leg can have.
+    pub(crate) output_max: u64,
+}
+
+impl LegMoney {
+    fn cost(&self, output: u64) -> Credits {
+        let usage = Usage { input: self.input, cached: 0, output };
+        self.price.cost(usage).expect("the worst case was computed when the leg began")
+    }
+
+    /// The most the leg can cost; `None` if money cannot count it.
+    pub(crate) fn worst(&self) -> Option<Credits> {
+        self.price.cost(Usage { input: self.input, cached: 0, output: self.output_max })
+    }
+
+    /// What was delivered costs this.
+    pub(crate) fn earned(&self) -> Credits {
+        self.cost(self.delivered)
+    }
+
+    fn ahead(&self) -> Credits {
+        self.cost(self.delivered.saturating_add(self.window).min(self.output_max))
+    }
+}
+
+/// How a leg ended, as far as money is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LegEnd {
+    /// Nothing was begun, or the provider said that nothing is owed.
+    Void,
+    /// Both sides signed what was delivered.
+    Agreed,
+    /// It broke off, or the counts differ: only this side's count is known.
+    Broken,
+}
+
+/// A session that this node pays.
+#[derive(Debug)]
+pub(crate) struct PayingSession {
+    pub(crate) record: Paying,
+    legs: BTreeMap<JobId, LegMoney>,
+    last_signed: Option<Now>,
+}
+
+fn sum(parts: impl Iterator<Item = Credits>) -> Credits {
+    parts.fold(Credits::ZERO, |total, part| total.checked_add(part).expect("legs were admitted below the deposit"))
+}
+
+impl PayingSession {
+    pub(crate) const fn new(record: Paying) -> Self {
+        Self { record, legs: BTreeMap::new(), last_signed: None }
+    }
+
+    /// What no leg can claim any more.
+    pub(crate) fn available(&self) -> Credits {
+        let reserved = sum(self.legs.values().map(|leg| leg.worst().expect("checked when the leg began")));
+        let left = self.record.deposit.saturating_sub(self.record.spent);
+        left.saturating_sub(reserved)
+    }
+
+    /// Whether a leg at `price` that may cost `worst` fits.
+    pub(crate) fn fits(&self, now: Now, provider: &Account, price: &Price, worst: Credits) -> bool {
+        self.record.provider == *provider
+            && price.within(&self.record.price_cap)
+            && now.after(EXPIRY_MARGIN).ms() < self.record.expires_ms
+            && worst <= self.available()
+    }
+
+    pub(crate) fn begin(&mut self, job: JobId, leg: LegMoney) {
+        self.legs.insert(job, leg);
+    }
+
+    pub(crate) fn leg(&self, job: &JobId) -> Option<&LegMoney> {
+        self.legs.get(job)
+    }
+
+    pub(crate) fn delivered(&mut self, job: &JobId, units: u64) {
+        if let Some(leg) = self.legs.get_mut(job) {
+            leg.delivered += units;
+        }
+    }
+
+    /// Ends a leg; returns what was used and what that costs.
+    pub(crate) fn end(&mut self, job: &JobId, how: LegEnd) -> (Usage, Credits) {
+        let Some(leg) = self.legs.remove(job) else { return (Usage::default(), Credits::ZERO) };
+        let nothing = (Usage::default(), Credits::ZERO);
+        let usage = Usage { input: leg.input, cached: 0, output: leg.delivered };
+        let (booked, (usage, cost)) = match how {
+            LegEnd::Void => return nothing,
+            LegEnd::Agreed => (leg.earned(), (usage, leg.earned())),
+            // The other side may have sent more than arrived: its claim can be all that was paid ahead.
+            // That is set aside, so that the next voucher still covers both views; the client pays for what arrived.
+            LegEnd::Broken if leg.delivered == 0 => (leg.ahead(), nothing),
+            LegEnd::Broken => (leg.ahead(), (usage, leg.earned())),
+        };
+        self.record.spent = sum([self.record.spent, booked].into_iter());
+        self.record.usage = self.record.usage.checked_add(usage).expect("bounded by the deposit");
+        (usage, cost)
+    }
+
+    /// What should be promised now: all that was delivered, and a window ahead for each leg.
+    fn due(&self) -> Credits {
+        sum(std::iter::once(self.record.spent).chain(self.legs.values().map(LegMoney::ahead)))
+    }
+
+    fn owed(&self) -> Credits {
+        sum(std::iter::once(self.record.spent).chain(self.legs.values().map(LegMoney::earned)))
+    }
+
+    /// Whether a new voucher should go out: half of what was paid ahead is used up.
+    pub(crate) fn wants_voucher(&self) -> bool {
+        let (due, owed) = (self.due(), self.owed());
+        let ahead = due.saturating_sub(owed).micro();
+        due > self.record.promised && self.record.promised.saturating_sub(owed).micro() * 2 <= ahead
+    }
+
+    /// When the next voucher may be signed.
+    pub(crate) fn voucher_at(&self, now: Now) -> Now {
+        self.last_signed.map_or(now, |last| last.after(VOUCHER_EVERY)).max(now)
+    }
+
+    /// Signs what is due. Promises the same again if nothing more is due.
+    pub(crate) fn sign(&mut self, now: Now, network: NetworkId, key: &SecretKey) -> Signed<Voucher> {
+        let due = self.due().max(self.record.promised);
+        #[cfg(not(feature = "sabotage"))]
+        assert!(due <= self.record.deposit, "legs are admitted only below the deposit");
+        self.record.promised = due;
+        self.record.sequence += 1;
+        self.last_signed = Some(now);
+        let running = self.legs.values();
+        let (input, output) = running
+            .fold((self.record.usage.input, self.record.usage.output), |(input, output), leg| {
+                (input + leg.input, output + leg.delivered)
+            });
+        let voucher = Voucher {
+            network,
+            session: self.record.session,
+            sequence: self.record.sequence,
+            total: due,
+            input,
+            output,
+        };
+        Signed::sign(voucher, key)
+    }
+
+    /// What each running leg may cost by the vouchers signed so far.
+    pub(crate) fn promised_by_job(&self) -> Vec<(JobId, Credits)> {
+        self.legs.iter().map(|(job, leg)| (*job, leg.ahead())).collect()
+    }
+
+    /// The jobs that run on it.
+    pub(crate) fn jobs(&self) -> impl Iterator<Item = JobId> {
+        self.legs.keys().copied()
+    }
+
+    pub(crate) fn is_idle(&self) -> bool {
+        self.legs.is_empty()
+    }
+}
+
+/// Every session that this node pays.
+#[derive(Debug, Default)]
+pub(crate) struct PayingSessions {
+    by_id: BTreeMap<SessionId, PayingSession>,
+}
+
+impl PayingSessions {
+    pub(crate) fn insert(&mut self, record: Paying) {
+        self.by_id.insert(record.session, PayingSession::new(record));
+    }
+
+    pub(crate) fn get_mut(&mut self, id: &SessionId) -> Option<&mut PayingSession> {
+        self.by_id.get_mut(id)
+    }
+
+    pub(crate) fn get(&self, id: &SessionId) -> Option<&PayingSession> {
+        self.by_id.get(id)
+    }
+
+    pub(crate) fn remove(&mut self, id: &SessionId) -> Option<PayingSession> {
+        self.by_id.remove(id)
+    }
+
+    /// A session on which the leg fits; the fullest such, so that few are in use.
+    pub(crate) fn fitting(&self, now: Now, provider: &Account, price: &Price, worst: Credits) -> Option<SessionId> {
+        self.by_id
+            .values()
+            .filter(|session| session.fits(now, provider, price, worst))
+            .min_by_key(|session| session.available())
+            .map(|session| session.record.session)
+    }
+
+    /// Any session with a provider, fitting or not.
+    #[cfg(feature = "sabotage")]
+    pub(crate) fn any_of(&self, provider: &Account) -> Option<SessionId> {
+        self.by_id.values().find(|session| session.record.provider == *provider).map(|session| session.record.session)
+    }
+}

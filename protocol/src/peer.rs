@@ -1,0 +1,343 @@
+//! A whole node's market logic: routes events to its consuming and its serving half, and publishes what it offers.
+//! Invariant: the same seed and the same events give the same effects, on every machine.
+
+use crate::config::MarketConfig;
+use crate::consumer::Consumer;
+use crate::context::{Alarm, Context};
+use crate::directory::Directory;
+use crate::event::{Effect, Event};
+use crate::offer::{METER, ModelOffer, OFFER_LIFETIME, OFFER_PERIOD, Offer};
+use crate::own::{Own, WorkFor};
+use crate::provider::Provider;
+use crate::record::{Earning, Paying, Record};
+use crate::reputation::Reputation;
+use crate::time::Now;
+use crate::timers::Timers;
+use rand::SeedableRng as _;
+use rand_chacha::ChaCha12Rng;
+use spillway_ledger::{Account, Credits, Document as _, NodeId, Signed, Usage, encode};
+use std::collections::VecDeque;
+use std::time::Duration;
+
+pub use crate::context::Identity;
+#[cfg(feature = "sabotage")]
+pub use crate::context::Sabotage;
+
+/// How often expired offers are dropped.
+const SWEEP_EVERY: Duration = Duration::from_secs(30);
+
+/// The market machine of one node. `docs/market.md`.
+#[derive(Debug)]
+pub struct Peer {
+    cx: Context,
+    consumer: Consumer,
+    provider: Provider,
+    addresses: Vec<String>,
+    /// What the last offers said, so that only news is published out of turn.
+    published: Vec<ModelOffer>,
+    restored: Vec<Record>,
+}
+
+impl Peer {
+    /// A peer that knows what `restored` says, as kept by [`Effect::Persist`] before a restart.
+    /// `seed` feeds every random choice.
+    #[must_use]
+    pub fn new(config: MarketConfig, identity: Identity, seed: [u8; 32], restored: Vec<Record>) -> Self {
+        let (node, account) = (NodeId(identity.node.public()), Account(identity.account.public()));
+        let directory = Directory::new(identity.network);
+        let cx = Context {
+            now: Now::default(),
+            config,
+            identity,
+            node,
+            account,
+            rng: ChaCha12Rng::from_seed(seed),
+            effects: VecDeque::new(),
+            timers: Timers::default(),
+            own: Own::default(),
+            directory,
+            reputation: Reputation::default(),
+            balance: Credits::ZERO,
+            #[cfg(feature = "sabotage")]
+            sabotage: None,
+        };
+        Self {
+            cx,
+            consumer: Consumer::default(),
+            provider: Provider::default(),
+            addresses: Vec::new(),
+            published: Vec::new(),
+            restored,
+        }
+    }
+
+    /// This node's id.
+    #[must_use]
+    pub const fn node(&self) -> NodeId {
+        self.cx.node
+    }
+
+    /// This node's account.
+    #[must_use]
+    pub const fn account(&self) -> Account {
+        self.cx.account
+    }
+
+    /// What others offer.
+    #[must_use]
+    pub const fn directory(&self) -> &Directory {
+        &self.cx.directory
+    }
+
+    /// What this node thinks of others.
+    #[must_use]
+    pub const fn reputation(&self) -> &Reputation {
+        &self.cx.reputation
+    }
+
+    /// Strangers' jobs under way here.
+    #[must_use]
+    pub fn serving(&self) -> usize {
+        self.provider.jobs().count()
+    }
+
+    /// Turns a deliberate fault on.
+    #[cfg(feature = "sabotage")]
+    pub const fn sabotage(&mut self, how: Sabotage) {
+        self.cx.sabotage = Some(how);
+    }
+
+    /// Takes in one event. Call [`Peer::poll`] until it is empty afterwards.
+    pub fn handle(&mut self, now: Now, event: Event) {
+        self.cx.now = self.cx.now.max(now);
+        if !self.restored.is_empty() {
+            self.restore();
+        }
+        self.tick();
+        self.dispatch(event);
+        self.consumer.drain(&mut self.cx);
+    }
+
+    /// The next thing to do.
+    pub fn poll(&mut self) -> Option<Effect> {
+        self.cx.effects.pop_front()
+    }
+
+    /// When to come back with [`Event::Tick`] at the latest, if nothing else happens.
+    #[must_use]
+    pub fn deadline(&self) -> Option<Now> {
+        self.cx.timers.next()
+    }
+
+    fn restore(&mut self) {
+        for record in std::mem::take(&mut self.restored) {
+            match record {
+                Record::Paying(record) => self.consumer.restore(&mut self.cx, record),
+                Record::Earning(record) => self.provider.restore(&mut self.cx, record),
+                Record::Spending(_) | Record::Receipt { .. } | Record::PayingOver(_) | Record::EarningOver(_) => {}
+            }
+        }
+    }
+
+    fn tick(&mut self) {
+        let cx = &mut self.cx;
+        while let Some(alarm) = cx.timers.pop(cx.now) {
+            match alarm {
+                Alarm::Job(job) => self.consumer.overdue(cx, job),
+                Alarm::Voucher(session) => self.consumer.voucher_due(cx, session),
+                Alarm::Refund(session) => self.consumer.refund_due(cx, session),
+                Alarm::Serve(stream) => self.provider.overdue(cx, stream),
+                Alarm::Settle(session) => self.provider.settle_due(cx, session),
+                Alarm::Publish => {
+                    self.published.clear();
+                    publish(cx, &self.addresses, &mut self.published);
+                }
+                Alarm::Sweep => {
+                    cx.directory.sweep(cx.now);
+                    cx.timers.set(Alarm::Sweep, cx.now.after(SWEEP_EVERY));
+                }
+            }
+        }
+    }
+
+    fn dispatch(&mut self, event: Event) {
+        let cx = &mut self.cx;
+        match event {
+            Event::Submit(job) => self.consumer.submit(cx, job),
+            Event::ClientLeft(job) => self.consumer.client_left(cx, job),
+            Event::Capacity(capacities) => {
+                cx.own.set(capacities);
+                publish(cx, &self.addresses, &mut self.published);
+            }
+            Event::Addresses(addresses) => {
+                if self.addresses != addresses {
+                    self.addresses = addresses;
+                    self.published.clear();
+                    publish(cx, &self.addresses, &mut self.published);
+                }
+            }
+            Event::Output { work, bytes, text } => {
+                cx.own.output(cx.now, work, text.len() as u64);
+                match cx.own.whose(work) {
+                    Some(WorkFor::Owner(job)) => self.consumer.output(cx, job, work, bytes, &text),
+                    Some(WorkFor::Stranger(stream)) => self.provider.output(cx, stream, bytes, text),
+                    None => {} // Late, not wrong.
+                }
+            }
+            Event::Finished { work, mut finish } => {
+                truncate(&mut finish, 32);
+                match cx.own.whose(work) {
+                    Some(WorkFor::Owner(job)) => self.consumer.finished(cx, job, work, finish),
+                    Some(WorkFor::Stranger(stream)) => self.provider.finished(cx, stream, work, finish),
+                    None => {} // Late, not wrong.
+                }
+            }
+            Event::BackendFailed { work, error } => match cx.own.whose(work) {
+                Some(WorkFor::Owner(job)) => self.consumer.backend_failed(cx, job, work, error),
+                Some(WorkFor::Stranger(stream)) => self.provider.backend_failed(cx, stream, work, error),
+                None => {} // Late, not wrong.
+            },
+            Event::StreamOpened(stream) => self.consumer.stream_opened(cx, stream),
+            Event::FrameReceived { stream, peer, frame, text } => {
+                if self.consumer.owns(stream) {
+                    self.consumer.frame(cx, stream, peer, frame, &text);
+                } else if matches!(stream, crate::event::StreamId::In(_)) {
+                    self.provider.frame(cx, stream, peer, frame);
+                }
+            }
+            Event::StreamClosed(stream) => {
+                self.consumer.stream_closed(cx, stream);
+                self.provider.stream_closed(cx, stream);
+            }
+            Event::ProbeReceived { probe, peer, request } => self.provider.probed(cx, probe, peer, &request),
+            Event::ProbeReplied { probe, reply } => self.consumer.probe_replied(cx, probe, reply),
+            Event::OfferReceived(offer) => {
+                if offer.value().node != cx.node && cx.directory.insert(cx.now, offer).is_ok() {
+                    cx.timers.set_earlier(Alarm::Sweep, cx.now.after(SWEEP_EVERY));
+                }
+            }
+            Event::PeerLost(peer) => {
+                self.consumer.peer_lost(cx, peer);
+                self.provider.peer_lost(cx, peer);
+            }
+            Event::SessionOpened {
+                session,
+                business,
+                consumer,
+                provider,
+                voucher_key,
+                deposit,
+                price_cap,
+                expires_ms,
+            } => {
+                let (nothing, none) = (Credits::ZERO, Usage::default());
+                if consumer == cx.account && voucher_key == crate::consumer::voucher_key(&cx.account) {
+                    let record = Paying {
+                        session,
+                        provider,
+                        deposit,
+                        price_cap,
+                        expires_ms,
+                        sequence: 0,
+                        promised: nothing,
+                        spent: nothing,
+                        usage: none,
+                        settled: nothing,
+                    };
+                    self.consumer.session_opened(cx, business, record);
+                }
+                if provider == cx.account {
+                    let record = Earning {
+                        session,
+                        consumer,
+                        voucher_key,
+                        deposit,
+                        price_cap,
+                        expires_ms,
+                        voucher: None,
+                        vouched: nothing,
+                        spent: nothing,
+                        usage: none,
+                        settled: nothing,
+                        receipts: Vec::new(),
+                    };
+                    self.provider.session_opened(cx, record);
+                }
+            }
+            Event::SessionSettled { session, settled, closed } => {
+                self.consumer.session_settled(cx, session, settled, closed);
+                self.provider.session_settled(cx, session, settled, closed);
+            }
+            Event::EntryRefused { business, why: _ } => {
+                self.consumer.open_refused(cx, business);
+                self.provider.settle_refused(cx, business);
+            }
+            Event::Balance(balance) => cx.balance = balance,
+            Event::Tick => {}
+        }
+    }
+}
+
+fn truncate(text: &mut String, bytes: usize) {
+    if text.len() > bytes {
+        let end = (0..=bytes).rev().find(|index| text.is_char_boundary(*index)).unwrap_or(0);
+        text.truncate(end);
+    }
+}
+
+/// Publishes what is served, if that is news, in as many offers as it takes.
+fn publish(cx: &mut Context, addresses: &[String], published: &mut Vec<ModelOffer>) {
+    if !cx.config.provide || addresses.is_empty() {
+        return;
+    }
+    let models: Vec<ModelOffer> = cx
+        .own
+        .capacities()
+        .filter(|capacity| capacity.healthy && capacity.slots > cx.config.reserved_slots)
+        .map(|capacity| ModelOffer {
+            id: capacity.model.clone(),
+            weights: capacity.weights,
+            quantization: capacity.quantization.clone(),
+            engine: capacity.engine.clone(),
+            context_max: capacity.context_max,
+            kinds: capacity.kinds.iter().map(|kind| kind.as_str().to_owned()).collect(),
+            meter: METER.to_owned(),
+            price: cx.config.price,
+            slots: capacity.slots - cx.config.reserved_slots,
+        })
+        .collect();
+    cx.timers.set(Alarm::Publish, cx.now.after(OFFER_PERIOD));
+    if *published == models {
+        return;
+    }
+    let issued_ms = cx.now.ms();
+    let offer = |models: Vec<ModelOffer>| Offer {
+        network: cx.identity.network,
+        node: cx.node,
+        account: cx.account,
+        sequence: issued_ms,
+        issued_ms,
+        expires_ms: cx.now.after(OFFER_LIFETIME).ms(),
+        region: cx.config.region.clone(),
+        addresses: addresses.iter().take(8).cloned().collect(),
+        models,
+    };
+    let mut groups: Vec<Vec<ModelOffer>> = Vec::new();
+    for model in &models {
+        if let Some(group) = groups.last_mut() {
+            let mut larger = group.clone();
+            larger.push(model.clone());
+            if larger.len() <= 8 && encode(&offer(larger.clone())).len() <= Offer::BYTES_MAX {
+                *group = larger;
+                continue;
+            }
+        }
+        groups.push(vec![model.clone()]);
+    }
+    let offers: Vec<Signed<Offer>> =
+        groups.into_iter().filter_map(|group| Signed::try_sign(offer(group), &cx.identity.node).ok()).collect();
+    for offer in offers {
+        cx.emit(Effect::Publish(offer));
+    }
+    *published = models;
+}
