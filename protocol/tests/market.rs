@@ -1,0 +1,326 @@
+//! A job's whole way between peers: where it goes, what it costs, and what happens when somebody fails.
+
+mod common;
+
+use common::{MODEL, World, consumer, job, price, provider};
+use spillway_ledger::{CoSigned, Credits, Receipt, Signed, Usage};
+use spillway_protocol::{Abort, BackendError, Event, Frame, MarketConfig, Prefer, Reason, Record, Refusal, Route};
+use std::time::Duration;
+
+/// A gateway with one slot, and two strangers: a cheap one and a dear one.
+fn market() -> (World, usize, usize, usize) {
+    let mut world = World::new();
+    let gateway = world.add(1, 1, consumer());
+    let cheap = world.add(2, 4, provider(200_000));
+    let dear = world.add(3, 4, provider(900_000));
+    (world, gateway, cheap, dear)
+}
+
+fn reasons(world: &World, node: usize) -> Vec<Reason> {
+    world.nodes[node].placed.iter().map(|(_, reason, _)| *reason).collect()
+}
+
+#[test]
+fn own_hardware_is_first_and_costs_nothing() {
+    let (mut world, gateway, ..) = market();
+    let id = world.submit(gateway, job(1));
+    world.say(gateway, "hello");
+    world.finish(gateway);
+    assert_eq!(world.text(gateway, id), "hello");
+    let outcome = &world.nodes[gateway].ended[&id];
+    assert_eq!(outcome.result, Ok("stop".into()));
+    assert_eq!(outcome.cost, Credits::ZERO);
+    assert_eq!(outcome.legs[0].usage.output, 5, "own work is recorded all the same");
+    assert_eq!(reasons(&world, gateway), [Reason::OwnFree]);
+    assert!(world.wire.is_empty());
+}
+
+#[test]
+fn a_saturated_gateway_spills_to_the_cheapest_and_pays_what_was_delivered() {
+    let (mut world, gateway, cheap, _) = market();
+    world.submit(gateway, job(1));
+    let id = world.submit(gateway, job(2));
+    for _ in 0..20 {
+        world.say(cheap, "twenty bytes of text");
+        world.pass(Duration::from_millis(150));
+    }
+    world.finish(cheap);
+    assert_eq!(world.text(gateway, id).len(), 400);
+    let outcome = &world.nodes[gateway].ended[&id];
+    assert_eq!(outcome.legs[0].provider, Some(world.nodes[cheap].id));
+    assert_eq!(outcome.legs[0].reason, Reason::OwnSaturated);
+    let due =
+        price(50_000, 200_000).cost(Usage { input: job(2).body.len() as u64, cached: 0, output: 400 }).expect("small");
+    assert_eq!(outcome.cost, due);
+
+    // Both keep the receipt with both signatures, and the ledger is asked for exactly that much.
+    for node in [gateway, cheap] {
+        let receipts = world.nodes[node].disk.values().filter_map(|record| match record {
+            Record::Receipt { both: true, bytes, .. } => CoSigned::from_bytes(bytes).ok(),
+            _ => None,
+        });
+        let [receipt] = receipts.collect::<Vec<_>>().try_into().expect("one receipt");
+        assert_eq!(receipt.receipt().cost, due);
+        assert!(receipt.verify(&world.nodes[cheap].account.0, &world.nodes[gateway].account.0));
+    }
+    world.pass(Duration::from_secs(10));
+    let session = world.sessions.values().next().expect("one session");
+    assert_eq!(session.settled, due);
+    // At most one window was ever promised beyond what was delivered.
+    let window = price(50_000, 200_000).cost(Usage { input: 0, cached: 0, output: 64 }).expect("small");
+    assert!(session.vouched <= due.checked_add(window).expect("small"), "{session:?}", session = session.vouched);
+}
+
+#[test]
+fn an_own_only_job_never_leaves() {
+    let (mut world, gateway, ..) = market();
+    world.submit(gateway, job(1));
+    let waiting = world.submit(gateway, spillway_protocol::Job { prefer: Prefer::Own, ..job(2) });
+    let missing =
+        world.submit(gateway, spillway_protocol::Job { prefer: Prefer::Own, model: "other".into(), ..job(3) });
+    world.pass(Duration::from_secs(40));
+    let failure = |id| world.nodes[gateway].ended[&id].result.clone().expect_err("failed").reason;
+    assert_eq!(failure(waiting), Reason::OwnSaturated);
+    assert_eq!(failure(missing), Reason::LabelForbidsNetwork);
+    assert!(world.wire.is_empty() && world.sessions.is_empty());
+}
+
+#[test]
+fn an_unplaceable_job_says_why() {
+    let dear = spillway_protocol::Job { price_max: price(1, 1), model: MODEL.into(), ..job(1) };
+    let unknown = spillway_protocol::Job { model: "nobody-has-it".into(), ..job(2) };
+    for (job, reason) in [(dear, Reason::PriceCap), (unknown, Reason::NoOffer)] {
+        let mut world = World::new();
+        let gateway = world.add(1, 0, consumer());
+        world.add(2, 4, provider(200_000));
+        let id = world.submit(gateway, job);
+        assert_eq!(world.nodes[gateway].ended[&id].result.clone().expect_err("failed").reason, reason);
+    }
+}
+
+#[test]
+fn without_balance_nothing_is_opened() {
+    let (mut world, gateway, ..) = market();
+    world.event(gateway, Event::Balance(Credits::ZERO));
+    world.submit(gateway, job(1));
+    let id = world.submit(gateway, job(2));
+    // The own slot may still come free: the job waits for it, and runs there.
+    assert!(!world.nodes[gateway].ended.contains_key(&id) && world.sessions.is_empty());
+    world.finish(gateway);
+    world.say(gateway, "own after all");
+    world.finish(gateway);
+    assert_eq!(world.text(gateway, id), "own after all");
+}
+
+/// Kills the provider after every number of chunks: the client's text is whole, and no byte is doubled.
+#[test]
+fn a_provider_that_dies_is_continued_elsewhere() {
+    for (cut, silent) in (0..6).flat_map(|cut| [(cut, false), (cut, true)]) {
+        let mut world = World::new();
+        let gateway = world.add(1, 0, consumer());
+        let cheap = world.add(2, 4, provider(200_000));
+        let dear = world.add(3, 4, provider(900_000));
+        let id = world.submit(gateway, job(1));
+        for piece in 0..cut {
+            world.say(cheap, &format!("<{piece}>"));
+        }
+        if silent {
+            world.muted.push(cheap);
+            world.pass(Duration::from_millis(1_999));
+        } else {
+            world.kill(cheap);
+        }
+        let prefix = world.nodes[dear].work.values().next().expect("the other took over").clone();
+        assert_eq!(prefix, world.nodes[gateway].text.get(&id).cloned().unwrap_or_default(), "cut at {cut}");
+        for piece in cut..6 {
+            world.say(dear, &format!("<{piece}>"));
+        }
+        world.finish(dear);
+        assert_eq!(world.text(gateway, id), "<0><1><2><3><4><5>");
+        let outcome = &world.nodes[gateway].ended[&id];
+        assert_eq!(outcome.result, Ok("stop".into()));
+        let last = outcome.legs.last().expect("two legs");
+        assert_eq!((last.route, last.reason), (Route::Network, Reason::ProviderStalled));
+        // What the first one delivered is paid for, and nothing if that was nothing.
+        assert_eq!(outcome.legs[0].cost == Credits::ZERO, cut == 0, "cut at {cut}");
+    }
+}
+
+#[test]
+fn a_backend_error_moves_the_job_but_a_bad_request_does_not() {
+    let rejected = BackendError::Rejected { status: 422, message: "no such tool".into() };
+    for (error, moved) in [(BackendError::Failed("oops".into()), true), (BackendError::Busy, true), (rejected, false)] {
+        let mut world = World::new();
+        let gateway = world.add(1, 0, consumer());
+        let cheap = world.add(2, 4, provider(200_000));
+        let dear = world.add(3, 4, provider(900_000));
+        let id = world.submit(gateway, job(1));
+        let work = *world.nodes[cheap].work.keys().next().expect("at the cheap one");
+        world.event(cheap, Event::BackendFailed { work, error });
+        assert_eq!(!world.nodes[dear].work.is_empty(), moved);
+        if !moved {
+            let failure = world.nodes[gateway].ended[&id].result.clone().expect_err("failed");
+            assert_eq!((failure.status, failure.message.as_str()), (Some(422), "no such tool"));
+            assert_eq!(world.nodes[gateway].ended[&id].cost, Credits::ZERO);
+        }
+    }
+}
+
+#[test]
+fn a_client_that_leaves_pays_for_what_it_got() {
+    let mut world = World::new();
+    let gateway = world.add(1, 0, consumer());
+    let cheap = world.add(2, 4, provider(200_000));
+    let id = world.submit(gateway, job(1));
+    world.say(cheap, "ten bytes.");
+    world.event(gateway, Event::ClientLeft(id));
+    assert!(world.nodes[cheap].work.is_empty(), "the backend is stopped");
+    let outcome = &world.nodes[gateway].ended[&id];
+    assert_eq!(outcome.result.clone().expect_err("left").reason, Reason::ClientLeft);
+    let due =
+        price(50_000, 200_000).cost(Usage { input: job(1).body.len() as u64, cached: 0, output: 10 }).expect("small");
+    assert_eq!(outcome.cost, due);
+    world.pass(Duration::from_secs(10));
+    assert_eq!(world.sessions.values().next().expect("one").settled, due);
+}
+
+#[test]
+fn who_does_not_pay_gets_one_window() {
+    let mut world = World::new();
+    let gateway = world.add(1, 0, MarketConfig { payment_wait: Duration::from_secs(60), ..consumer() });
+    let cheap = world.add(2, 4, provider(200_000));
+    world.vouchers_lost = true;
+    let id = world.submit(gateway, job(1));
+    for _ in 0..50 {
+        world.say(cheap, "sixteen bytes ..");
+    }
+    assert!(world.text(gateway, id).len() <= 64, "{}", world.text(gateway, id).len());
+    world.pass(Duration::from_secs(61));
+    let aborted = |frame: &Frame| matches!(frame, Frame::Aborted { abort: Abort::Unpaid, receipt: Some(_) });
+    assert!(world.wire.iter().any(|(_, _, frame)| aborted(frame)));
+    assert!(world.nodes[cheap].work.is_empty());
+}
+
+#[test]
+fn a_restarted_provider_settles_what_it_delivered() {
+    let mut world = World::new();
+    let gateway = world.add(1, 0, consumer());
+    let cheap = world.add(2, 4, provider(200_000));
+    let id = world.submit(gateway, job(1));
+    world.say(cheap, "twelve bytes");
+    world.kill(cheap);
+    assert_eq!(world.text(gateway, id), "twelve bytes");
+    world.start(cheap);
+    world.pass(Duration::from_secs(20));
+    let due =
+        price(50_000, 200_000).cost(Usage { input: job(1).body.len() as u64, cached: 0, output: 12 }).expect("small");
+    assert_eq!(world.sessions.values().next().expect("one").settled, due);
+}
+
+#[test]
+fn a_restarted_gateway_promises_nothing_twice() {
+    let mut world = World::new();
+    let gateway = world.add(1, 0, consumer());
+    let cheap = world.add(2, 4, provider(200_000));
+    world.submit(gateway, job(1));
+    world.say(cheap, "twelve bytes");
+    let before = world.sessions.values().next().expect("one").vouched;
+    world.kill(gateway);
+    world.start(gateway);
+    // The offers come again with the next round.
+    world.pass(Duration::from_secs(61));
+    let id = world.submit(gateway, job(2));
+    world.say(cheap, "ten bytes.");
+    world.finish(cheap);
+    assert_eq!(world.nodes[gateway].ended[&id].result, Ok("stop".into()));
+    world.pass(Duration::from_secs(20));
+    assert_eq!(world.sessions.len(), 1, "the session is used again");
+    let session = world.sessions.values().next().expect("one");
+    assert!(session.vouched > before && session.settled <= session.vouched);
+}
+
+#[test]
+fn a_busy_provider_refuses_and_the_next_is_asked() {
+    let mut world = World::new();
+    let gateway = world.add(1, 0, consumer());
+    let cheap = world.add(2, 1, provider(200_000));
+    let dear = world.add(3, 1, provider(900_000));
+    let (first, second) = (world.submit(gateway, job(1)), world.submit(gateway, job(2)));
+    assert_eq!((world.nodes[cheap].work.len(), world.nodes[dear].work.len()), (1, 1));
+    let third = world.submit(gateway, job(3));
+    let failure = world.nodes[gateway].ended[&third].result.clone().expect_err("all are busy");
+    assert_eq!(failure.reason, Reason::ProviderRefused);
+    assert!(failure.retry_after_ms.is_some());
+    for node in [cheap, dear] {
+        world.say(node, "done");
+        world.finish(node);
+    }
+    for id in [first, second] {
+        assert_eq!(world.nodes[gateway].ended[&id].result, Ok("stop".into()));
+    }
+}
+
+#[test]
+fn strangers_never_get_the_reserved_slot() {
+    let mut world = World::new();
+    let gateway = world.add(1, 0, consumer());
+    let owner = world.add(2, 2, MarketConfig { reserved_slots: 1, ..provider(200_000) });
+    world.submit(gateway, job(1));
+    let id = world.submit(gateway, job(2));
+    assert_eq!(world.nodes[owner].work.len(), 1);
+    assert_eq!(world.nodes[gateway].ended[&id].result.clone().expect_err("full").reason, Reason::ProviderRefused);
+    world.submit(owner, job(3));
+    assert_eq!(world.nodes[owner].work.len(), 2, "the owner has it at once");
+}
+
+#[test]
+fn a_receipt_that_overcounts_is_not_signed() {
+    let mut world = World::new();
+    let gateway = world.add(1, 0, consumer());
+    let cheap = world.add(2, 4, provider(200_000));
+    let id = world.submit(gateway, job(1));
+    world.say(cheap, "honest");
+    // The provider's machine never lies: the frame is forged on its way.
+    let ((_, stream), _) = world.streams.iter().find(|((node, _), _)| *node == gateway).expect("a stream");
+    let stream = *stream;
+    let session = *world.sessions.keys().next().expect("one");
+    let receipt = Receipt {
+        network: common::network(),
+        session,
+        job: id,
+        leg: 0,
+        model: MODEL.into(),
+        weights: spillway_ledger::Digest::from_bytes([0; 32]),
+        kind: "chat".into(),
+        prompt: spillway_ledger::Digest::from_bytes([0; 32]),
+        transcript: spillway_ledger::Digest::from_bytes([0; 32]),
+        usage: Usage { input: job(1).body.len() as u64, cached: 0, output: 4000 },
+        price: price(50_000, 200_000),
+        cost: Credits::new(900),
+        first_token_ms: 1,
+        total_ms: 2,
+        finish: "stop".into(),
+        time_ms: 0,
+    };
+    let receipt = Signed::sign(receipt, &common::secret(2, 2)).to_wire();
+    let frame = Frame::Done { finish: "stop".into(), receipt };
+    let peer = world.nodes[cheap].id;
+    world.event(gateway, Event::FrameReceived { stream, peer, frame, text: vec![] });
+    let outcome = &world.nodes[gateway].ended[&id];
+    let own_count = Usage { input: job(1).body.len() as u64, cached: 0, output: 6 };
+    assert_eq!(Some(outcome.cost), price(50_000, 200_000).cost(own_count), "the client pays by its own count");
+    assert!(!world.wire.iter().any(|(from, _, frame)| *from == gateway && matches!(frame, Frame::CoSigned(_))));
+}
+
+#[test]
+fn refusals_name_who_is_at_fault() {
+    use Refusal::{
+        BadQuote, Busy, ForgedVoucher, OverDeposit, SessionExpiring, TooLarge, Underpaid, UnknownModel, UnknownSession,
+    };
+    for refusal in [BadQuote, ForgedVoucher, OverDeposit, SessionExpiring, TooLarge, Underpaid] {
+        assert!(refusal.is_consumers_fault(), "{refusal:?}");
+    }
+    for refusal in [Busy, UnknownModel, UnknownSession] {
+        assert!(!refusal.is_consumers_fault(), "{refusal:?}");
+    }
+}
