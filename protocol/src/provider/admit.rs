@@ -1,0 +1,222 @@
+//! Quotes and admission: who is served, at what price, and what is refused.
+//! Invariant: what a probe is told and what an opening gets come from the same rule.
+
+use super::*;
+
+impl Provider {
+    /// The one rule for what is advertised and what is admitted.
+    pub(super) fn refusal(&self, cx: &Context, model: &str, kind: Kind, output_max: u64) -> Option<Refusal> {
+        if !cx.config.provide || cx.own.capacity(model).is_none_or(|capacity| !capacity.kinds.contains(&kind)) {
+            return Some(Refusal::UnknownModel);
+        }
+        if output_max > OUTPUT_UNITS_MAX {
+            return Some(Refusal::TooLarge);
+        }
+        let full = self.serving.len() >= cx.config.jobs_max;
+        if full || cx.own.free_for_strangers(model, kind, cx.config.reserved_slots) == 0 {
+            return Some(Refusal::Busy);
+        }
+        None
+    }
+
+    pub(crate) fn probed(&self, cx: &mut Context, probe: ProbeId, peer: NodeId, request: &Probe) {
+        let wrong_market = request.network != cx.identity.network;
+        // Who pays too little ahead is refused; who offers less than wanted, within reason, is quoted what it offers.
+        let window = cx.config.window.min(request.window_max);
+        let refusal = if wrong_market {
+            Some(Refusal::UnknownModel)
+        } else if window < cx.config.window / 8 {
+            Some(Refusal::Underpaid)
+        } else {
+            self.refusal(cx, &request.model, request.kind, request.output_max)
+        };
+        let quote = match refusal {
+            Some(refusal) => Err(refusal),
+            None => {
+                let quote = Quote {
+                    network: cx.identity.network,
+                    provider: cx.node,
+                    account: cx.account,
+                    consumer: peer,
+                    model: request.model.clone(),
+                    price: cx.config.price,
+                    window,
+                    valid_until_ms: cx.now.after(QUOTE_LIFETIME).ms(),
+                };
+                Ok(Signed::sign(quote, &cx.identity.node).to_wire())
+            }
+        };
+        let (ttft_ms, per_unit_us) = cx.own.speed(&request.model);
+        let reply = ProbeReply {
+            slots_free: cx.own.free_for_strangers(&request.model, request.kind, cx.config.reserved_slots),
+            pending: 0,
+            running: cx.own.running(&request.model),
+            ttft_ms,
+            per_unit_us,
+            quote,
+        };
+        cx.emit(Effect::ReplyProbe { probe, reply });
+    }
+
+    pub(crate) fn frame(&mut self, cx: &mut Context, stream: StreamId, peer: NodeId, frame: Frame) {
+        if let Frame::Open(open) = frame {
+            return self.opened(cx, stream, peer, open);
+        }
+        let Some(serving) = self.serving.get(&stream) else { return }; // Late, not wrong.
+        if serving.peer != peer {
+            return;
+        }
+        match frame {
+            Frame::Voucher(wire) => self.voucher(cx, stream, wire),
+            Frame::Cancel => self.cancel(cx, stream),
+            Frame::CoSigned(signature) => self.co_signed(cx, stream, signature),
+            Frame::Open(_)
+            | Frame::Accepted
+            | Frame::Refused { .. }
+            | Frame::Chunk { .. }
+            | Frame::Alive
+            | Frame::Done { .. }
+            | Frame::Aborted { .. }
+            | Frame::Rejected { .. } => self.cancel(cx, stream), // A consumer says none of these.
+        }
+    }
+
+    pub(super) fn opened(&mut self, cx: &mut Context, stream: StreamId, peer: NodeId, open: OpenJob) {
+        if self.serving.contains_key(&stream) {
+            return self.cancel(cx, stream);
+        }
+        match self.check_open(cx, peer, &open) {
+            Err(refusal) => refuse(cx, stream, refusal),
+            Ok((quote, voucher)) => {
+                let session = voucher.value().session;
+                let until = cx.now.after(SESSION_WAIT);
+                let serving = Serving {
+                    peer,
+                    open: Box::new(open),
+                    session,
+                    price: quote.value().price,
+                    window: quote.value().window,
+                    stage: Stage::Parked { voucher: Box::new(voucher) },
+                    began: cx.now,
+                    first: None,
+                    sequence: 0,
+                    sent: 0,
+                    transcript: Vec::new(),
+                    held: VecDeque::new(),
+                    held_bytes: 0,
+                    held_units: 0,
+                    unpaid: None,
+                    last_sent: cx.now,
+                    ended: None,
+                };
+                self.serving.insert(stream, serving);
+                if self.sessions.contains_key(&session) {
+                    self.admit(cx, stream);
+                } else {
+                    cx.timers.set(Alarm::Serve(stream), until);
+                }
+            }
+        }
+    }
+
+    /// What can be said of an opening without the ledger. The voucher's signature is the first check.
+    pub(super) fn check_open(
+        &self,
+        cx: &Context,
+        peer: NodeId,
+        open: &OpenJob,
+    ) -> Result<(Signed<Quote>, Signed<Voucher>), Refusal> {
+        if self.serving.len() >= cx.config.jobs_max {
+            return Err(Refusal::Busy);
+        }
+        let voucher = Signed::<Voucher>::open(open.voucher.clone()).map_err(|_| Refusal::ForgedVoucher)?;
+        if voucher.value().network != cx.identity.network {
+            return Err(Refusal::ForgedVoucher);
+        }
+        let quote = Signed::<Quote>::open(open.quote.clone()).map_err(|_| Refusal::BadQuote)?;
+        let value = quote.value();
+        let good = quote.signer() == cx.node.0
+            && value.network == cx.identity.network
+            && value.consumer == peer
+            && value.account == cx.account
+            && value.model == open.model
+            && value.is_valid(cx.now);
+        if !good {
+            return Err(Refusal::BadQuote);
+        }
+        if let Some(refusal) = self.refusal(cx, &open.model, open.kind, open.output_max) {
+            return Err(refusal);
+        }
+        let worst = Usage { input: (open.body.len() + open.prefix.len()) as u64, cached: 0, output: open.output_max };
+        value.price.cost(worst).ok_or(Refusal::TooLarge)?;
+        Ok((quote, voucher))
+    }
+
+    /// The session is known: the money is checked, then the job starts.
+    pub(super) fn admit(&mut self, cx: &mut Context, stream: StreamId) {
+        let serving = self.serving.get(&stream).expect("the caller put it there");
+        let Stage::Parked { voucher } = &serving.stage else { return };
+        let session = self.sessions.get(&serving.session).expect("the caller saw it");
+        let record = &session.record;
+        let value = voucher.value();
+        let best = value.total.max(record.vouched);
+        let first = add(self.committed(session), serving.ahead());
+        let refusal = if voucher.signer() != record.voucher_key {
+            Some(Refusal::ForgedVoucher)
+        } else if value.total > record.deposit {
+            Some(Refusal::OverDeposit)
+        } else if !serving.price.within(&record.price_cap) {
+            Some(Refusal::BadQuote)
+        } else if cx.now.after(EXPIRY_MARGIN).ms() >= record.expires_ms || record.receipts.len() >= RECEIPTS_MAX {
+            Some(Refusal::SessionExpiring)
+        } else if best < first {
+            Some(Refusal::Underpaid)
+        } else {
+            self.refusal(cx, &serving.open.model, serving.open.kind, serving.open.output_max)
+        };
+        if let Some(refusal) = refusal {
+            self.serving.remove(&stream);
+            cx.timers.clear(Alarm::Serve(stream));
+            return refuse(cx, stream, refusal);
+        }
+        // Every check has passed: nothing below can fail.
+        let wire = voucher.to_wire();
+        let total = value.total;
+        let serving = self.serving.get_mut(&stream).expect("seen above");
+        let session = self.sessions.get_mut(&serving.session).expect("seen above");
+        let work = cx.own.start(cx.now, &serving.open.model, WorkFor::Stranger(stream));
+        serving.stage = Stage::Running(work);
+        serving.last_sent = cx.now;
+        session.legs.push(stream);
+        session.last_active = cx.now;
+        accept_voucher(cx, session, total, wire);
+        cx.emit(Effect::Send { stream, frame: Frame::Accepted });
+        cx.emit(Effect::Run {
+            work,
+            model: serving.open.model.clone(),
+            kind: serving.open.kind,
+            body: serving.open.body.clone(),
+            prefix: serving.open.prefix.clone(),
+            own: false,
+        });
+        cx.timers.set(Alarm::Serve(stream), cx.now.after(cx.config.alive_every));
+    }
+
+    /// What a session's vouchers are spoken for: what was delivered, and a window for each running leg.
+    pub(super) fn committed(&self, session: &EarningSession) -> Credits {
+        let legs = session.legs.iter().filter_map(|stream| self.serving.get(stream));
+        legs.map(Serving::ahead).fold(session.record.spent, add)
+    }
+
+    /// What was delivered on a session, running legs counted.
+    pub(super) fn delivered(&self, session: &EarningSession) -> Credits {
+        let legs = session.legs.iter().filter_map(|stream| self.serving.get(stream));
+        legs.map(Serving::owed).fold(session.record.spent, add)
+    }
+}
+
+pub(super) fn refuse(cx: &mut Context, stream: StreamId, refusal: Refusal) {
+    let retry_after_ms = if refusal == Refusal::Busy { 1_000 } else { 0 };
+    cx.emit(Effect::Send { stream, frame: Frame::Refused { refusal, retry_after_ms } });
+    cx.emit(Effect::CloseStream(stream));
+}

@@ -1,0 +1,274 @@
+//! A leg's end and its money: the receipt, and the claim on the ledger.
+//! Invariant: a leg is booked once, and a claim never exceeds what was delivered or what was vouched.
+
+use super::*;
+
+impl Provider {
+    /// Once all is delivered: the receipt.
+    pub(super) fn end_if_drained(&mut self, cx: &mut Context, stream: StreamId) {
+        let Some(serving) = self.serving.get(&stream) else { return };
+        let (Stage::Draining, Some(ending), true) = (&serving.stage, &serving.ended, serving.held.is_empty()) else {
+            return;
+        };
+        let ending = ending.clone();
+        let finish = match &ending {
+            Ending::Finished(finish) => finish.clone(),
+            Ending::Aborted(abort) => match abort {
+                Abort::Cancelled => "cancelled".to_owned(),
+                Abort::Backend | Abort::BackendBusy | Abort::Unpaid | Abort::Leaving => "aborted".to_owned(),
+            },
+            Ending::Rejected(..) => {
+                let Ending::Rejected(status, message) = ending else { unreachable!("just matched") };
+                cx.emit(Effect::Send { stream, frame: Frame::Rejected { status, message } });
+                return self.forget(cx, stream);
+            }
+        };
+        let receipt = self.receipt(cx, stream, finish.clone());
+        let wire = receipt.as_ref().map(Signed::to_wire);
+        let frame = match (ending, wire) {
+            (Ending::Finished(_), Some(receipt)) => Frame::Done { finish, receipt },
+            (Ending::Aborted(abort), receipt) => Frame::Aborted { abort, receipt },
+            (Ending::Finished(_), None) | (Ending::Rejected(..), _) => unreachable!("a finished leg has a receipt"),
+        };
+        cx.emit(Effect::Send { stream, frame });
+        match receipt {
+            None => self.forget(cx, stream),
+            Some(receipt) => {
+                let serving = self.serving.get_mut(&stream).expect("seen above");
+                let until = cx.now.after(CO_SIGN_WAIT);
+                serving.stage = Stage::Delivered { leg: serving.open.leg, receipt: Box::new(receipt) };
+                cx.timers.set(Alarm::Serve(stream), until);
+            }
+        }
+    }
+
+    /// Books what the leg delivered, and signs the receipt for it; `None` if nothing is owed.
+    pub(super) fn receipt(&mut self, cx: &mut Context, stream: StreamId, finish: String) -> Option<Signed<Receipt>> {
+        let serving = self.serving.get(&stream)?;
+        let owed = serving.owed();
+        let finished = matches!(serving.ended, Some(Ending::Finished(_)));
+        if serving.sent == 0 && !finished {
+            self.release(cx, stream, None);
+            return None;
+        }
+        let usage = Usage { input: serving.input(), cached: 0, output: serving.sent };
+        let model = &serving.open.model;
+        let receipt = Receipt {
+            network: cx.identity.network,
+            session: serving.session,
+            job: serving.open.job,
+            leg: serving.open.leg,
+            model: model.clone(),
+            weights: cx.own.capacity(model).map_or(Digest::from_bytes([0; 32]), |capacity| capacity.weights),
+            kind: serving.open.kind.as_str().to_owned(),
+            prompt: prompt_digest(&serving.open.body, &serving.open.prefix),
+            transcript: transcript_digest(&serving.transcript),
+            usage,
+            price: serving.price,
+            cost: owed,
+            first_token_ms: millis(serving.first.unwrap_or(cx.now).since(serving.began)),
+            total_ms: millis(cx.now.since(serving.began)),
+            finish,
+            time_ms: cx.now.ms(),
+        };
+        let (job, leg) = (receipt.job, receipt.leg);
+        let receipt = Signed::sign(receipt, &cx.identity.account);
+        cx.emit(Effect::Persist(Record::Receipt { job, leg, both: false, bytes: receipt.to_bytes() }));
+        self.release(cx, stream, Some((usage, owed, receipt.digest())));
+        Some(receipt)
+    }
+
+    /// Takes the leg off its session; what it delivered is booked.
+    pub(super) fn release(&mut self, cx: &mut Context, stream: StreamId, delivered: Option<(Usage, Credits, Digest)>) {
+        let Some(serving) = self.serving.get(&stream) else { return };
+        let Some(session) = self.sessions.get_mut(&serving.session) else { return };
+        if !session.legs.contains(&stream) {
+            return;
+        }
+        session.legs.retain(|leg| *leg != stream);
+        session.last_active = cx.now;
+        if let Some((usage, owed, digest)) = delivered {
+            session.record.spent = add(session.record.spent, owed);
+            session.record.usage = session.record.usage.checked_add(usage).unwrap_or(session.record.usage);
+            session.record.receipts.push(digest);
+        }
+        cx.emit(Effect::Persist(Record::Earning(session.record.clone())));
+        cx.timers.set(Alarm::Settle(session.record.session), cx.now.after(cx.config.settle_after));
+    }
+
+    pub(super) fn co_signed(&mut self, cx: &mut Context, stream: StreamId, signature: Signature) {
+        let Some(serving) = self.serving.get(&stream) else { return };
+        let Stage::Delivered { leg, receipt, .. } = &serving.stage else { return };
+        let Some(session) = self.sessions.get(&serving.session) else { return };
+        let (job, leg) = (serving.open.job, *leg);
+        if let Ok(both) = CoSigned::join((**receipt).clone(), session.record.voucher_key, signature) {
+            cx.emit(Effect::Persist(Record::Receipt { job, leg, both: true, bytes: both.to_bytes() }));
+        }
+        self.forget(cx, stream);
+    }
+
+    /// The consumer wants no more, or broke the rules: what was delivered is booked, the rest is dropped.
+    pub(super) fn cancel(&mut self, cx: &mut Context, stream: StreamId) {
+        let Some(serving) = self.serving.get_mut(&stream) else { return };
+        match serving.stage {
+            Stage::Running(work) => self.stop(cx, stream, work, Ending::Aborted(Abort::Cancelled)),
+            Stage::Draining => {
+                serving.held.clear();
+                serving.held_bytes = 0;
+                serving.held_units = 0;
+                serving.ended = Some(Ending::Aborted(Abort::Cancelled));
+                self.end_if_drained(cx, stream);
+            }
+            Stage::Parked { .. } | Stage::Delivered { .. } => self.forget(cx, stream),
+        }
+    }
+
+    pub(crate) fn stream_closed(&mut self, cx: &mut Context, stream: StreamId) {
+        self.cancel(cx, stream);
+        self.forget(cx, stream);
+    }
+
+    pub(crate) fn peer_lost(&mut self, cx: &mut Context, peer: NodeId) {
+        let lost: Vec<StreamId> =
+            self.serving.iter().filter(|(_, serving)| serving.peer == peer).map(|(stream, _)| *stream).collect();
+        for stream in lost {
+            self.stream_closed(cx, stream);
+        }
+    }
+
+    pub(super) fn forget(&mut self, cx: &mut Context, stream: StreamId) {
+        if self.serving.remove(&stream).is_some() {
+            cx.timers.clear(Alarm::Serve(stream));
+            cx.emit(Effect::CloseStream(stream));
+        }
+    }
+
+    /// A leg's alarm: show life, or give up waiting.
+    pub(crate) fn overdue(&mut self, cx: &mut Context, stream: StreamId) {
+        let Some(serving) = self.serving.get_mut(&stream) else { return };
+        match &serving.stage {
+            Stage::Parked { .. } => {
+                self.serving.remove(&stream);
+                admit::refuse(cx, stream, Refusal::UnknownSession);
+            }
+            Stage::Delivered { .. } => self.forget(cx, stream),
+            Stage::Running(_) | Stage::Draining => {
+                if serving.unpaid.is_some_and(|since| cx.now.since(since) >= cx.config.payment_wait) {
+                    let stage = serving.stage.clone();
+                    if let Stage::Running(work) = stage {
+                        return self.stop(cx, stream, work, Ending::Aborted(Abort::Unpaid));
+                    }
+                    serving.held.clear();
+                    serving.held_bytes = 0;
+                    serving.held_units = 0;
+                    serving.ended = Some(Ending::Aborted(Abort::Unpaid));
+                    return self.end_if_drained(cx, stream);
+                }
+                let due = serving.last_sent.after(cx.config.alive_every);
+                if cx.now >= due {
+                    serving.last_sent = cx.now;
+                    cx.emit(Effect::Send { stream, frame: Frame::Alive });
+                    return cx.timers.set(Alarm::Serve(stream), cx.now.after(cx.config.alive_every));
+                }
+                cx.timers.set(Alarm::Serve(stream), due);
+            }
+        }
+    }
+
+    pub(crate) fn session_opened(&mut self, cx: &mut Context, record: Earning) {
+        let id = record.session;
+        // Not kept yet: the ledger tells it again after a restart, until there is something to claim.
+        let session = EarningSession { record, legs: Vec::new(), last_active: cx.now, settling: None };
+        self.sessions.entry(id).or_insert(session);
+        let waiting: Vec<StreamId> = self
+            .serving
+            .iter()
+            .filter(|(_, serving)| serving.session == id && matches!(serving.stage, Stage::Parked { .. }))
+            .map(|(stream, _)| *stream)
+            .collect();
+        for stream in waiting {
+            self.admit(cx, stream);
+        }
+    }
+
+    /// Claims what was delivered, once the session has rested for a while or nears its end.
+    pub(crate) fn settle_due(&mut self, cx: &mut Context, id: SessionId) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let last = cx.now.after(EXPIRY_MARGIN).ms() >= session.record.expires_ms && session.legs.is_empty();
+        let rested = session.last_active.after(cx.config.settle_after);
+        if session.settling.is_some() {
+            return;
+        }
+        if !last && cx.now < rested {
+            return cx.timers.set(Alarm::Settle(id), rested);
+        }
+        let record = &session.record;
+        // Never above the voucher, which the ledger would refuse.
+        let claim = record.spent.min(record.vouched);
+        #[cfg(feature = "sabotage")]
+        let claim = if cx.sabotaged(crate::context::Sabotage::OverClaim) { record.vouched } else { claim };
+        let Some(voucher) = record.voucher.clone() else { return };
+        if claim <= record.settled {
+            return;
+        }
+        let digest = Digest::of("spillway/settle", &[id.0.as_bytes(), &claim.micro().to_le_bytes()]);
+        let mut business = [0; 16];
+        business.copy_from_slice(&digest.as_bytes()[..16]);
+        session.settling = Some(business);
+        let command = LedgerCommand::Settle {
+            voucher,
+            claim,
+            usage: record.usage,
+            receipts: merkle_root(&record.receipts),
+            last,
+        };
+        cx.emit(Effect::Ledger { business, command });
+    }
+
+    pub(crate) fn session_settled(&mut self, cx: &mut Context, id: SessionId, settled: Credits, closed: bool) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        session.settling = None;
+        session.record.settled = session.record.settled.max(settled);
+        if closed {
+            let legs = session.legs.clone();
+            for stream in legs {
+                self.cancel(cx, stream);
+            }
+            self.sessions.remove(&id);
+            cx.timers.clear(Alarm::Settle(id));
+            cx.emit(Effect::Persist(Record::EarningOver(id)));
+            return;
+        }
+        let mut kept = session.record.clone();
+        let more = kept.spent > kept.settled;
+        let session = self.sessions.get(&id).expect("seen above");
+        kept.spent = self.delivered(session);
+        cx.emit(Effect::Persist(Record::Earning(kept)));
+        let near_end = Now::from_ms(self.sessions.get(&id).map_or(0, |session| session.record.expires_ms));
+        let at = if more { cx.now.after(cx.config.settle_after) } else { before(near_end, EXPIRY_MARGIN).max(cx.now) };
+        cx.timers.set(Alarm::Settle(id), at);
+    }
+
+    /// The ledger refused a claim for good: it is tried again later, when more may have been delivered.
+    pub(crate) fn settle_refused(&mut self, cx: &mut Context, business: [u8; 16]) {
+        let refused = self.sessions.values_mut().find(|session| session.settling == Some(business));
+        if let Some(session) = refused {
+            session.settling = None;
+            let at = cx.now.after(cx.config.settle_after.max(Duration::from_secs(10)));
+            cx.timers.set(Alarm::Settle(session.record.session), at);
+        }
+    }
+
+    /// Jobs of strangers under way.
+    pub(crate) fn jobs(&self) -> impl Iterator<Item = JobId> {
+        self.serving.values().map(|serving| serving.open.job)
+    }
+}
+
+fn before(moment: Now, span: Duration) -> Now {
+    Now(moment.0.saturating_sub(u64::try_from(span.as_micros()).unwrap_or(u64::MAX)))
+}
+
+fn millis(span: Duration) -> u32 {
+    u32::try_from(span.as_millis()).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,270 @@
+//! The serving half of a peer: quotes, admits strangers' jobs to what is idle, and delivers only what is paid.
+//! Invariants: text leaves only once its cost lies below the best voucher, and after that was told to disk;
+//! a claim on the ledger is what was delivered, never what was merely promised.
+
+mod admit;
+mod close;
+
+use crate::consumer::{prompt_digest, transcript_digest};
+use crate::context::{Alarm, Context};
+use crate::event::{BackendError, Effect, LedgerCommand, ProbeId, StreamId, WorkId};
+use crate::job::{Kind, OUTPUT_UNITS_MAX};
+use crate::offer::{QUOTE_LIFETIME, Quote};
+use crate::own::WorkFor;
+use crate::record::{Earning, Record};
+use crate::time::Now;
+use crate::wire::{Abort, Frame, OpenJob, Probe, ProbeReply, Refusal};
+use spillway_ledger::{
+    CoSigned, Credits, Digest, JobId, NodeId, Price, Receipt, SessionId, Signature, Signed, SignedBytes, Usage,
+    Voucher, merkle_root,
+};
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+/// Receipts of one session; a session that has so many takes no new job.
+const RECEIPTS_MAX: usize = 4096;
+/// Answer bytes held for one job while its consumer does not pay.
+const HELD_BYTES_MAX: usize = 16 << 20;
+/// How long a job may wait for its session to appear on this node's copy of the ledger.
+const SESSION_WAIT: Duration = Duration::from_secs(3);
+/// How long to wait for the consumer's signature below a receipt.
+const CO_SIGN_WAIT: Duration = Duration::from_secs(10);
+/// A session that ends sooner than this takes no new job, and is settled for the last time.
+const EXPIRY_MARGIN: Duration = Duration::from_secs(300);
+
+#[derive(Debug)]
+struct Serving {
+    peer: NodeId,
+    open: Box<OpenJob>,
+    session: SessionId,
+    price: Price,
+    window: u64,
+    stage: Stage,
+    /// When this leg began here.
+    began: Now,
+    first: Option<Now>,
+    sequence: u32,
+    /// Delivered output, in units.
+    sent: u64,
+    transcript: Vec<u8>,
+    /// Backend events that are not yet delivered, with their text.
+    held: VecDeque<(Vec<u8>, Vec<u8>)>,
+    held_bytes: usize,
+    held_units: u64,
+    /// Since when the next event waits for a voucher.
+    unpaid: Option<Now>,
+    last_sent: Now,
+    ended: Option<Ending>,
+}
+
+#[derive(Clone, Debug)]
+enum Ending {
+    Finished(String),
+    Aborted(Abort),
+    Rejected(u16, String),
+}
+
+#[derive(Clone, Debug)]
+enum Stage {
+    /// Waits until the ledger shows its session.
+    Parked { voucher: Box<Signed<Voucher>> },
+    /// The backend is at work.
+    Running(WorkId),
+    /// The backend is done; what is held still waits for payment.
+    Draining,
+    /// All was delivered; the consumer's signature is awaited.
+    Delivered { leg: u32, receipt: Box<Signed<Receipt>> },
+}
+
+impl Serving {
+    fn input(&self) -> u64 {
+        (self.open.body.len() + self.open.prefix.len()) as u64
+    }
+
+    fn cost(&self, output: u64) -> Credits {
+        self.price
+            .cost(Usage { input: self.input(), cached: 0, output })
+            .expect("the worst case was computed on admission")
+    }
+
+    fn output_max(&self) -> u64 {
+        self.open.output_max.saturating_sub(self.open.prefix.len() as u64)
+    }
+
+    /// What the consumer must have paid ahead at this point.
+    fn ahead(&self) -> Credits {
+        self.cost(self.sent.saturating_add(self.window).min(self.output_max()))
+    }
+
+    /// What is owed for this leg now: nothing before the first text or the proper end.
+    fn owed(&self) -> Credits {
+        let finished = matches!(self.ended, Some(Ending::Finished(_)));
+        let drained = self.held.is_empty();
+        if self.sent > 0 || (finished && drained) { self.cost(self.sent) } else { Credits::ZERO }
+    }
+}
+
+#[derive(Debug)]
+struct EarningSession {
+    record: Earning,
+    /// Legs running on it.
+    legs: Vec<StreamId>,
+    last_active: Now,
+    /// The business id of the claim that the ledger has not answered yet.
+    settling: Option<[u8; 16]>,
+}
+
+/// The serving half.
+#[derive(Debug, Default)]
+pub(crate) struct Provider {
+    serving: BTreeMap<StreamId, Serving>,
+    sessions: BTreeMap<SessionId, EarningSession>,
+}
+
+fn add(a: Credits, b: Credits) -> Credits {
+    a.checked_add(b).expect("bounded by the deposit")
+}
+
+impl Provider {
+    /// Takes back a session that paid this node before a restart.
+    pub(crate) fn restore(&mut self, cx: &mut Context, record: Earning) {
+        cx.timers.set(Alarm::Settle(record.session), cx.now);
+        let session = record.session;
+        let session_state = EarningSession { record, legs: Vec::new(), last_active: cx.now, settling: None };
+        self.sessions.insert(session, session_state);
+    }
+
+    // ---- a leg under way ----
+
+    fn voucher(&mut self, cx: &mut Context, stream: StreamId, wire: SignedBytes) {
+        let Ok(voucher) = Signed::<Voucher>::open(wire) else { return self.cancel(cx, stream) };
+        let serving = self.serving.get(&stream).expect("the caller saw it");
+        let Some(session) = self.sessions.get_mut(&serving.session) else { return };
+        let value = voucher.value();
+        let forged = voucher.signer() != session.record.voucher_key
+            || value.network != cx.identity.network
+            || value.session != session.record.session;
+        if forged || value.total > session.record.deposit {
+            return self.cancel(cx, stream);
+        }
+        if value.total <= session.record.vouched {
+            return; // The same again, or an older one: neither adds anything.
+        }
+        accept_voucher(cx, session, value.total, voucher.to_wire());
+        let legs = session.legs.clone();
+        for leg in legs {
+            self.flush(cx, leg);
+        }
+    }
+
+    /// Delivers what is held and paid for.
+    fn flush(&mut self, cx: &mut Context, stream: StreamId) {
+        let Some(serving) = self.serving.get(&stream) else { return };
+        let Some(session) = self.sessions.get(&serving.session) else { return };
+        let mut others = self.delivered(session).saturating_sub(serving.owed());
+        let vouched = session.record.vouched;
+        let serving = self.serving.get_mut(&stream).expect("seen above");
+        let mut frames = Vec::new();
+        while let Some((_, text)) = serving.held.front() {
+            let after = serving.sent + text.len() as u64;
+            // Events without text cost nothing, but the first text costs the prompt.
+            let due = if text.is_empty() { serving.owed() } else { serving.cost(after) };
+            if add(others, due) > vouched {
+                serving.unpaid.get_or_insert(cx.now);
+                break;
+            }
+            let (bytes, text) = serving.held.pop_front().expect("just seen");
+            serving.held_bytes -= bytes.len();
+            serving.held_units -= text.len() as u64;
+            serving.unpaid = None;
+            let offset = serving.open.prefix.len() as u64 + serving.sent;
+            frames.push(Frame::Chunk { sequence: serving.sequence, offset, bytes });
+            serving.sequence += 1;
+            serving.sent = after;
+            serving.transcript.extend_from_slice(&text);
+            if !text.is_empty() {
+                serving.first.get_or_insert(cx.now);
+            }
+        }
+        if !frames.is_empty() {
+            serving.last_sent = cx.now;
+            others = add(others, serving.owed());
+            let (units, input) = (serving.sent, serving.input());
+            let id = serving.session;
+            let session = self.sessions.get_mut(&id).expect("seen above");
+            session.last_active = cx.now;
+            // What is kept counts this leg as if it ended here: after a crash that much is claimed, and no more.
+            let mut kept = session.record.clone();
+            kept.spent = others;
+            kept.usage = kept.usage.checked_add(Usage { input, cached: 0, output: units }).unwrap_or(kept.usage);
+            cx.emit(Effect::Persist(Record::Earning(kept)));
+            for frame in frames {
+                cx.emit(Effect::Send { stream, frame });
+            }
+        }
+        self.end_if_drained(cx, stream);
+    }
+
+    pub(crate) fn output(&mut self, cx: &mut Context, stream: StreamId, bytes: Vec<u8>, text: Vec<u8>) {
+        let Some(serving) = self.serving.get_mut(&stream) else { return };
+        let Stage::Running(work) = serving.stage else { return };
+        let units = serving.sent + serving.held_units + text.len() as u64;
+        if units > serving.output_max() {
+            // The backend counts tokens, the job is limited in units: here it ends.
+            self.stop(cx, stream, work, Ending::Finished("length".into()));
+            return;
+        }
+        serving.held_bytes += bytes.len();
+        serving.held_units += text.len() as u64;
+        serving.held.push_back((bytes, text));
+        if serving.held_bytes > HELD_BYTES_MAX {
+            return self.stop(cx, stream, work, Ending::Aborted(Abort::Unpaid));
+        }
+        self.flush(cx, stream);
+    }
+
+    /// Ends the backend's work before its own end.
+    fn stop(&mut self, cx: &mut Context, stream: StreamId, work: WorkId, ending: Ending) {
+        cx.emit(Effect::Stop(work));
+        self.work_over(cx, stream, work, ending);
+    }
+
+    fn work_over(&mut self, cx: &mut Context, stream: StreamId, work: WorkId, ending: Ending) {
+        cx.own.finish(cx.now, work);
+        let Some(serving) = self.serving.get_mut(&stream) else { return };
+        serving.stage = Stage::Draining;
+        if !matches!(ending, Ending::Finished(_)) {
+            serving.held.clear();
+            serving.held_bytes = 0;
+            serving.held_units = 0;
+        }
+        serving.ended = Some(ending);
+        self.end_if_drained(cx, stream);
+    }
+
+    pub(crate) fn finished(&mut self, cx: &mut Context, stream: StreamId, work: WorkId, finish: String) {
+        self.work_over(cx, stream, work, Ending::Finished(finish));
+    }
+
+    pub(crate) fn backend_failed(&mut self, cx: &mut Context, stream: StreamId, work: WorkId, error: BackendError) {
+        let sent = self.serving.get(&stream).map_or(0, |serving| serving.sequence);
+        let ending = match error {
+            BackendError::Rejected { status, message } if sent == 0 => Ending::Rejected(status, message),
+            BackendError::Rejected { .. } | BackendError::Failed(_) => Ending::Aborted(Abort::Backend),
+            BackendError::Busy => Ending::Aborted(Abort::BackendBusy),
+        };
+        // What the backend had said before it failed is good text: it is delivered as far as it is paid.
+        self.flush(cx, stream);
+        self.work_over(cx, stream, work, ending);
+    }
+}
+
+/// Keeps a voucher that promises more than the best so far.
+fn accept_voucher(cx: &mut Context, session: &mut EarningSession, total: Credits, wire: SignedBytes) {
+    if total <= session.record.vouched && session.record.voucher.is_some() {
+        return;
+    }
+    session.record.vouched = total;
+    session.record.voucher = Some(wire);
+    cx.emit(Effect::Persist(Record::Earning(session.record.clone())));
+}
