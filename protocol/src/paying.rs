@@ -19,6 +19,8 @@ pub(crate) struct LegMoney {
     pub(crate) input: u64,
     pub(crate) delivered: u64,
     pub(crate) window: u64,
+    /// The next chunk's units, if the provider says that it waits for payment.
+    pub(crate) held: u64,
     /// The most output this leg can have.
     pub(crate) output_max: u64,
 }
@@ -40,7 +42,7 @@ impl LegMoney {
     }
 
     fn ahead(&self) -> Credits {
-        self.cost(self.delivered.saturating_add(self.window).min(self.output_max))
+        self.cost(self.delivered.saturating_add(self.window.max(self.held)).min(self.output_max))
     }
 }
 
@@ -98,6 +100,14 @@ impl PayingSession {
     pub(crate) fn delivered(&mut self, job: &JobId, units: u64) {
         if let Some(leg) = self.legs.get_mut(job) {
             leg.delivered += units;
+            leg.held = 0;
+        }
+    }
+
+    /// The provider of a leg says that a chunk of this many units waits for payment.
+    pub(crate) fn held(&mut self, job: &JobId, units: u64) {
+        if let Some(leg) = self.legs.get_mut(job) {
+            leg.held = units;
         }
     }
 
@@ -128,11 +138,12 @@ impl PayingSession {
         sum(std::iter::once(self.record.spent).chain(self.legs.values().map(LegMoney::earned)))
     }
 
-    /// Whether a new voucher should go out: half of what was paid ahead is used up.
+    /// Whether a new voucher should go out: half of what was paid ahead is used up, or a provider waits for more.
     pub(crate) fn wants_voucher(&self) -> bool {
         let (due, owed) = (self.due(), self.owed());
         let ahead = due.saturating_sub(owed).micro();
-        due > self.record.promised && self.record.promised.saturating_sub(owed).micro() * 2 <= ahead
+        let half_used = self.record.promised.saturating_sub(owed).micro() * 2 <= ahead;
+        due > self.record.promised && (half_used || self.legs.values().any(|leg| leg.held > 0))
     }
 
     /// When the next voucher may be signed.

@@ -117,8 +117,11 @@ pub enum Frame {
         /// One event of the backend, opaque here.
         bytes: Vec<u8>,
     },
-    /// Provider: still at work; sent while there is nothing to deliver.
-    Alive,
+    /// Provider: still at work; sent while there is nothing to deliver, and when something waits for payment.
+    Alive {
+        /// The text of the next chunk, in work units, if it waits for a voucher; else 0.
+        held: u64,
+    },
     /// Consumer: more money.
     Voucher(SignedBytes),
     /// Consumer: stop; what was delivered is paid.
@@ -175,7 +178,7 @@ impl Document for Frame {
             | Self::Rejected { .. }
             | Self::Accepted
             | Self::Refused { .. }
-            | Self::Alive
+            | Self::Alive { .. }
             | Self::Voucher(_)
             | Self::Cancel
             | Self::Aborted { .. }

@@ -202,6 +202,21 @@ fn who_does_not_pay_gets_one_window() {
 }
 
 #[test]
+fn an_event_larger_than_the_window_is_paid_for_and_delivered() {
+    let mut world = World::new();
+    let gateway = world.add(1, 0, consumer());
+    let cheap = world.add(2, 4, provider(200_000));
+    let id = world.submit(gateway, job(1));
+    for _ in 0..4 {
+        world.say(cheap, &"x".repeat(200));
+        world.pass(Duration::from_millis(500));
+    }
+    world.finish(cheap);
+    assert_eq!(world.text(gateway, id).len(), 800);
+    assert_eq!(world.nodes[gateway].ended[&id].result, Ok("stop".into()));
+}
+
+#[test]
 fn a_restarted_provider_settles_what_it_delivered() {
     let mut world = World::new();
     let gateway = world.add(1, 0, consumer());

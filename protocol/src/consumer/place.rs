@@ -136,6 +136,7 @@ impl Consumer {
             input: active.job.prompt_units() + prefix,
             delivered: 0,
             window: best.quote.value().window,
+            held: 0,
             output_max: active.job.output_max.saturating_sub(prefix),
         };
         let Some(worst) = money.worst() else {

@@ -133,7 +133,14 @@ impl Consumer {
                 let session = remote.session;
                 self.pay(cx, session);
             }
-            Frame::Alive => {}
+            Frame::Alive { held } => {
+                let session = remote.session;
+                let held = held.min(cx.config.window_max);
+                if let Some(paying) = self.paying.get_mut(&session) {
+                    paying.held(&id, held);
+                }
+                self.pay(cx, session);
+            }
             Frame::Chunk { sequence, offset, bytes } => self.chunk(cx, id, sequence, offset, bytes, text),
             Frame::Refused { refusal, .. } => {
                 let experience = (!refusal.is_consumers_fault()).then_some(Experience::RefusedQuote);

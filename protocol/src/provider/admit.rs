@@ -74,7 +74,7 @@ impl Provider {
             | Frame::Accepted
             | Frame::Refused { .. }
             | Frame::Chunk { .. }
-            | Frame::Alive
+            | Frame::Alive { .. }
             | Frame::Done { .. }
             | Frame::Aborted { .. }
             | Frame::Rejected { .. } => self.cancel(cx, stream), // A consumer says none of these.

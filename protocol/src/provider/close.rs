@@ -167,7 +167,8 @@ impl Provider {
                 let due = serving.last_sent.after(cx.config.alive_every);
                 if cx.now >= due {
                     serving.last_sent = cx.now;
-                    cx.emit(Effect::Send { stream, frame: Frame::Alive });
+                    let held = serving.held.front().map_or(0, |(_, text)| text.len() as u64);
+                    cx.emit(Effect::Send { stream, frame: Frame::Alive { held } });
                     return cx.timers.set(Alarm::Serve(stream), cx.now.after(cx.config.alive_every));
                 }
                 cx.timers.set(Alarm::Serve(stream), due);

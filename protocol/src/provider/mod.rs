@@ -165,12 +165,16 @@ impl Provider {
         let vouched = session.record.vouched;
         let serving = self.serving.get_mut(&stream).expect("seen above");
         let mut frames = Vec::new();
+        let mut stuck = None;
         while let Some((_, text)) = serving.held.front() {
             let after = serving.sent + text.len() as u64;
             // Events without text cost nothing, but the first text costs the prompt.
             let due = if text.is_empty() { serving.owed() } else { serving.cost(after) };
             if add(others, due) > vouched {
-                serving.unpaid.get_or_insert(cx.now);
+                if serving.unpaid.is_none() {
+                    serving.unpaid = Some(cx.now);
+                    stuck = Some(text.len() as u64);
+                }
                 break;
             }
             let (bytes, text) = serving.held.pop_front().expect("just seen");
@@ -186,6 +190,7 @@ impl Provider {
                 serving.first.get_or_insert(cx.now);
             }
         }
+        let window = serving.window;
         if !frames.is_empty() {
             serving.last_sent = cx.now;
             others = add(others, serving.owed());
@@ -201,6 +206,10 @@ impl Provider {
             for frame in frames {
                 cx.emit(Effect::Send { stream, frame });
             }
+        }
+        // One event may be larger than the window: the consumer must know, or both would wait for each other.
+        if let Some(held) = stuck.filter(|held| *held > window) {
+            cx.emit(Effect::Send { stream, frame: Frame::Alive { held } });
         }
         self.end_if_drained(cx, stream);
     }
