@@ -101,6 +101,12 @@ impl Peer {
         self.provider.jobs().count()
     }
 
+    /// Own slots of a model that are taken.
+    #[must_use]
+    pub fn running(&self, model: &str) -> u32 {
+        self.cx.own.running(model)
+    }
+
     /// Turns a deliberate fault on.
     #[cfg(feature = "sabotage")]
     pub const fn sabotage(&mut self, how: Sabotage) {
