@@ -1,0 +1,190 @@
+//! Blocks turned into a book, one after the other; the part of a chain that touches no disk.
+//! Invariant: the book is what executing every block from the genesis gives, and a block that is refused left no trace.
+
+use crate::block::{Block, CertificateError, CertifiedBlock, Header, ValidatorSet};
+use crate::book::{Applied, ApplyError, Book};
+use crate::entry::Entry;
+use crate::genesis::Genesis;
+use crate::keys::Digest;
+use crate::signed::{Signed, SignedError};
+
+/// Why a block does not follow from what came before, in order of precedence. Its proposer's fault.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BlockError {
+    /// Not the next block.
+    #[error("height is {got}, where {expected} is next")]
+    Height {
+        /// What the block says.
+        got: u64,
+        /// The next height.
+        expected: u64,
+    },
+    /// It builds on another chain.
+    #[error("parent is not the block before")]
+    Parent,
+    /// Time goes forward.
+    #[error("time_ms is before the parent's")]
+    Time,
+    /// Another set of validators.
+    #[error("validators is not the digest of this network's")]
+    Validators,
+    /// It is not final.
+    #[error("certificate: {0}")]
+    Certificate(CertificateError),
+    /// Its entries are not those of the header.
+    #[error("entries_root is not the root of the entries")]
+    EntriesRoot,
+    /// An entry is not one.
+    #[error("entry {index}: {error}")]
+    Entry {
+        /// Its place in the block, from 0.
+        index: usize,
+        /// What is wrong.
+        error: SignedError,
+    },
+    /// An entry may not be applied.
+    #[error("entry {index}: {error}")]
+    Apply {
+        /// Its place in the block, from 0.
+        index: usize,
+        /// Why not.
+        error: ApplyError,
+    },
+    /// Its entries lead to another supply.
+    #[error("supply is not what was minted")]
+    Supply,
+    /// Its entries lead to another state.
+    #[error("state_root is not the root of the state that the entries lead to")]
+    StateRoot,
+}
+
+/// Who has already checked the signatures inside a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Signatures {
+    /// Nobody: verify them all.
+    Verify,
+    /// We did, before we stored it; the certificate shows that it is still that block.
+    Trust,
+}
+
+/// The book at the end of a chain, and what the next block must build on.
+#[derive(Clone, Debug)]
+pub(crate) struct Replay {
+    pub(crate) book: Book,
+    pub(crate) height: u64,
+    pub(crate) parent: Digest,
+    pub(crate) time_ms: u64,
+    pub(crate) validators: ValidatorSet,
+}
+
+impl Replay {
+    /// Before the first block.
+    pub(crate) fn new(genesis: &Genesis) -> Replay {
+        Replay {
+            book: Book::new(genesis),
+            height: 0,
+            parent: genesis.network_id().0,
+            time_ms: genesis.time_ms,
+            validators: ValidatorSet::solo(genesis.authority),
+        }
+    }
+
+    /// Checks the certificate, executes the block, and stands after it. An error changes nothing.
+    pub(crate) fn follow(
+        &mut self,
+        block: &CertifiedBlock,
+        signatures: Signatures,
+    ) -> Result<Vec<Applied>, BlockError> {
+        let applied = self.attempt(block, signatures)?;
+        self.accept(&block.block.header);
+        Ok(applied)
+    }
+
+    /// As [`Replay::follow`], but what the block changed can still be taken back with [`Book::rollback`] until
+    /// [`Replay::accept`].
+    pub(crate) fn attempt(
+        &mut self,
+        block: &CertifiedBlock,
+        signatures: Signatures,
+    ) -> Result<Vec<Applied>, BlockError> {
+        self.check_header(&block.block.header)?;
+        let digest = block.block.header.digest();
+        block.certificate.verify(&digest, &self.validators).map_err(BlockError::Certificate)?;
+        self.execute(&block.block, signatures)
+    }
+
+    /// Makes what an attempt changed permanent.
+    pub(crate) fn accept(&mut self, header: &Header) {
+        self.book.keep();
+        self.height = header.height;
+        self.parent = header.digest();
+        self.time_ms = header.time_ms;
+    }
+
+    pub(crate) fn check_header(&self, header: &Header) -> Result<(), BlockError> {
+        let expected = self.height + 1;
+        if header.height != expected {
+            return Err(BlockError::Height { got: header.height, expected });
+        }
+        if header.parent != self.parent {
+            return Err(BlockError::Parent);
+        }
+        if header.time_ms < self.time_ms {
+            return Err(BlockError::Time);
+        }
+        if header.validators != self.validators.digest() {
+            return Err(BlockError::Validators);
+        }
+        Ok(())
+    }
+
+    /// Executes a block whose header was checked, under the book's journal. An error has rolled it back.
+    pub(crate) fn execute(&mut self, block: &Block, signatures: Signatures) -> Result<Vec<Applied>, BlockError> {
+        if Block::entries_root(&block.entries) != block.header.entries_root {
+            return Err(BlockError::EntriesRoot);
+        }
+        self.book.begin();
+        let result = self.execute_entries(block, signatures);
+        if result.is_err() {
+            self.book.rollback();
+        }
+        result
+    }
+
+    fn execute_entries(&mut self, block: &Block, signatures: Signatures) -> Result<Vec<Applied>, BlockError> {
+        let Header { height, time_ms, .. } = block.header;
+        let mut all = Vec::with_capacity(block.entries.len());
+        for (index, wire) in block.entries.iter().enumerate() {
+            let opened = match signatures {
+                Signatures::Verify => Signed::<Entry>::open(wire.clone()),
+                Signatures::Trust => Signed::<Entry>::open_certified(wire.clone()),
+            };
+            let entry = opened.map_err(|error| BlockError::Entry { index, error })?;
+            let applied = match signatures {
+                Signatures::Verify => self.book.apply(&entry, height, time_ms),
+                Signatures::Trust => self.book.apply_checked(&entry, height, time_ms),
+            };
+            all.push(applied.map_err(|error| BlockError::Apply { index, error })?);
+        }
+        if self.book.minted() != block.header.supply {
+            return Err(BlockError::Supply);
+        }
+        if self.book.state_root() != block.header.state_root {
+            return Err(BlockError::StateRoot);
+        }
+        Ok(all)
+    }
+
+    /// The header over entries that were just applied under the book's journal.
+    pub(crate) fn seal(&mut self, entries: &[crate::signed::SignedBytes], time_ms: u64) -> Header {
+        Header {
+            height: self.height + 1,
+            parent: self.parent,
+            time_ms,
+            entries_root: Block::entries_root(entries),
+            state_root: self.book.state_root(),
+            supply: self.book.minted(),
+            validators: self.validators.digest(),
+        }
+    }
+}
