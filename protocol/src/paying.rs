@@ -21,6 +21,8 @@ pub(crate) struct LegMoney {
     pub(crate) window: u64,
     /// The next chunk's units, if the provider says that it waits for payment.
     pub(crate) held: u64,
+    /// Whether it has said so since the last voucher.
+    pub(crate) asks: bool,
     /// The most output this leg can have.
     pub(crate) output_max: u64,
 }
@@ -101,6 +103,7 @@ impl PayingSession {
         if let Some(leg) = self.legs.get_mut(job) {
             leg.delivered += units;
             leg.held = 0;
+            leg.asks = false;
         }
     }
 
@@ -108,6 +111,7 @@ impl PayingSession {
     pub(crate) fn held(&mut self, job: &JobId, units: u64) {
         if let Some(leg) = self.legs.get_mut(job) {
             leg.held = units;
+            leg.asks = units > 0;
         }
     }
 
@@ -116,15 +120,21 @@ impl PayingSession {
         let Some(leg) = self.legs.remove(job) else { return (Usage::default(), Credits::ZERO) };
         let nothing = (Usage::default(), Credits::ZERO);
         let usage = Usage { input: leg.input, cached: 0, output: leg.delivered };
-        let (booked, (usage, cost)) = match how {
+        let (usage, cost) = match how {
             LegEnd::Void => return nothing,
-            LegEnd::Agreed => (leg.earned(), (usage, leg.earned())),
-            // The other side may have sent more than arrived: its claim can be all that was paid ahead.
-            // That is set aside, so that the next voucher still covers both views; the client pays for what arrived.
-            LegEnd::Broken if leg.delivered == 0 => (leg.ahead(), nothing),
-            LegEnd::Broken => (leg.ahead(), (usage, leg.earned())),
+            LegEnd::Agreed => {
+                self.record.spent = sum([self.record.spent, leg.earned()].into_iter());
+                (usage, leg.earned())
+            }
+            LegEnd::Broken => {
+                // The other side may have sent more than arrived, out of all that was promised for any leg. All of that
+                // is set aside, so that the next voucher covers both views; the client pays for what arrived.
+                let others = sum(self.legs.values().map(LegMoney::earned));
+                let ahead = sum([self.record.spent, leg.ahead()].into_iter());
+                self.record.spent = ahead.max(self.record.promised.saturating_sub(others));
+                if leg.delivered == 0 { nothing } else { (usage, leg.earned()) }
+            }
         };
-        self.record.spent = sum([self.record.spent, booked].into_iter());
         self.record.usage = self.record.usage.checked_add(usage).expect("bounded by the deposit");
         (usage, cost)
     }
@@ -143,7 +153,12 @@ impl PayingSession {
         let (due, owed) = (self.due(), self.owed());
         let ahead = due.saturating_sub(owed).micro();
         let half_used = self.record.promised.saturating_sub(owed).micro() * 2 <= ahead;
-        due > self.record.promised && (half_used || self.legs.values().any(|leg| leg.held > 0))
+        (due > self.record.promised && half_used) || self.asking().is_some()
+    }
+
+    /// A leg whose provider waits for a voucher. It may have missed the newest one: the same promise is sent again.
+    pub(crate) fn asking(&self) -> Option<JobId> {
+        self.legs.iter().find(|(_, leg)| leg.asks).map(|(job, _)| *job)
     }
 
     /// When the next voucher may be signed.
@@ -159,6 +174,9 @@ impl PayingSession {
         self.record.promised = due;
         self.record.sequence += 1;
         self.last_signed = Some(now);
+        for leg in self.legs.values_mut() {
+            leg.asks = false;
+        }
         let running = self.legs.values();
         let (input, output) = running
             .fold((self.record.usage.input, self.record.usage.output), |(input, output), leg| {

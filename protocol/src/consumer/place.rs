@@ -137,6 +137,7 @@ impl Consumer {
             delivered: 0,
             window: best.quote.value().window,
             held: 0,
+            asks: false,
             output_max: active.job.output_max.saturating_sub(prefix),
         };
         let Some(worst) = money.worst() else {

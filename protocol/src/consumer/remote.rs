@@ -97,15 +97,17 @@ impl Consumer {
         if at > cx.now {
             return cx.timers.set_earlier(Alarm::Voucher(session), at);
         }
-        let stream = paying.jobs().find_map(|job| match &self.jobs.get(&job)?.stage {
-            Stage::Remote(remote) if remote.phase == Phase::Accepted => Some(remote.stream),
-            Stage::Remote(_)
-            | Stage::Placing
-            | Stage::Queued
-            | Stage::Own { .. }
-            | Stage::Probing { .. }
-            | Stage::Opening { .. } => None,
-        });
+        // A provider that asks is answered on the stream it asks on.
+        let stream =
+            paying.asking().into_iter().chain(paying.jobs()).find_map(|job| match &self.jobs.get(&job)?.stage {
+                Stage::Remote(remote) if remote.phase == Phase::Accepted => Some(remote.stream),
+                Stage::Remote(_)
+                | Stage::Placing
+                | Stage::Queued
+                | Stage::Own { .. }
+                | Stage::Probing { .. }
+                | Stage::Opening { .. } => None,
+            });
         let Some(stream) = stream else { return };
         let voucher = self.sign(cx, session);
         cx.emit(Effect::Send { stream, frame: Frame::Voucher(voucher.to_wire()) });

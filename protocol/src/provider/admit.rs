@@ -189,7 +189,10 @@ impl Provider {
         serving.last_sent = cx.now;
         session.legs.push(stream);
         session.last_active = cx.now;
-        accept_voucher(cx, session, total, wire);
+        accept_voucher(session, total, wire);
+        let id = session.record.session;
+        self.keep(cx, id);
+        let serving = self.serving.get(&stream).expect("seen above");
         cx.emit(Effect::Send { stream, frame: Frame::Accepted });
         cx.emit(Effect::Run {
             work,

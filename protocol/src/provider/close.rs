@@ -92,8 +92,9 @@ impl Provider {
             session.record.usage = session.record.usage.checked_add(usage).unwrap_or(session.record.usage);
             session.record.receipts.push(digest);
         }
-        cx.emit(Effect::Persist(Record::Earning(session.record.clone())));
-        cx.timers.set(Alarm::Settle(session.record.session), cx.now.after(cx.config.settle_after));
+        let id = session.record.session;
+        self.keep(cx, id);
+        cx.timers.set(Alarm::Settle(id), cx.now.after(cx.config.settle_after));
     }
 
     pub(super) fn co_signed(&mut self, cx: &mut Context, stream: StreamId, signature: Signature) {
@@ -209,7 +210,8 @@ impl Provider {
         #[cfg(feature = "sabotage")]
         let claim = if cx.sabotaged(crate::context::Sabotage::OverClaim) { record.vouched } else { claim };
         let Some(voucher) = record.voucher.clone() else { return };
-        if claim <= record.settled {
+        // The last claim may repeat what is settled: it closes the session and returns the rest to the consumer.
+        if claim < record.settled || (claim == record.settled && !last) {
             return;
         }
         let digest = Digest::of("spillway/settle", &[id.0.as_bytes(), &claim.micro().to_le_bytes()]);
@@ -240,11 +242,8 @@ impl Provider {
             cx.emit(Effect::Persist(Record::EarningOver(id)));
             return;
         }
-        let mut kept = session.record.clone();
-        let more = kept.spent > kept.settled;
-        let session = self.sessions.get(&id).expect("seen above");
-        kept.spent = self.delivered(session);
-        cx.emit(Effect::Persist(Record::Earning(kept)));
+        let more = session.record.spent > session.record.settled;
+        self.keep(cx, id);
         let near_end = Now::from_ms(self.sessions.get(&id).map_or(0, |session| session.record.expires_ms));
         let at = if more { cx.now.after(cx.config.settle_after) } else { before(near_end, EXPIRY_MARGIN).max(cx.now) };
         cx.timers.set(Alarm::Settle(id), at);

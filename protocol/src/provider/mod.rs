@@ -150,18 +150,34 @@ impl Provider {
         if value.total <= session.record.vouched {
             return; // The same again, or an older one: neither adds anything.
         }
-        accept_voucher(cx, session, value.total, voucher.to_wire());
-        let legs = session.legs.clone();
+        accept_voucher(session, value.total, voucher.to_wire());
+        let (id, legs) = (session.record.session, session.legs.clone());
+        self.keep(cx, id);
         for leg in legs {
             self.flush(cx, leg);
         }
+    }
+
+    /// Keeps a session as it is, running legs counted as if they ended here: after a crash that much is claimed, and no
+    /// more. What is kept of a session never shrinks.
+    fn keep(&self, cx: &mut Context, id: SessionId) {
+        let Some(session) = self.sessions.get(&id) else { return };
+        let mut kept = session.record.clone();
+        kept.spent = self.delivered(session);
+        for serving in session.legs.iter().filter_map(|stream| self.serving.get(stream)) {
+            if !serving.owed().is_zero() {
+                let usage = Usage { input: serving.input(), cached: 0, output: serving.sent };
+                kept.usage = kept.usage.checked_add(usage).unwrap_or(kept.usage);
+            }
+        }
+        cx.emit(Effect::Persist(Record::Earning(kept)));
     }
 
     /// Delivers what is held and paid for.
     fn flush(&mut self, cx: &mut Context, stream: StreamId) {
         let Some(serving) = self.serving.get(&stream) else { return };
         let Some(session) = self.sessions.get(&serving.session) else { return };
-        let mut others = self.delivered(session).saturating_sub(serving.owed());
+        let others = self.delivered(session).saturating_sub(serving.owed());
         let vouched = session.record.vouched;
         let serving = self.serving.get_mut(&stream).expect("seen above");
         let mut frames = Vec::new();
@@ -193,16 +209,9 @@ impl Provider {
         let window = serving.window;
         if !frames.is_empty() {
             serving.last_sent = cx.now;
-            others = add(others, serving.owed());
-            let (units, input) = (serving.sent, serving.input());
             let id = serving.session;
-            let session = self.sessions.get_mut(&id).expect("seen above");
-            session.last_active = cx.now;
-            // What is kept counts this leg as if it ended here: after a crash that much is claimed, and no more.
-            let mut kept = session.record.clone();
-            kept.spent = others;
-            kept.usage = kept.usage.checked_add(Usage { input, cached: 0, output: units }).unwrap_or(kept.usage);
-            cx.emit(Effect::Persist(Record::Earning(kept)));
+            self.sessions.get_mut(&id).expect("seen above").last_active = cx.now;
+            self.keep(cx, id);
             for frame in frames {
                 cx.emit(Effect::Send { stream, frame });
             }
@@ -268,12 +277,10 @@ impl Provider {
     }
 }
 
-/// Keeps a voucher that promises more than the best so far.
-fn accept_voucher(cx: &mut Context, session: &mut EarningSession, total: Credits, wire: SignedBytes) {
-    if total <= session.record.vouched && session.record.voucher.is_some() {
-        return;
+/// Takes a voucher that promises more than the best so far. The caller keeps the session before it acts on it.
+fn accept_voucher(session: &mut EarningSession, total: Credits, wire: SignedBytes) {
+    if total > session.record.vouched || session.record.voucher.is_none() {
+        session.record.vouched = total;
+        session.record.voucher = Some(wire);
     }
-    session.record.vouched = total;
-    session.record.voucher = Some(wire);
-    cx.emit(Effect::Persist(Record::Earning(session.record.clone())));
 }
