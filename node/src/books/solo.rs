@@ -1,0 +1,150 @@
+//! The authority's thread: takes entries, makes blocks, tells everyone.
+//! Invariant: each submission is answered once, after its block is on the disk or the entry is refused. As soon as
+//! something waits, a block is made of all that waits.
+
+use super::handle::{Copy, Keeper, events_of};
+use super::wire::{LedgerReply, Notice, Remedy};
+use crate::network::{Reply, Topic};
+use spillway_ledger::block::ENTRIES_MAX;
+use spillway_ledger::{
+    ApplyError, Committed, Entry, Signed, SignedBytes, Solo, SubmitError, Submitted, Ticket, encode,
+};
+use std::collections::HashMap;
+use std::io;
+use std::sync::PoisonError;
+use std::time::{SystemTime, UNIX_EPOCH};
+use tokio::sync::{mpsc, oneshot};
+
+/// Submissions that wait for the thread; beyond it, submitters are told to come back.
+const SUBMISSIONS_MAX: usize = 4096;
+
+/// An entry that somebody wants on the ledger.
+pub(super) struct Submission {
+    pub(super) entry: SignedBytes,
+    pub(super) answer: Answer,
+}
+
+/// Where the answer goes.
+pub(super) enum Answer {
+    Peer(Reply),
+    Here(oneshot::Sender<LedgerReply>),
+}
+
+impl Answer {
+    pub(super) fn give(self, reply: &LedgerReply) {
+        match self {
+            Self::Peer(peer) => peer.send(encode(reply)),
+            Self::Here(here) => {
+                let _ = here.send(reply.clone());
+            }
+        }
+    }
+}
+
+/// Starts the thread. It ends when the books stop or their last handle is gone.
+pub(super) fn start(keeper: Keeper) -> io::Result<mpsc::Sender<Submission>> {
+    let (submissions, received) = mpsc::channel(SUBMISSIONS_MAX);
+    let runtime = tokio::runtime::Handle::current();
+    std::thread::Builder::new().name("books".into()).spawn(move || run(keeper, received, &runtime))?;
+    Ok(submissions)
+}
+
+fn run(mut keeper: Keeper, mut submissions: mpsc::Receiver<Submission>, runtime: &tokio::runtime::Handle) {
+    loop {
+        let first = runtime.block_on(async {
+            tokio::select! {
+                _ = keeper.stopping.wait_for(|stop| *stop) => None,
+                first = submissions.recv() => first,
+            }
+        });
+        let Some(first) = first else { return };
+        let mut group = vec![first];
+        while group.len() < ENTRIES_MAX {
+            let Ok(next) = submissions.try_recv() else { break };
+            group.push(next);
+        }
+        make_block(&mut keeper, group, runtime);
+    }
+}
+
+/// Puts a group of entries on the ledger and answers each.
+fn make_block(keeper: &mut Keeper, group: Vec<Submission>, runtime: &tokio::runtime::Handle) {
+    // Signatures are the dear part, and need no lock.
+    let mut opened = Vec::with_capacity(group.len());
+    for Submission { entry, answer } in group {
+        match Signed::<Entry>::open(entry) {
+            Ok(entry) => opened.push((entry, answer)),
+            Err(error) => answer.give(&LedgerReply::refused(&error, Remedy::None)),
+        }
+    }
+    let outcome = {
+        let mut copy = keeper.copy.write().unwrap_or_else(PoisonError::into_inner);
+        let Copy::Solo(solo) = &mut *copy else { unreachable!("this thread is started for an authority only") };
+        commit(solo, opened)
+    };
+    let Some(committed) = outcome.committed else {
+        return outcome.answers.into_iter().for_each(|(answer, reply)| answer.give(&reply));
+    };
+    let header = committed.block.block.header;
+    for event in events_of(&committed.block, committed.applied) {
+        // With the node gone, nobody listens; the block is on the disk all the same.
+        let _ = runtime.block_on(keeper.events.send(event));
+    }
+    keeper.reached.send_replace(header.height);
+    let notice = Notice { header, certificate: committed.block.certificate };
+    keeper.network.publish(Topic::Blocks, encode(&notice));
+    outcome.answers.into_iter().for_each(|(answer, reply)| answer.give(&reply));
+}
+
+/// What became of a group.
+struct Outcome {
+    committed: Option<Committed>,
+    answers: Vec<(Answer, LedgerReply)>,
+}
+
+fn commit(solo: &mut Solo, entries: Vec<(Signed<Entry>, Answer)>) -> Outcome {
+    let mut answers = Vec::with_capacity(entries.len());
+    // A retry may come while the first try still waits: one ticket, several answers.
+    let mut waiting: HashMap<Ticket, Vec<Answer>> = HashMap::new();
+    for (entry, answer) in entries {
+        match solo.submit(entry) {
+            Ok(Submitted::Ticket(ticket)) => waiting.entry(ticket).or_default().push(answer),
+            Ok(Submitted::Already { height }) => answers.push((answer, LedgerReply::In { height })),
+            Err(SubmitError::Refused(error)) => answers.push((answer, refusal(solo, &error))),
+            Err(SubmitError::QueueFull) => answers.push((answer, LedgerReply::Busy)),
+        }
+    }
+    let committed = solo.produce(now_ms()).unwrap_or_else(|error| {
+        tracing::error!(%error, "no block can be written");
+        None
+    });
+    for (ticket, error) in solo.take_refused() {
+        let reply = refusal(solo, &error);
+        answers.extend(waiting.remove(&ticket).into_iter().flatten().map(|answer| (answer, reply.clone())));
+    }
+    // What is left is in the block; without a block, the disk has failed, and trying again is all there is.
+    let height = committed.as_ref().map(|committed| committed.block.block.header.height);
+    let reply = height.map_or(LedgerReply::Busy, |height| LedgerReply::In { height });
+    answers.extend(waiting.into_values().flatten().map(|answer| (answer, reply.clone())));
+    Outcome { committed, answers }
+}
+
+fn refusal(solo: &Solo, error: &ApplyError) -> LedgerReply {
+    // Only these two are about what the submitter could not know; the rest is what it asked for.
+    let remedy = if let ApplyError::BadNonce { expected } = error {
+        Remedy::Nonce(*expected)
+    } else if matches!(error, ApplyError::Expired { .. } | ApplyError::TooFarExpiry { .. }) {
+        Remedy::Height(solo.height())
+    } else if let ApplyError::AlreadyApplied { height } = error {
+        return LedgerReply::In { height: *height };
+    } else {
+        Remedy::None
+    };
+    LedgerReply::refused(error, remedy)
+}
+
+/// Wall time in Unix milliseconds. Blocks' times never go back: the ledger sees to that.
+fn now_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
