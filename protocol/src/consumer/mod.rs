@@ -200,10 +200,10 @@ impl Consumer {
     fn run_own(&mut self, cx: &mut Context, id: JobId) {
         let active = self.jobs.get_mut(&id).expect("the caller holds the job");
         let work = cx.own.start(cx.now, &active.job.model, WorkFor::Owner(id));
-        let reason = match (active.last, active.queued_until) {
-            (Some(last), _) => last,
-            (None, Some(_)) => Reason::OwnQueued,
-            (None, None) => Reason::OwnFree,
+        let reason = match (active.queued_until, active.last) {
+            (Some(_), _) if active.first.is_none() => Reason::OwnQueued,
+            (_, Some(last)) => last,
+            (_, None) => Reason::OwnFree,
         };
         cx.timers.clear(Alarm::Job(id));
         cx.emit(Effect::Run {

@@ -1,0 +1,236 @@
+//! Own inference: the embedded engine, and any OpenAI-compatible server by URL, behind one interface.
+//! Invariant: each work ends with one [`BackendEvent::Finished`] or [`BackendEvent::Failed`], unless it is stopped: dropping
+//! its [`Running`] cancels it at the backend at once, and nothing more comes of it.
+
+mod chunk;
+mod embedded;
+mod merge;
+mod models;
+mod prompt;
+mod upstream;
+
+#[cfg(test)]
+mod tests;
+
+use crate::openai::text_of_event;
+use embedded::Embedded;
+use merge::Merge;
+use spillway_protocol::config::BackendSection;
+use spillway_protocol::wire::CHUNK_BYTES_MAX;
+use spillway_protocol::{BackendError, Capacity, Kind, WorkId};
+use std::path::Path;
+use std::sync::Arc;
+use tokio::sync::{mpsc, watch};
+use upstream::Upstream;
+
+/// Longest finish reason, in bytes; longer ones are cut, as frames and receipts hold no more.
+const FINISH_BYTES_MAX: usize = 32;
+
+/// What a backend is asked to do.
+#[derive(Debug)]
+struct Work {
+    id: WorkId,
+    model: String,
+    kind: Kind,
+    /// The request, as a client wrote it.
+    body: Vec<u8>,
+    /// Text already delivered; the answer goes on right behind it.
+    prefix: Vec<u8>,
+}
+
+/// What comes of work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BackendEvent {
+    /// One event of the answer's stream.
+    Output {
+        /// The work.
+        work: WorkId,
+        /// The event's JSON, at most [`CHUNK_BYTES_MAX`].
+        bytes: Vec<u8>,
+        /// The text that it delivers.
+        text: Vec<u8>,
+    },
+    /// The answer is complete.
+    Finished {
+        /// The work.
+        work: WorkId,
+        /// Why it ended, at most 32 bytes.
+        finish: String,
+    },
+    /// There is no, or no complete, answer.
+    Failed {
+        /// The work.
+        work: WorkId,
+        /// Why.
+        error: BackendError,
+    },
+}
+
+/// Work under way; dropping it stops the work.
+#[derive(Debug)]
+pub struct Running(tokio::task::AbortHandle);
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+/// Why the backends cannot start; each names its place in the configuration.
+#[derive(Debug, thiserror::Error)]
+pub enum BackendStartError {
+    /// The model file.
+    #[error("backend[{index}]: {source}")]
+    Load {
+        /// Which backend.
+        index: usize,
+        /// Why not.
+        source: spillway_engine::LoadError,
+    },
+    /// A setting.
+    #[error("backend[{index}].{field}: {why}")]
+    Setting {
+        /// Which backend.
+        index: usize,
+        /// Which setting.
+        field: &'static str,
+        /// What is wrong.
+        why: String,
+    },
+}
+
+/// One backend.
+#[derive(Debug)]
+enum Backend {
+    Embedded(Embedded),
+    Upstream(Upstream),
+}
+
+/// The own backends; cheap to clone. The last clone's end stops health checks and engines.
+#[derive(Clone, Debug)]
+pub struct Backends {
+    backends: Arc<[Backend]>,
+    merge: Arc<Merge>,
+}
+
+impl Backends {
+    /// Loads models, which takes a moment, and begins to ask servers what they have; those appear in the list when they answer.
+    /// Files are relative to `folder`. The receiver always has the whole list of what is served.
+    ///
+    /// # Errors
+    /// If a model file or a setting is wrong. A server that does not answer is no error.
+    ///
+    /// # Panics
+    /// Outside a tokio runtime.
+    pub fn start(
+        sections: &[BackendSection],
+        folder: &Path,
+    ) -> Result<(Self, watch::Receiver<Vec<Capacity>>), BackendStartError> {
+        let (merge, capacity) = Merge::new(sections.len());
+        let merge = Arc::new(merge);
+        let mut backends = Vec::with_capacity(sections.len());
+        for (index, section) in sections.iter().enumerate() {
+            backends.push(match section {
+                BackendSection::Embedded { model, gguf, slots, tokens_per_second } => {
+                    let file = gguf.as_ref().map(|file| folder.join(file));
+                    let engine = Embedded::load(model.clone(), file.as_deref(), *slots, *tokens_per_second)
+                        .map_err(|source| BackendStartError::Load { index, source })?;
+                    merge.publish(index, vec![engine.capacity()]);
+                    Backend::Embedded(engine)
+                }
+                BackendSection::OpenAi { url, key_env, models, slots } => {
+                    let upstream = Upstream::new(url, key_env.as_deref(), models.clone(), *slots)
+                        .map_err(|(field, why)| BackendStartError::Setting { index, field, why })?;
+                    upstream.watch(index, Arc::downgrade(&merge));
+                    Backend::Upstream(upstream)
+                }
+            });
+        }
+        Ok((Self { backends: backends.into(), merge }, capacity))
+    }
+
+    /// Begins work: `model` is to answer `body`, right behind `prefix`. Its events go to `sink`; a full sink holds the backend
+    /// back.
+    #[must_use = "dropping it stops the work"]
+    #[expect(
+        clippy::too_many_arguments,
+        reason = "these are the fields of `Effect::Run`, which is taken apart here only"
+    )]
+    pub fn run(
+        &self,
+        work: WorkId,
+        model: &str,
+        kind: Kind,
+        body: Vec<u8>,
+        prefix: Vec<u8>,
+        own: bool,
+        sink: mpsc::Sender<BackendEvent>,
+    ) -> Running {
+        tracing::debug!(work = work.0, model, kind = kind.as_str(), own, prefix = prefix.len(), "work begins");
+        let (backends, merge) = (Arc::clone(&self.backends), Arc::clone(&self.merge));
+        let work = Work { id: work, model: model.to_owned(), kind, body, prefix };
+        let task = tokio::spawn(async move {
+            let out = Out { work: work.id, kind, sink };
+            let result = match merge.pick(&work.model) {
+                Some((index, _busy)) => match &backends[index] {
+                    Backend::Embedded(engine) => engine.run(work, &out).await,
+                    Backend::Upstream(upstream) => upstream.run(work, &out).await,
+                },
+                None => Err(BackendError::Failed(format!("no own backend serves `{}` now", work.model))),
+            };
+            out.end(result).await;
+        });
+        Running(task.abort_handle())
+    }
+}
+
+/// Where a work's events go.
+#[derive(Debug)]
+struct Out {
+    work: WorkId,
+    kind: Kind,
+    sink: mpsc::Sender<BackendEvent>,
+}
+
+/// Nobody listens any more.
+#[derive(Clone, Copy, Debug)]
+struct Gone;
+
+impl Out {
+    /// Passes an event on, with the text that it delivers.
+    async fn event(&self, bytes: Vec<u8>) -> Result<(), BackendError> {
+        if bytes.len() > CHUNK_BYTES_MAX {
+            return Err(BackendError::Failed("an event is over 256 KiB".into()));
+        }
+        let text = text_of_event(self.kind, &bytes);
+        let event = BackendEvent::Output { work: self.work, bytes, text };
+        self.sink.send(event).await.map_err(|_| BackendError::Failed("nobody listens".into()))
+    }
+
+    async fn end(&self, result: Result<String, BackendError>) {
+        let event = match result {
+            Ok(finish) => BackendEvent::Finished { work: self.work, finish: cut(finish, FINISH_BYTES_MAX) },
+            Err(error) => BackendEvent::Failed { work: self.work, error },
+        };
+        // If nobody listens, nobody needs to know.
+        let _: Result<(), Gone> = self.sink.send(event).await.map_err(|_| Gone);
+    }
+}
+
+/// The start of a text, at most `max` bytes, in whole characters.
+fn cut(mut text: String, max: usize) -> String {
+    let end = (0..=max.min(text.len())).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+    text.truncate(end);
+    text
+}
+
+/// A request that this backend cannot take, naming the field.
+fn rejected(field: &str, why: &str) -> BackendError {
+    let error = serde_json::json!({"error": {
+        "message": format!("{field}: {why}"),
+        "type": "invalid_request_error",
+        "param": field,
+        "code": "invalid_request",
+    }});
+    BackendError::Rejected { status: 400, message: error.to_string() }
+}

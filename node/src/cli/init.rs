@@ -1,0 +1,211 @@
+//! `spillway init`: keys, and a `spillway.toml` with a comment on every field.
+//! Invariant: nothing that exists is overwritten, and what is written passes the checks of `spillway up`.
+
+use super::{Place, Verdict, table};
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use spillway_ledger::Genesis;
+use spillway_protocol::NodeConfig;
+use spillway_testnet::genesis::{ACCOUNT_KEY, GENESIS_FILE, NODE_KEY, found, key_file, read, write};
+use spillway_testnet::testnet::CONFIG_FILE;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+#[derive(Debug, Args)]
+pub(crate) struct InitArguments {
+    #[command(flatten)]
+    place: Place,
+    /// The genesis file of the network to join; without it this node founds a network of its own and keeps its books
+    #[arg(long, value_name = "GENESIS", requires = "authority")]
+    network: Option<PathBuf>,
+    /// To join: the peer id of the node that keeps the books
+    #[arg(long, value_name = "PEER_ID", requires = "network")]
+    authority: Option<String>,
+    /// To join: an address with a peer id to knock at first; repeat for more
+    #[arg(long, value_name = "ADDR", requires = "network")]
+    bootstrap: Vec<String>,
+    /// Your own inference server, such as http://127.0.0.1:8000/v1; without it, the embedded guide model
+    #[arg(long, value_name = "URL")]
+    backend: Option<String>,
+}
+
+/// Text as a TOML string.
+fn quoted(text: &str) -> String {
+    toml::Value::String(text.into()).to_string()
+}
+
+/// The settings, commented. Every value but those given is the default.
+fn settings(arguments: &InitArguments) -> String {
+    let bootstrap: Vec<String> = arguments.bootstrap.iter().map(|address| quoted(address)).collect();
+    let bootstrap = bootstrap.join(", ");
+    let backend = match &arguments.backend {
+        Some(url) => format!(
+            r#"[[backend]]
+kind = "openai"
+url = {}
+# key_env = "MY_SERVER_KEY"   # the environment variable that holds its key, if it wants one
+# models = ["my-model"]       # only these; otherwise all that it lists
+slots = 4                     # requests at once"#,
+            quoted(url)
+        ),
+        None => r#"[[backend]]
+kind = "embedded"             # the engine in this program
+model = "guide"               # its name to clients
+# gguf = "my-model.gguf"      # your own model file; otherwise the small guide model that ships with Spillway
+slots = 4                     # requests at once
+
+# Any OpenAI-compatible server works as well: vLLM, SGLang, llama.cpp's server, Ollama, TGI.
+# [[backend]]
+# kind = "openai"
+# url = "http://127.0.0.1:8000/v1"
+# slots = 8"#
+            .into(),
+    };
+    let ledger = match &arguments.authority {
+        Some(authority) => format!(
+            r#"role = "follow"               # checks every block and keeps a copy
+authority = {}  # the peer id of the node that keeps the books"#,
+            quoted(authority)
+        ),
+        None => r#"role = "solo"                 # this node keeps the books; "follow" checks and keeps a copy
+# authority = "12D3…"         # to follow: the peer id of the node that keeps the books"#
+            .into(),
+    };
+    format!(
+        r#"# A Spillway node. `spillway up` reads this file; `spillway doctor` checks it.
+
+genesis = "genesis.json"      # what the network agreed on at its start
+
+[network]
+listen = ["/ip4/0.0.0.0/udp/4600/quic-v1", "/ip4/0.0.0.0/tcp/4600"]
+bootstrap = [{bootstrap}]                # peers to knock at first: multiaddresses with peer ids
+mdns = true                   # also look for peers on the local network
+region = ""                   # where this node is, at most 32 bytes; others may choose by it
+emulated_rtt_ms = 0           # for test networks: pretends to be this far away
+
+[gateway]
+listen = "127.0.0.1:8080"     # the OpenAI API; port 0 takes a free one
+
+[edge]
+listen = "127.0.0.1:4601"     # QUIC, for `spillway submit` and programs that are no nodes
+
+# Your own hardware: it is always tried first.
+{backend}
+
+# What strangers may use, and for how much. A unit is one byte of text.
+[provide]
+enabled = false               # true to earn
+price_input = 0.05            # credits per million units of prompt
+price_output = 0.2            # credits per million units of answer
+reserved_slots = 1            # slots per model that strangers never get
+window = 1024                 # units of answer that you want paid ahead
+settle_after_s = 60.0         # seconds of rest before earnings are redeemed on the ledger
+
+# What your own jobs may pay strangers.
+[spend]
+price_input_max = 2.0         # credits per million units of prompt, at most
+price_output_max = 10.0       # credits per million units of answer, at most
+deposit = 1.0                 # credits locked when a session with a provider opens
+second_worth = 0.001          # credits that a second of waiting is worth: high prefers the fast, low the cheap
+queue_max = 64                # own jobs that may wait for an own slot
+
+[ledger]
+{ledger}
+"#
+    )
+}
+
+fn write_new(path: &Path, text: &str) -> Result<()> {
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .open(path)
+        .with_context(|| format!("cannot create {}", path.display()))?;
+    file.write_all(text.as_bytes()).with_context(|| format!("cannot write {}", path.display()))
+}
+
+/// Runs `spillway init`.
+pub(crate) fn init(arguments: &InitArguments) -> Result<Verdict> {
+    let folder = &arguments.place.folder;
+    for name in [CONFIG_FILE, GENESIS_FILE] {
+        let path = folder.join(name);
+        if path.exists() {
+            bail!("{} exists already; nothing was changed", path.display());
+        }
+    }
+    let text = settings(arguments);
+    let config: NodeConfig = toml::from_str(&text).context("the settings as TOML")?;
+    config.validate()?;
+    let joined: Option<Genesis> = match &arguments.network {
+        Some(path) => Some(read(path)?),
+        None => None,
+    };
+    // Every check has passed: from here on files are written.
+    std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
+    key_file(&folder.join(NODE_KEY))?;
+    let account = key_file(&folder.join(ACCOUNT_KEY))?.public();
+    let genesis = match joined {
+        Some(genesis) => genesis,
+        None => found(folder, "my-network")?,
+    };
+    write(&genesis, &folder.join(GENESIS_FILE))?;
+    write_new(&folder.join(CONFIG_FILE), &text)?;
+    let place = folder.display();
+    table::line(&format!("wrote {CONFIG_FILE}, {GENESIS_FILE} and keys to {place}"))?;
+    table::line(&format!("account  {account}"))?;
+    table::line(&format!("next     spillway up --folder {place}"))?;
+    table::line(&format!("         spillway key create --folder {place}"))?;
+    Ok(Verdict::Done)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{InitArguments, init, settings};
+    use crate::cli::Place;
+    use spillway_protocol::NodeConfig;
+    use spillway_protocol::config::{BackendSection, LedgerRole, ProvideSection, SpendSection};
+
+    fn arguments(folder: &std::path::Path) -> InitArguments {
+        InitArguments {
+            place: Place { folder: folder.into() },
+            network: None,
+            authority: None,
+            bootstrap: Vec::new(),
+            backend: None,
+        }
+    }
+
+    #[test]
+    fn the_commented_file_says_the_defaults() {
+        let config: NodeConfig = toml::from_str(&settings(&arguments("x".as_ref()))).unwrap();
+        config.validate().unwrap();
+        assert_eq!(config.provide, ProvideSection::default());
+        assert_eq!(config.spend, SpendSection::default());
+        assert_eq!(config.ledger.role, LedgerRole::Solo);
+    }
+
+    #[test]
+    fn what_is_given_is_what_is_written() {
+        let mut arguments = arguments("x".as_ref());
+        arguments.authority = Some("12D3KooW\"quoted".into());
+        arguments.bootstrap = vec!["/ip4/192.0.2.1/tcp/4600/p2p/A".into(), "/ip4/192.0.2.2/tcp/4600/p2p/B".into()];
+        arguments.backend = Some("http://127.0.0.1:8000/v1".into());
+        let config: NodeConfig = toml::from_str(&settings(&arguments)).unwrap();
+        assert_eq!(config.ledger.role, LedgerRole::Follow);
+        assert_eq!(config.ledger.authority, "12D3KooW\"quoted");
+        assert_eq!(config.network.bootstrap, arguments.bootstrap);
+        let [BackendSection::OpenAi { url, .. }] = config.backend.as_slice() else { panic!("{:?}", config.backend) };
+        assert_eq!(url, "http://127.0.0.1:8000/v1");
+    }
+
+    #[test]
+    fn a_second_init_changes_nothing() {
+        let folder = tempfile::tempdir().unwrap();
+        init(&arguments(folder.path())).unwrap();
+        let read = |name: &str| std::fs::read_to_string(folder.path().join(name)).unwrap();
+        let before = (read("spillway.toml"), read("genesis.json"), read("node.key"), read("account.key"));
+        let error = init(&arguments(folder.path())).unwrap_err();
+        assert!(error.to_string().contains("exists already"), "{error}");
+        assert_eq!(before, (read("spillway.toml"), read("genesis.json"), read("node.key"), read("account.key")));
+    }
+}

@@ -1,0 +1,669 @@
+//! Drives the market's machine with the real world: one task that turns what happens into events and effects into deeds.
+//! Invariants: effects are carried out in order; what is to be kept is on disk before anything later in the same drain
+//! leaves this node; no queue here grows without bound.
+
+use crate::backend::{BackendEvent, Backends, Running};
+use crate::books::{BookEvent, Books};
+use crate::jobs::{Command, JobEvent, JobRequest, Jobs, Load, MarketModel, MarketView, OfferView};
+use crate::network::{CallKind, FrameReader, FrameWriter, JobStream, Network, NetworkEvent, Reply, Topic};
+use crate::openai::measure::text_of_event;
+use crate::records;
+use anyhow::Context as _;
+use spillway_ledger::store::{Batch, Store};
+use spillway_ledger::{Action, Applied, Digest, JobId, NodeId, Signed, decode, encode};
+use spillway_protocol::{
+    Capacity, Effect, Event, Frame, Kind, LedgerCommand, Now, Offer, Peer, Probe, ProbeId, ProbeReply, StreamId, WorkId,
+};
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use tokio::sync::{mpsc, watch};
+use tokio::task::AbortHandle;
+
+/// Happenings that may wait to be handled; whoever adds more waits.
+const INBOX_MAX: usize = 4096;
+/// Frames that may wait to be sent on one stream; a peer that reads slower loses the stream.
+const OUTBOX_MAX: usize = 4096;
+/// Happenings handled between two visits to the disk.
+const BATCH_MAX: usize = 512;
+/// How long a probe or an opening may take on the network; the market has limits of its own.
+const NETWORK_WAIT: Duration = Duration::from_secs(5);
+/// How often the snapshot of the market is renewed at the least.
+const VIEW_EVERY: Duration = Duration::from_secs(2);
+/// How soon after a change.
+const VIEW_AFTER: Duration = Duration::from_millis(100);
+
+/// What other tasks tell the driver.
+enum Inbox {
+    Event(Event),
+    Opened(StreamId, NodeId, JobStream),
+    Frame(StreamId, NodeId, Frame),
+}
+
+/// The means of one node.
+pub struct Parts {
+    /// The market.
+    pub peer: Peer,
+    /// Where records go.
+    pub store: Arc<Store>,
+    /// Peers.
+    pub network: Network,
+    /// What the network tells.
+    pub network_events: mpsc::Receiver<NetworkEvent>,
+    /// The node's copy of the ledger.
+    pub books: Books,
+    /// What the ledger tells.
+    pub book_events: mpsc::Receiver<BookEvent>,
+    /// Own inference.
+    pub backends: Backends,
+    /// What own inference can do.
+    pub capacity: watch::Receiver<Vec<Capacity>>,
+    /// The clients' handle.
+    pub jobs: Jobs,
+    /// What clients want.
+    pub commands: mpsc::Receiver<Command>,
+}
+
+struct Client {
+    events: mpsc::Sender<JobEvent>,
+    /// Keeps room for the end, however slowly the client reads.
+    end: mpsc::OwnedPermit<JobEvent>,
+}
+
+struct StreamTask {
+    kind: Kind,
+    outbox: mpsc::Sender<Frame>,
+    reader: AbortHandle,
+}
+
+struct Driver {
+    parts: Parts,
+    clock: Clock,
+    inbox: mpsc::Sender<Inbox>,
+    clients: HashMap<JobId, Client>,
+    streams: HashMap<StreamId, StreamTask>,
+    /// The kind of job on each outgoing stream that is not open yet is learned from its first frame.
+    work: HashMap<WorkId, Running>,
+    probes: HashMap<ProbeId, Reply>,
+    own_offers: BTreeMap<String, Signed<Offer>>,
+    next_stream: u64,
+    next_probe: u64,
+    peers: usize,
+    view_dirty: bool,
+    view_at: Instant,
+}
+
+/// Wall time that never goes back: read once, then counted.
+struct Clock {
+    wall_us: u64,
+    start: Instant,
+}
+
+impl Clock {
+    fn new() -> Self {
+        let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        Self { wall_us: u64::try_from(since.as_micros()).unwrap_or(u64::MAX), start: Instant::now() }
+    }
+
+    fn now(&self) -> Now {
+        let elapsed = u64::try_from(self.start.elapsed().as_micros()).unwrap_or(u64::MAX);
+        Now(self.wall_us.saturating_add(elapsed))
+    }
+
+    fn instant(&self, at: Now) -> Instant {
+        self.start + Duration::from_micros(at.0.saturating_sub(self.wall_us))
+    }
+}
+
+/// Runs until `stop` resolves.
+///
+/// # Errors
+/// If the store fails: a node that cannot keep its promises on disk makes none.
+pub async fn drive(parts: Parts, restored: Vec<spillway_protocol::Record>, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+    let (inbox, mut inbound) = mpsc::channel(INBOX_MAX);
+    let mut driver = Driver {
+        parts,
+        clock: Clock::new(),
+        inbox,
+        clients: HashMap::new(),
+        streams: HashMap::new(),
+        work: HashMap::new(),
+        probes: HashMap::new(),
+        own_offers: BTreeMap::new(),
+        next_stream: 0,
+        next_probe: 0,
+        peers: 0,
+        view_dirty: true,
+        view_at: Instant::now(),
+    };
+    driver.begin(&restored);
+    driver.drain()?;
+    tokio::pin!(stop);
+    loop {
+        let wake = driver.wake_at();
+        tokio::select! {
+            () = &mut stop => return Ok(()),
+            Some(message) = inbound.recv() => {
+                driver.take(message);
+                for _ in 1..BATCH_MAX {
+                    let Ok(message) = inbound.try_recv() else { break };
+                    driver.take(message);
+                }
+            }
+            Some(event) = driver.parts.network_events.recv() => driver.network_event(event),
+            Some(event) = driver.parts.book_events.recv() => {
+                driver.book_event(event);
+                while let Ok(event) = driver.parts.book_events.try_recv() {
+                    driver.book_event(event);
+                }
+            }
+            Some(command) = driver.parts.commands.recv() => driver.command(command),
+            Ok(()) = driver.parts.capacity.changed() => driver.capacity_changed(),
+            () = tokio::time::sleep_until(wake.into()) => driver.handle(Event::Tick),
+        }
+        driver.drain()?;
+        driver.renew_view();
+    }
+}
+
+impl Driver {
+    fn handle(&mut self, event: Event) {
+        let now = self.clock.now();
+        self.parts.peer.handle(now, event);
+    }
+
+    fn wake_at(&self) -> Instant {
+        let view = self.view_at + if self.view_dirty { VIEW_AFTER } else { VIEW_EVERY };
+        self.parts.peer.deadline().map_or(view, |at| self.clock.instant(at).min(view))
+    }
+
+    /// Tells the market what has been true before it started: sessions, balance, addresses, backends.
+    fn begin(&mut self, restored: &[spillway_protocol::Record]) {
+        let account = self.parts.books.account();
+        let mut events = Vec::new();
+        self.parts.books.read(|book| {
+            for (session, state) in book.sessions() {
+                if state.open && (state.consumer == account || state.provider == account) {
+                    events.push(Event::SessionOpened {
+                        session: *session,
+                        business: [0; 16],
+                        consumer: state.consumer,
+                        provider: state.provider,
+                        voucher_key: state.voucher_key,
+                        deposit: state.deposit,
+                        price_cap: state.price_cap,
+                        expires_ms: state.expires_ms,
+                    });
+                    events.push(Event::SessionSettled { session: *session, settled: state.settled, closed: false });
+                }
+            }
+            for record in restored {
+                let (session, settled) = match record {
+                    spillway_protocol::Record::Paying(paying) => (paying.session, paying.settled),
+                    spillway_protocol::Record::Earning(earning) => (earning.session, earning.settled),
+                    spillway_protocol::Record::Spending(_)
+                    | spillway_protocol::Record::Receipt { .. }
+                    | spillway_protocol::Record::PayingOver(_)
+                    | spillway_protocol::Record::EarningOver(_) => continue,
+                };
+                // A copy of the books that is behind knows nothing yet; one that knows the session as closed ends it.
+                if book.session(&session).is_some_and(|state| !state.open) {
+                    events.push(Event::SessionSettled { session, settled, closed: true });
+                }
+            }
+            events.push(Event::Balance(book.balance(&account)));
+        });
+        events.push(Event::Addresses(self.parts.network.addresses()));
+        for event in events {
+            self.handle(event);
+        }
+        self.capacity_changed();
+    }
+
+    fn capacity_changed(&mut self) {
+        let capacity = self.parts.capacity.borrow_and_update().clone();
+        self.handle(Event::Capacity(capacity));
+        self.view_dirty = true;
+    }
+
+    fn command(&mut self, command: Command) {
+        match command {
+            Command::Submit(JobRequest { job, events }) => {
+                let Ok(end) = events.clone().try_reserve_owned() else { return };
+                self.clients.insert(job.id, Client { events, end });
+                self.handle(Event::Submit(job));
+            }
+            Command::ClientLeft(job) => self.handle(Event::ClientLeft(job)),
+        }
+    }
+
+    fn take(&mut self, message: Inbox) {
+        match message {
+            Inbox::Event(event) => {
+                if let Event::StreamClosed(stream) = &event {
+                    self.close(*stream);
+                }
+                self.handle(event);
+            }
+            Inbox::Opened(stream, peer, job_stream) => {
+                self.attach(stream, peer, job_stream);
+                self.handle(Event::StreamOpened(stream));
+            }
+            Inbox::Frame(stream, peer, frame) => {
+                let Some(task) = self.streams.get_mut(&stream) else { return };
+                let text = match &frame {
+                    Frame::Chunk { bytes, .. } => text_of_event(task.kind, bytes),
+                    Frame::Open(open) => {
+                        task.kind = open.kind;
+                        Vec::new()
+                    }
+                    Frame::Accepted
+                    | Frame::Refused { .. }
+                    | Frame::Alive { .. }
+                    | Frame::Voucher(_)
+                    | Frame::Cancel
+                    | Frame::Done { .. }
+                    | Frame::Aborted { .. }
+                    | Frame::Rejected { .. }
+                    | Frame::CoSigned(_) => Vec::new(),
+                };
+                self.handle(Event::FrameReceived { stream, peer, frame, text });
+            }
+        }
+    }
+
+    // ---- the network ----
+
+    fn network_event(&mut self, event: NetworkEvent) {
+        match event {
+            NetworkEvent::PeerConnected(peer) => {
+                self.peers += 1;
+                self.exchange_offers(peer);
+                self.handle(Event::Addresses(self.parts.network.addresses()));
+            }
+            NetworkEvent::PeerLost(peer) => {
+                self.peers = self.peers.saturating_sub(1);
+                self.handle(Event::PeerLost(peer));
+            }
+            NetworkEvent::Rtt { .. } => {} // Probes measure the whole way; a ping sees less than a job does.
+            NetworkEvent::Gossip { topic: Topic::Offers, bytes, verdict } => match Signed::<Offer>::from_bytes(&bytes) {
+                Ok(offer) => {
+                    verdict.accept();
+                    self.offer(offer);
+                }
+                Err(error) => {
+                    tracing::debug!(%error, "an offer that does not hold was dropped");
+                    verdict.reject();
+                }
+            },
+            NetworkEvent::Gossip { topic: Topic::Blocks, bytes, verdict } => self.parts.books.gossip(bytes, verdict),
+            NetworkEvent::Call { kind: CallKind::Probe, peer, request, reply } => {
+                let Ok(request) = decode::<Probe>(&request) else { return }; // Dropping the reply refuses the call.
+                let probe = ProbeId(self.next_probe);
+                self.next_probe += 1;
+                self.probes.insert(probe, reply);
+                self.handle(Event::ProbeReceived { probe, peer, request });
+            }
+            NetworkEvent::Call { kind: CallKind::Offers, reply, .. } => reply.send(self.offers_for_exchange()),
+            NetworkEvent::Call { kind: CallKind::Ledger, peer, request, reply } => {
+                self.parts.books.call(peer, request, reply);
+            }
+            NetworkEvent::Stream { peer, stream } => {
+                let id = StreamId::In(self.next_stream);
+                self.next_stream += 1;
+                self.attach(id, peer, stream);
+            }
+        }
+    }
+
+    fn offer(&mut self, offer: Signed<Offer>) {
+        self.handle(Event::OfferReceived(offer));
+        self.view_dirty = true;
+    }
+
+    /// Asks a new peer for the offers it knows.
+    fn exchange_offers(&self, peer: NodeId) {
+        let (network, inbox) = (self.parts.network.clone(), self.inbox.clone());
+        tokio::spawn(async move {
+            let Ok(bytes) = network.call(peer, &[], CallKind::Offers, Vec::new(), NETWORK_WAIT).await else { return };
+            for offer in split_offers(&bytes) {
+                if inbox.send(Inbox::Event(Event::OfferReceived(offer))).await.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// Own offers first, then others', as many as a call may carry: each with its length before it.
+    fn offers_for_exchange(&self) -> Vec<u8> {
+        let now = self.clock.now();
+        let mut bytes = Vec::new();
+        let mut seen = std::collections::BTreeSet::new();
+        let others = self.parts.peer.directory().all(now).map(|listing| &*listing.offer);
+        for offer in self.own_offers.values().chain(others) {
+            if !seen.insert(offer.digest()) {
+                continue;
+            }
+            let encoded = offer.to_bytes();
+            if bytes.len() + 4 + encoded.len() > CallKind::Offers.response_bytes_max() {
+                break;
+            }
+            bytes.extend_from_slice(&u32::try_from(encoded.len()).expect("at most 1 KiB").to_le_bytes());
+            bytes.extend_from_slice(&encoded);
+        }
+        bytes
+    }
+
+    fn attach(&mut self, id: StreamId, peer: NodeId, stream: JobStream) {
+        let (reader, writer) = stream.split();
+        let (outbox, frames) = mpsc::channel(OUTBOX_MAX);
+        let reading = tokio::spawn(read(id, peer, reader, self.inbox.clone()));
+        tokio::spawn(write(id, writer, frames, reading.abort_handle(), self.inbox.clone()));
+        self.streams.insert(id, StreamTask { kind: Kind::Chat, outbox, reader: reading.abort_handle() });
+    }
+
+    /// Lets go of a stream: what was queued on it is still sent.
+    fn close(&mut self, id: StreamId) {
+        self.streams.remove(&id);
+    }
+
+    fn send(&mut self, id: StreamId, frame: Frame) {
+        let Some(task) = self.streams.get_mut(&id) else { return };
+        if let Frame::Open(open) = &frame {
+            task.kind = open.kind;
+        }
+        if task.outbox.try_send(frame).is_err() {
+            // The peer reads too slowly, or is gone.
+            task.reader.abort();
+            self.streams.remove(&id);
+            let inbox = self.inbox.clone();
+            tokio::spawn(async move { inbox.send(Inbox::Event(Event::StreamClosed(id))).await });
+        }
+    }
+
+    // ---- the ledger ----
+
+    fn book_event(&mut self, event: BookEvent) {
+        let BookEvent::Applied { applied, business, .. } = event;
+        let account = self.parts.books.account();
+        match applied {
+            Applied::Opened { session, state, .. } if state.consumer == account || state.provider == account => {
+                self.handle(Event::SessionOpened {
+                    session,
+                    business,
+                    consumer: state.consumer,
+                    provider: state.provider,
+                    voucher_key: state.voucher_key,
+                    deposit: state.deposit,
+                    price_cap: state.price_cap,
+                    expires_ms: state.expires_ms,
+                });
+            }
+            Applied::Settled { session, claim, last, consumer, provider, .. }
+                if consumer == account || provider == account =>
+            {
+                self.handle(Event::SessionSettled { session, settled: claim, closed: last });
+            }
+            Applied::Refunded { session, .. } => {
+                let state = self.parts.books.read(|book| book.session(&session).cloned());
+                if let Some(state) = state.filter(|state| state.consumer == account || state.provider == account) {
+                    self.handle(Event::SessionSettled { session, settled: state.settled, closed: true });
+                }
+            }
+            Applied::Minted { .. }
+            | Applied::Transferred { .. }
+            | Applied::Opened { .. }
+            | Applied::Settled { .. } => {}
+        }
+        let balance = self.parts.books.read(|book| book.balance(&account));
+        self.handle(Event::Balance(balance));
+    }
+
+    fn ledger(&self, business: [u8; 16], command: LedgerCommand) {
+        let gateway = self.parts.books.account();
+        let action = match command {
+            LedgerCommand::Open { provider, voucher_key, deposit, price_cap, expires_ms } => {
+                Action::Open { provider, gateway, voucher_key, deposit, price_cap, expires_ms }
+            }
+            LedgerCommand::Settle { voucher, claim, usage, receipts, last } => {
+                Action::Settle { voucher, claim, usage, receipts, last }
+            }
+            LedgerCommand::Refund { session } => Action::Refund { session },
+        };
+        let (books, inbox) = (self.parts.books.clone(), self.inbox.clone());
+        tokio::spawn(async move {
+            if let Err(error) = books.submit(business, action).await {
+                tracing::warn!(%error, "the ledger refused an entry");
+                let _ = inbox.send(Inbox::Event(Event::EntryRefused { business, why: error.to_string() })).await;
+            }
+        });
+    }
+
+    // ---- effects ----
+
+    /// Carries out what the market asks for: first all that must be on disk, then the rest in order.
+    fn drain(&mut self) -> anyhow::Result<()> {
+        let mut effects = Vec::new();
+        let mut batch = Batch::new();
+        while let Some(effect) = self.parts.peer.poll() {
+            match effect {
+                Effect::Persist(record) => records::keep(&mut batch, &record),
+                other => effects.push(other),
+            }
+        }
+        if !batch.is_empty() {
+            let store = &self.parts.store;
+            tokio::task::block_in_place(|| store.commit(batch)).context("node.redb: what is owed cannot be kept")?;
+        }
+        for effect in effects {
+            self.perform(effect);
+        }
+        Ok(())
+    }
+
+    fn perform(&mut self, effect: Effect) {
+        match effect {
+            Effect::Placed { job, leg, route, provider, reason } => {
+                self.tell(job, JobEvent::Placed { leg, route, provider, reason });
+            }
+            Effect::Deliver { job, bytes } => self.tell(job, JobEvent::Chunk(bytes)),
+            Effect::Ended { job, outcome } => {
+                self.parts.jobs.ended(job, &outcome);
+                if let Some(client) = self.clients.remove(&job) {
+                    client.end.send(JobEvent::Ended(outcome));
+                }
+            }
+            Effect::Run { work, model, kind, body, prefix, own } => {
+                let inbox = self.inbox.clone();
+                let running = self.parts.backends.run(work, &model, kind, body, prefix, own, backend_sink(inbox));
+                self.work.insert(work, running);
+            }
+            Effect::Stop(work) => {
+                self.work.remove(&work);
+            }
+            Effect::OpenStream { stream, peer, addresses } => {
+                let (network, inbox) = (self.parts.network.clone(), self.inbox.clone());
+                tokio::spawn(async move {
+                    let message = match network.open(peer, &addresses, NETWORK_WAIT).await {
+                        Ok(job_stream) => Inbox::Opened(stream, peer, job_stream),
+                        Err(error) => {
+                            tracing::debug!(%peer, %error, "no stream to a provider");
+                            Inbox::Event(Event::StreamClosed(stream))
+                        }
+                    };
+                    let _ = inbox.send(message).await;
+                });
+            }
+            Effect::Send { stream, frame } => self.send(stream, frame),
+            Effect::CloseStream(stream) => self.close(stream),
+            Effect::SendProbe { probe, peer, addresses, request } => {
+                let (network, inbox) = (self.parts.network.clone(), self.inbox.clone());
+                tokio::spawn(async move {
+                    let answer = network.call(peer, &addresses, CallKind::Probe, encode(&request), NETWORK_WAIT).await;
+                    let reply = match answer {
+                        Ok(bytes) => decode::<ProbeReply>(&bytes).ok(),
+                        Err(error) => {
+                            tracing::debug!(%peer, %error, "a probe went unanswered");
+                            None
+                        }
+                    };
+                    let _ = inbox.send(Inbox::Event(Event::ProbeReplied { probe, reply })).await;
+                });
+            }
+            Effect::ReplyProbe { probe, reply } => {
+                if let Some(way_back) = self.probes.remove(&probe) {
+                    way_back.send(encode(&reply));
+                }
+            }
+            Effect::Publish(offer) => self.publish(offer),
+            Effect::Ledger { business, command } => self.ledger(business, command),
+            Effect::Persist(_) => unreachable!("kept before"),
+        }
+    }
+
+    fn tell(&mut self, job: JobId, event: JobEvent) {
+        let Some(client) = self.clients.get(&job) else { return };
+        if client.events.try_send(event).is_err() {
+            tracing::warn!(%job, "a client that reads too slowly was cut");
+            self.clients.remove(&job);
+            let inbox = self.inbox.clone();
+            tokio::spawn(async move { inbox.send(Inbox::Event(Event::ClientLeft(job))).await });
+        }
+    }
+
+    fn publish(&mut self, offer: Signed<Offer>) {
+        self.parts.network.publish(Topic::Offers, offer.to_bytes());
+        let models: Vec<String> = offer.value().models.iter().map(|model| model.id.clone()).collect();
+        self.own_offers.insert(models.first().cloned().unwrap_or_default(), offer);
+        let sequence = self.own_offers.values().map(|offer| offer.value().sequence).max().unwrap_or(0);
+        self.own_offers.retain(|_, offer| offer.value().sequence == sequence);
+        let all = self.own_offers.values().flat_map(|offer| offer.value().models.iter().map(|model| model.id.clone()));
+        self.parts.network.provide(all.collect());
+    }
+
+    // ---- for people ----
+
+    fn renew_view(&mut self) {
+        let since = self.view_at.elapsed();
+        if since < VIEW_AFTER || (!self.view_dirty && since < VIEW_EVERY) {
+            return;
+        }
+        let now = self.clock.now();
+        let peer = &self.parts.peer;
+        let mut models: BTreeMap<String, MarketModel> = BTreeMap::new();
+        for capacity in self.parts.capacity.borrow().iter().filter(|capacity| capacity.healthy) {
+            let id = capacity.model.clone();
+            models.insert(id.clone(), MarketModel { id, own: true, providers: 0, price_min: None });
+        }
+        let mut offers = Vec::new();
+        for listing in peer.directory().all(now) {
+            let (offer, model, node) = (listing.offer.value(), listing.model(), listing.node());
+            let entry = models.entry(model.id.clone()).or_insert_with(|| MarketModel {
+                id: model.id.clone(),
+                own: false,
+                providers: 0,
+                price_min: None,
+            });
+            entry.providers += 1;
+            if entry.price_min.is_none_or(|price| model.price.output < price.output) {
+                entry.price_min = Some(model.price);
+            }
+            offers.push(OfferView {
+                node,
+                account: listing.account(),
+                region: offer.region.clone(),
+                model: model.id.clone(),
+                price: model.price,
+                slots: model.slots,
+                age_ms: now.ms().saturating_sub(offer.issued_ms),
+                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates; never negative")]
+                rtt_ms: peer.reputation().rtt_ms(&node).map(|rtt| rtt as u64),
+                reputation: peer.reputation().lower_bound(&node),
+                addresses: offer.addresses.clone(),
+            });
+        }
+        let running = |capacity: &Capacity| (capacity.model.clone(), peer.running(&capacity.model));
+        let running = self.parts.capacity.borrow().iter().map(running).collect();
+        let load = Load { peers: self.peers, running };
+        self.parts.jobs.set_market(MarketView { models: models.into_values().collect(), offers, load });
+        self.view_dirty = false;
+        self.view_at = Instant::now();
+    }
+}
+
+fn backend_sink(inbox: mpsc::Sender<Inbox>) -> mpsc::Sender<BackendEvent> {
+    // One hop, so that backends know nothing of the driver; its bound is the backends' backpressure.
+    let (sink, mut events) = mpsc::channel(64);
+    tokio::spawn(async move {
+        while let Some(event) = events.recv().await {
+            let event = match event {
+                BackendEvent::Output { work, bytes, text } => Event::Output { work, bytes, text },
+                BackendEvent::Finished { work, finish } => Event::Finished { work, finish },
+                BackendEvent::Failed { work, error } => Event::BackendFailed { work, error },
+            };
+            if inbox.send(Inbox::Event(event)).await.is_err() {
+                return;
+            }
+        }
+    });
+    sink
+}
+
+async fn read(id: StreamId, peer: NodeId, mut reader: FrameReader, inbox: mpsc::Sender<Inbox>) {
+    loop {
+        match reader.next().await {
+            Ok(Some(frame)) => {
+                if inbox.send(Inbox::Frame(id, peer, frame)).await.is_err() {
+                    return;
+                }
+            }
+            Ok(None) => break,
+            Err(error) => {
+                tracing::debug!(%peer, %error, "a job's stream broke");
+                break;
+            }
+        }
+    }
+    let _ = inbox.send(Inbox::Event(Event::StreamClosed(id))).await;
+}
+
+/// Sends what is queued; once the driver lets go of the stream, closes it and stops reading from it.
+async fn write(
+    id: StreamId,
+    mut writer: FrameWriter,
+    mut frames: mpsc::Receiver<Frame>,
+    reader: AbortHandle,
+    inbox: mpsc::Sender<Inbox>,
+) {
+    while let Some(frame) = frames.recv().await {
+        if writer.send(&frame).await.is_err() {
+            reader.abort();
+            let _ = inbox.send(Inbox::Event(Event::StreamClosed(id))).await;
+            return;
+        }
+    }
+    let _ = writer.close().await;
+    reader.abort();
+}
+
+/// Reads offers back from [`Driver::offers_for_exchange`]; what does not hold is left out.
+fn split_offers(mut bytes: &[u8]) -> Vec<Signed<Offer>> {
+    let mut offers = Vec::new();
+    while let Some((length, rest)) = bytes.split_first_chunk::<4>() {
+        let length = u32::from_le_bytes(*length) as usize;
+        let Some((offer, rest)) = rest.split_at_checked(length) else { break };
+        bytes = rest;
+        offers.extend(Signed::<Offer>::from_bytes(offer).ok());
+    }
+    offers
+}
+
+/// The seed of the market's random choices, drawn from the system.
+///
+/// # Errors
+/// If the system gives no random bytes.
+pub fn new_seed() -> anyhow::Result<[u8; 32]> {
+    let mut seed = [0; 32];
+    getrandom::fill(&mut seed).context("the system gives no random bytes")?;
+    Ok(*Digest::of("spillway/seed", &[&seed]).as_bytes())
+}

@@ -1,0 +1,204 @@
+//! The operator's routes, under `/admin`.
+//! Invariant: each wants the token in `admin.token` and refuses requests that a browser sends for another page.
+
+use super::desk::Mint;
+use super::error::ApiError;
+use super::http::{drain, json_response, query_value, read_body};
+use super::{Gateway, Terms, guard};
+use crate::metrics::TurnedAway;
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{FromRequestParts, Path, RawQuery, Request, State};
+use axum::http::request::Parts;
+use axum::http::{HeaderValue, Response, StatusCode, header};
+use axum::routing::{delete, get, post};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::json;
+use spillway_ledger::JobId;
+
+/// Longest body of an operator's request, in bytes.
+const BODY_MAX: usize = 64 << 10;
+/// Most blocks in one answer; callers ask again from where it ended.
+const BLOCKS_MAX: usize = 256;
+/// Most lines of the ledger's log, and most receipts, in one answer.
+const LINES_MAX: usize = 10_000;
+
+pub(super) fn routes() -> Router<Gateway> {
+    Router::new()
+        .route("/admin/keys", get(list_keys).post(create_key))
+        .route("/admin/keys/{id}", delete(revoke_key))
+        .route("/admin/jobs/{id}", get(show_job))
+        .route("/admin/market", get(market))
+        .route("/admin/status", get(status))
+        .route("/admin/ledger/account", get(account))
+        .route("/admin/ledger/blocks", get(blocks))
+        .route("/admin/ledger/log", get(log))
+        .route("/admin/ledger/receipts", get(receipts))
+        .route("/admin/ledger/mint", post(mint))
+}
+
+/// Proof that the request has the operator's token; a route that takes it cannot be called without.
+struct Operator;
+
+impl FromRequestParts<Gateway> for Operator {
+    type Rejection = ApiError;
+
+    async fn from_request_parts(head: &mut Parts, gateway: &Gateway) -> Result<Self, ApiError> {
+        guard::origin(&head.headers)?;
+        if gateway.is_admin(guard::secret(&head.headers).unwrap_or_default()) {
+            return Ok(Self);
+        }
+        gateway.0.metrics.turned_away(TurnedAway::Unauthorized);
+        let message = "these routes want the token in the node's `admin.token`, as `Authorization: Bearer …`";
+        Err(ApiError { message: message.into(), ..ApiError::unauthorized() })
+    }
+}
+
+async fn body<T: DeserializeOwned>(request: Request) -> Result<T, ApiError> {
+    let bytes = read_body(request.into_body(), BODY_MAX).await?;
+    serde_json::from_slice(&bytes).map_err(|error| ApiError::new(400, "invalid_request", error.to_string()))
+}
+
+pub(super) fn job_id(text: &str) -> Result<JobId, ApiError> {
+    text.parse().map_err(|_| ApiError {
+        param: Some("id".into()),
+        ..ApiError::new(400, "invalid_request", "id: not a job's id, which has 32 hexadecimal digits")
+    })
+}
+
+pub(super) fn unknown_job(text: &str) -> ApiError {
+    ApiError::new(404, "job_not_found", format!("the job `{text}` is not among the last ones here"))
+}
+
+/// Runs what reads the disk where that may block.
+async fn off_thread<T: Send + 'static>(
+    gateway: &Gateway,
+    read: impl FnOnce(&dyn super::Desk) -> Result<T, ApiError> + Send + 'static,
+) -> Result<T, ApiError> {
+    let desk = gateway.0.desk.clone();
+    tokio::task::spawn_blocking(move || read(&*desk))
+        .await
+        .unwrap_or_else(|_| Err(ApiError::internal("reading the node's files failed; its log says more")))
+}
+
+async fn list_keys(_: Operator, State(gateway): State<Gateway>) -> Response<Body> {
+    json_response(&json!({"keys": gateway.0.keys.list()}))
+}
+
+async fn create_key(_: Operator, State(gateway): State<Gateway>, request: Request) -> Result<Response<Body>, ApiError> {
+    #[derive(Serialize)]
+    struct Created<'a> {
+        secret: &'a str,
+        #[serde(flatten)]
+        view: super::keys::KeyView,
+    }
+    let terms: Terms = body(request).await?;
+    let (view, secret) = gateway.0.keys.create(terms).await?;
+    tracing::info!(key = view.id, name = view.terms.name, "key made");
+    let mut response = json_response(&Created { secret: &secret, view });
+    *response.status_mut() = StatusCode::CREATED;
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    Ok(response)
+}
+
+async fn revoke_key(
+    _: Operator,
+    State(gateway): State<Gateway>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<StatusCode, ApiError> {
+    drain(request.into_body()).await;
+    let unknown = |_| ApiError::new(404, "key_not_found", "a key's id has 8 hexadecimal digits");
+    gateway.0.keys.revoke(id.parse().map_err(unknown)?).await?;
+    tracing::info!(key = id, "key revoked");
+    Ok(StatusCode::NO_CONTENT)
+}
+
+async fn show_job(
+    _: Operator,
+    State(gateway): State<Gateway>,
+    Path(id): Path<String>,
+) -> Result<Response<Body>, ApiError> {
+    let log = gateway.0.jobs.log(job_id(&id)?).ok_or_else(|| unknown_job(&id))?;
+    Ok(json_response(&log))
+}
+
+async fn market(_: Operator, State(gateway): State<Gateway>) -> Response<Body> {
+    json_response(&json!({"offers": gateway.0.jobs.offers(), "models": gateway.0.jobs.models()}))
+}
+
+async fn status(_: Operator, State(gateway): State<Gateway>) -> Result<Response<Body>, ApiError> {
+    #[derive(Serialize)]
+    struct Status {
+        #[serde(flatten)]
+        node: super::desk::NodeStatus,
+        uptime_s: u64,
+        jobs_running: u64,
+        version: &'static str,
+    }
+    let node = off_thread(&gateway, |desk| Ok(desk.status())).await?;
+    Ok(json_response(&Status {
+        node,
+        uptime_s: gateway.0.since.elapsed().as_secs(),
+        jobs_running: gateway.0.metrics.running(),
+        version: env!("CARGO_PKG_VERSION"),
+    }))
+}
+
+async fn account(_: Operator, State(gateway): State<Gateway>) -> Result<Response<Body>, ApiError> {
+    Ok(json_response(&off_thread(&gateway, |desk| Ok(desk.account())).await?))
+}
+
+fn from_height(query: Option<&str>) -> Result<u64, ApiError> {
+    query_value(query, "from").map_or(Ok(0), |text| {
+        text.parse().map_err(|_| ApiError {
+            param: Some("from".into()),
+            ..ApiError::new(400, "invalid_request", "from: not a block's height")
+        })
+    })
+}
+
+async fn blocks(
+    _: Operator,
+    State(gateway): State<Gateway>,
+    RawQuery(query): RawQuery,
+) -> Result<Response<Body>, ApiError> {
+    let from = from_height(query.as_deref())?;
+    let blocks = off_thread(&gateway, move |desk| desk.blocks(from, BLOCKS_MAX)).await?;
+    let mut bytes = Vec::with_capacity(blocks.iter().map(|block| block.len() + 4).sum());
+    for block in blocks {
+        let length = u32::try_from(block.len()).expect("a block is at most about 1 MiB");
+        bytes.extend_from_slice(&length.to_le_bytes());
+        bytes.extend_from_slice(&block);
+    }
+    let mut response = Response::new(Body::from(bytes));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    Ok(response)
+}
+
+async fn log(
+    _: Operator,
+    State(gateway): State<Gateway>,
+    RawQuery(query): RawQuery,
+) -> Result<Response<Body>, ApiError> {
+    let from = from_height(query.as_deref())?;
+    let entries = off_thread(&gateway, move |desk| desk.log(from, LINES_MAX)).await?;
+    Ok(json_response(&json!({"entries": entries})))
+}
+
+async fn receipts(
+    _: Operator,
+    State(gateway): State<Gateway>,
+    RawQuery(query): RawQuery,
+) -> Result<Response<Body>, ApiError> {
+    let job = query_value(query.as_deref(), "job").map(job_id).transpose()?;
+    let receipts = off_thread(&gateway, move |desk| desk.receipts(job, LINES_MAX)).await?;
+    Ok(json_response(&json!({"receipts": receipts})))
+}
+
+async fn mint(_: Operator, State(gateway): State<Gateway>, request: Request) -> Result<Response<Body>, ApiError> {
+    let mint: Mint = body(request).await?;
+    let height = gateway.0.desk.mint(mint).await?;
+    Ok(json_response(&json!({"height": height})))
+}

@@ -1,0 +1,197 @@
+//! The routes for clients, and how a request's body is read.
+//! Invariant: every route but `/healthz` and `/readyz` wants a key, and no body is read further than its limit.
+
+use super::answer::{Waits, Wishes, answer};
+use super::error::ApiError;
+use super::{Gateway, admin, allows, guard};
+use axum::Router;
+use axum::body::Body;
+use axum::extract::{RawQuery, Request, State};
+use axum::http::{HeaderMap, HeaderValue, Response, header};
+use axum::middleware::{Next, from_fn};
+use axum::response::IntoResponse;
+use axum::routing::{get, post};
+use http_body_util::BodyExt;
+use serde_json::json;
+use spillway_protocol::Kind;
+use spillway_protocol::job::BODY_BYTES_MAX;
+use std::time::Duration;
+
+/// How long a client may take to send a body.
+const BODY_WAIT: Duration = Duration::from_secs(60);
+/// How much more of a refused body is read and thrown away, so that the client gets to read why: one that is still writing
+/// when the connection closes sees only that.
+const DRAIN_BYTES_MAX: usize = 32 << 20;
+/// How long that may take.
+const DRAIN_WAIT: Duration = Duration::from_secs(5);
+
+/// Every route. `local` is whether the server listens on loopback only; then it answers to loopback names only.
+pub(super) fn router(gateway: Gateway, local: bool) -> Router {
+    let router = Router::new()
+        .route("/healthz", get(async || "ok"))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/v1/models", get(models))
+        .route("/v1/models/{*id}", get(model))
+        .route("/v1/chat/completions", post(chat))
+        .route("/v1/completions", post(completion))
+        .route("/api/v1/generation", get(generation))
+        .merge(admin::routes())
+        .fallback(async || ApiError::new(404, "not_found", "there is no such route"))
+        .method_not_allowed_fallback(async || {
+            ApiError::new(405, "method_not_allowed", "the route takes another method")
+        })
+        .with_state(gateway);
+    if local { router.layer(from_fn(answer_to_loopback)) } else { router }
+}
+
+async fn answer_to_loopback(request: Request, next: Next) -> Response<Body> {
+    match guard::host(request.headers()) {
+        Ok(()) => next.run(request).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+/// Reads a body of at most `limit` bytes.
+///
+/// # Errors
+/// 413 above the limit, 408 if the client is too slow, 400 if the connection breaks.
+pub(super) async fn read_body(body: Body, limit: usize) -> Result<Vec<u8>, ApiError> {
+    let read = async {
+        let (mut body, mut bytes) = (body, Vec::new());
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|_| ApiError::new(400, "incomplete_body", "the body ended early"))?;
+            let Ok(data) = frame.into_data() else { continue };
+            if bytes.len() + data.len() > limit {
+                drop(bytes);
+                drain(body).await;
+                return Err(ApiError::too_large(limit));
+            }
+            bytes.extend_from_slice(&data);
+        }
+        Ok(bytes)
+    };
+    let late = |_| Err(ApiError::new(408, "body_timeout", "the body did not arrive in time"));
+    tokio::time::timeout(BODY_WAIT, read).await.unwrap_or_else(late)
+}
+
+/// Throws away what is left of a refused body, within limits.
+pub(super) async fn drain(mut body: Body) {
+    let read = async {
+        let mut left = DRAIN_BYTES_MAX;
+        while let Some(Ok(frame)) = body.frame().await {
+            let Some(after) = left.checked_sub(frame.data_ref().map_or(0, bytes::Bytes::len)) else { return };
+            left = after;
+        }
+    };
+    let _ = tokio::time::timeout(DRAIN_WAIT, read).await;
+}
+
+/// A request whose sender waits for leave to send the body: refusing it needs no draining.
+fn waits_for_leave(headers: &HeaderMap) -> bool {
+    headers.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
+}
+
+async fn chat(State(gateway): State<Gateway>, request: Request) -> Response<Body> {
+    job(&gateway, Kind::Chat, request).await
+}
+
+async fn completion(State(gateway): State<Gateway>, request: Request) -> Response<Body> {
+    job(&gateway, Kind::Completion, request).await
+}
+
+async fn job(gateway: &Gateway, kind: Kind, request: Request) -> Response<Body> {
+    let (head, body) = request.into_parts();
+    let admitted = async {
+        let caller = match gateway.authenticate(guard::secret(&head.headers).unwrap_or_default()) {
+            Ok(caller) => caller,
+            Err(error) => {
+                if !waits_for_leave(&head.headers) {
+                    drain(body).await;
+                }
+                return Err(error);
+            }
+        };
+        let bytes = read_body(body, BODY_BYTES_MAX).await?;
+        gateway.admit_as(&caller, kind, &bytes).await
+    };
+    let wishes = Wishes { detail: head.headers.get("x-spillway-detail").is_some_and(|value| value == "legs") };
+    match admitted.await {
+        Ok(job) => answer(job, wishes, Waits::default(), gateway.0.metrics.clone()).await,
+        Err(error) => error.into_response(),
+    }
+}
+
+pub(super) fn json_response(value: &impl serde::Serialize) -> Response<Body> {
+    let mut response = Response::new(Body::from(serde_json::to_vec(value).expect("views have string keys only")));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    response
+}
+
+async fn ready(State(gateway): State<Gateway>) -> Result<Response<Body>, ApiError> {
+    if gateway.is_stopping() {
+        return Err(ApiError::stopping());
+    }
+    Ok(json_response(&json!({"ready": true, "models": gateway.0.jobs.models().len()})))
+}
+
+/// Metrics say how busy the node is and what it spends, which is for its operator; any key of the node will do, and so
+/// will the admin token.
+async fn metrics(State(gateway): State<Gateway>, headers: HeaderMap) -> Result<Response<Body>, ApiError> {
+    let secret = guard::secret(&headers).unwrap_or_default();
+    if !gateway.is_admin(secret) {
+        gateway.authenticate(secret)?;
+    }
+    let mut response = Response::new(Body::from(gateway.0.metrics.to_text()));
+    let text = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, text);
+    Ok(response)
+}
+
+fn model_json(model: &crate::jobs::MarketModel) -> serde_json::Value {
+    json!({
+        "id": model.id,
+        "object": "model",
+        // No model here has a date; clients want the field.
+        "created": 0,
+        "owned_by": if model.own { "own" } else { "network" },
+        "x_spillway": {"own": model.own, "providers": model.providers, "price_min": model.price_min},
+    })
+}
+
+async fn models(State(gateway): State<Gateway>, headers: HeaderMap) -> Result<Response<Body>, ApiError> {
+    let caller = gateway.authenticate(guard::secret(&headers).unwrap_or_default())?;
+    let models = gateway.0.jobs.models();
+    let data: Vec<_> = models.iter().filter(|model| allows(&caller.terms, &model.id)).map(model_json).collect();
+    Ok(json_response(&json!({"object": "list", "data": data})))
+}
+
+async fn model(
+    State(gateway): State<Gateway>,
+    axum::extract::Path(id): axum::extract::Path<String>,
+    headers: HeaderMap,
+) -> Result<Response<Body>, ApiError> {
+    let caller = gateway.authenticate(guard::secret(&headers).unwrap_or_default())?;
+    let models = gateway.0.jobs.models();
+    let model = models.iter().find(|model| model.id == id && allows(&caller.terms, &id));
+    model.map(|model| json_response(&model_json(model))).ok_or_else(|| ApiError::unknown_model(&id))
+}
+
+/// The value of `name` in a query; ids and numbers need no unescaping.
+pub(super) fn query_value<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {
+    query?.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
+}
+
+async fn generation(
+    State(gateway): State<Gateway>,
+    RawQuery(query): RawQuery,
+    headers: HeaderMap,
+) -> Result<Response<Body>, ApiError> {
+    let secret = guard::secret(&headers).unwrap_or_default();
+    let caller = if gateway.is_admin(secret) { None } else { Some(gateway.authenticate(secret)?) };
+    let text = query_value(query.as_deref(), "id").unwrap_or_default();
+    let id = admin::job_id(text)?;
+    // Somebody else's job is answered like one that never was.
+    let log = gateway.0.jobs.log(id).filter(|_| caller.is_none_or(|caller| gateway.is_owner(&caller, id)));
+    log.map(|log| json_response(&json!({"data": log}))).ok_or_else(|| admin::unknown_job(text))
+}

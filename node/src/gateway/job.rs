@@ -1,0 +1,156 @@
+//! A job that was admitted: its events, and its money's way back.
+//! Invariant: whatever becomes of the client, the reservation is settled to what the job cost, once its market says so.
+
+use super::keys::Reservation;
+use crate::jobs::{JobEvent, JobHandle, Jobs};
+use crate::metrics::Metrics;
+use spillway_ledger::{Credits, JobId};
+use spillway_protocol::{Kind, Outcome};
+use std::sync::Arc;
+use std::time::Duration;
+
+/// How long the outcome of a job whose client left is waited for.
+const OUTCOME_WAIT: Duration = Duration::from_secs(300);
+/// How often the job log is looked at for the outcome of a job whose events were cut.
+const LOG_LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// What the client asked for, as far as the answer depends on it.
+#[derive(Clone, Debug)]
+pub struct Asked {
+    /// The endpoint.
+    pub kind: Kind,
+    /// The model.
+    pub model: String,
+    /// Whether as a stream.
+    pub stream: bool,
+    /// Whether with usage at the stream's end.
+    pub include_usage: bool,
+}
+
+/// A job under way. Dropping it tells the market that the client left.
+#[derive(Debug)]
+pub struct AdmittedJob {
+    id: JobId,
+    asked: Asked,
+    handle: Option<JobHandle>,
+    closing: Option<Closing>,
+}
+
+impl AdmittedJob {
+    pub(super) fn new(
+        asked: Asked,
+        handle: JobHandle,
+        reservation: Reservation,
+        jobs: Jobs,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        metrics.job_begins();
+        let id = handle.id();
+        let closing = Closing { id, kind: asked.kind, model: asked.model.clone(), reservation, jobs, metrics };
+        Self { id, asked, handle: Some(handle), closing: Some(closing) }
+    }
+
+    /// The job.
+    #[must_use]
+    pub const fn id(&self) -> JobId {
+        self.id
+    }
+
+    /// What the client asked for.
+    #[must_use]
+    pub const fn asked(&self) -> &Asked {
+        &self.asked
+    }
+
+    /// The next event. [`JobEvent::Ended`] is the last; its cost is settled when it is returned. `None` after it, or if the
+    /// client read so slowly that it was cut off, or if the market stopped.
+    ///
+    /// Cancel-safe: a dropped future loses no event.
+    pub async fn next(&mut self) -> Option<JobEvent> {
+        let event = self.handle.as_mut()?.next().await;
+        match &event {
+            Some(JobEvent::Placed { .. } | JobEvent::Chunk(_)) => {}
+            Some(JobEvent::Ended(outcome)) => {
+                self.handle = None;
+                if let Some(closing) = self.closing.take() {
+                    closing.close(outcome);
+                }
+            }
+            None => {
+                self.handle = None;
+                if let Some(closing) = self.closing.take() {
+                    tokio::spawn(closing.close_by_log());
+                }
+            }
+        }
+        event
+    }
+}
+
+impl Drop for AdmittedJob {
+    fn drop(&mut self) {
+        let (Some(handle), Some(closing)) = (self.handle.take(), self.closing.take()) else { return };
+        // Without a runtime the node is going down, and the next start settles what is open.
+        let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        runtime.spawn(async move {
+            match tokio::time::timeout(OUTCOME_WAIT, handle.leave()).await {
+                Ok(Some(outcome)) => closing.close(&outcome),
+                Ok(None) | Err(_) => closing.close_by_log().await,
+            }
+        });
+    }
+}
+
+/// What is left to do when a job ends.
+#[derive(Debug)]
+struct Closing {
+    id: JobId,
+    kind: Kind,
+    model: String,
+    reservation: Reservation,
+    jobs: Jobs,
+    metrics: Arc<Metrics>,
+}
+
+impl Closing {
+    fn close(self, outcome: &Outcome) {
+        self.metrics.job_ends(self.kind, Some(outcome));
+        let first = outcome.legs.first();
+        let failure = outcome.result.as_ref().err();
+        tracing::info!(
+            job = %self.id,
+            key = %self.reservation.key(),
+            model = self.model,
+            route = first.map_or("none", |leg| leg.route.as_str()),
+            reason = failure.map_or_else(|| first.map_or("none", |leg| leg.reason.as_str()), |failure| failure.reason.as_str()),
+            finish = outcome.result.as_deref().unwrap_or("none"),
+            error = failure.map_or("", |failure| failure.message.as_str()),
+            legs = outcome.legs.len(),
+            cost_micro = outcome.cost.micro(),
+            first_ms = outcome.first_ms,
+            total_ms = outcome.total_ms,
+            "job ended"
+        );
+        self.reservation.settle(outcome.cost);
+    }
+
+    /// For a job whose events ended before its outcome: the job log has it once the market is done with the job.
+    async fn close_by_log(self) {
+        let looks = OUTCOME_WAIT.as_millis() / LOG_LOOK_EVERY.as_millis();
+        for _ in 0..looks {
+            match self.jobs.log(self.id) {
+                Some(log) if log.status == "running" => {}
+                Some(log) => {
+                    self.metrics.job_ends(self.kind, None);
+                    tracing::info!(job = %self.id, cost_micro = log.cost_micro, "a cut job ended");
+                    self.reservation.settle(Credits::new(log.cost_micro));
+                    return;
+                }
+                None => break,
+            }
+            tokio::time::sleep(LOG_LOOK_EVERY).await;
+        }
+        self.metrics.job_ends(self.kind, None);
+        tracing::warn!(job = %self.id, "a job's outcome is unknown; its reservation stays until the next start");
+    }
+}

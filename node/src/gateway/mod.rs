@@ -1,0 +1,296 @@
+//! The gateway: OpenAI's HTTP API for clients with keys, and the operator's own routes.
+//! Invariant: nothing becomes a job before its key is known and its worst case is reserved; HTTP and the edge take the
+//! same way in.
+
+pub mod admin;
+pub mod answer;
+pub mod budget;
+pub mod desk;
+pub mod error;
+pub mod guard;
+pub mod http;
+pub mod job;
+pub mod keys;
+pub mod ledger_log;
+pub mod server;
+pub mod stall;
+pub mod writer;
+
+#[cfg(test)]
+mod tests;
+
+pub use desk::Desk;
+pub use error::ApiError;
+pub use job::{AdmittedJob, Asked};
+pub use keys::{Caller, Keys, KeysError, Terms};
+pub use server::Serving;
+
+use crate::jobs::{Jobs, JobsFull};
+use crate::keystore;
+use crate::metrics::{Metrics, TurnedAway};
+use crate::openai::Request;
+use keys::KeyId;
+use spillway_ledger::store::Store;
+use spillway_ledger::{Credits, Digest, JobId, Price};
+use spillway_protocol::job::BODY_BYTES_MAX;
+use spillway_protocol::{Job, Kind, Prefer};
+use std::collections::{BTreeMap, VecDeque};
+use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Instant;
+use subtle::ConstantTimeEq;
+use zeroize::Zeroizing;
+
+/// The admin token's file in the node's folder.
+pub const ADMIN_TOKEN_FILE: &str = "admin.token";
+/// Jobs whose key is remembered, so that the key's owner may ask about them; as many as the job log keeps.
+const OWNERS_MAX: usize = 10_000;
+
+/// What a gateway is made of.
+pub struct Parts<'a> {
+    /// The node's folder: for the admin token.
+    pub folder: &'a Path,
+    /// Keys and budgets.
+    pub store: Arc<Store>,
+    /// The market.
+    pub jobs: Jobs,
+    /// The rest of the node, for the operator's routes.
+    pub desk: Arc<dyn Desk>,
+    /// What is counted.
+    pub metrics: Arc<Metrics>,
+    /// The highest price that any key's jobs accept.
+    pub price_max: Price,
+    /// What each job may have cost by the vouchers signed for it: the node's `Record::Spending`, as a crash left them.
+    pub promised: BTreeMap<JobId, Credits>,
+}
+
+/// The way in for clients; cheap to clone.
+#[derive(Clone)]
+pub struct Gateway(Arc<Inner>);
+
+struct Inner {
+    keys: Keys,
+    jobs: Jobs,
+    desk: Arc<dyn Desk>,
+    metrics: Arc<Metrics>,
+    price_max: Price,
+    admin_hash: Digest,
+    owners: Mutex<Owners>,
+    stopping: AtomicBool,
+    since: Instant,
+}
+
+#[derive(Default)]
+struct Owners {
+    by_job: BTreeMap<JobId, KeyId>,
+    order: VecDeque<JobId>,
+}
+
+/// Why a gateway cannot start.
+#[derive(Debug, thiserror::Error)]
+pub enum GatewayError {
+    /// The keys.
+    #[error("keys: {0}")]
+    Keys(#[from] KeysError),
+    /// The admin token's file.
+    #[error("{0:#}")]
+    AdminToken(anyhow::Error),
+    /// The address.
+    #[error("gateway.listen: {address}: {source}")]
+    Listen {
+        /// As configured.
+        address: String,
+        /// Why not.
+        source: std::io::Error,
+    },
+}
+
+impl std::fmt::Debug for Gateway {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Gateway").field("keys", &self.0.keys).finish_non_exhaustive()
+    }
+}
+
+impl Gateway {
+    /// Reads the keys, settles what a crash left open, and makes the admin token if there is none.
+    ///
+    /// # Errors
+    /// If the keys or the token cannot be read or written.
+    pub fn open(parts: Parts<'_>) -> Result<Self, GatewayError> {
+        let promised = parts.promised;
+        let keys = Keys::open(parts.store, |job| promised.get(&job).copied())?;
+        let token = admin_token(parts.folder).map_err(GatewayError::AdminToken)?;
+        Ok(Self(Arc::new(Inner {
+            keys,
+            jobs: parts.jobs,
+            desk: parts.desk,
+            metrics: parts.metrics,
+            price_max: parts.price_max,
+            admin_hash: admin_hash(&token),
+            owners: Mutex::default(),
+            stopping: AtomicBool::new(false),
+            since: Instant::now(),
+        })))
+    }
+
+    /// Serves HTTP on `address`, such as `127.0.0.1:8080`; port 0 takes a free one.
+    ///
+    /// # Errors
+    /// If the address cannot be listened on.
+    pub async fn serve(&self, address: &str) -> Result<Serving, GatewayError> {
+        let fail = |source| GatewayError::Listen { address: address.to_owned(), source };
+        let listener = tokio::net::TcpListener::bind(address).await.map_err(fail)?;
+        let bound = listener.local_addr().map_err(fail)?;
+        Ok(Serving::start(listener, bound, http::router(self.clone(), bound.ip().is_loopback())))
+    }
+
+    /// Takes no more jobs; those under way go on. Readiness turns false.
+    pub fn stop_admitting(&self) {
+        self.0.stopping.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits until all that was settled so far is durable. For a clean stop, after the jobs have ended; what is missed here is
+    /// settled at the next start, to what was promised instead of what was delivered.
+    pub async fn flush(&self) {
+        if self.0.keys.flush().await.is_err() {
+            tracing::error!("what keys spent last could not be written");
+        }
+    }
+
+    /// Admits a request: knows its key, reads it, reserves its worst case, and hands it to the market.
+    ///
+    /// # Errors
+    /// In this order: 401 for a wrong key, 503 while stopping, 413 and 400 for the body, 403 and 404 for the model, 429 and
+    /// 402 for the key's limits, 429 if the market is full. An error leaves nothing reserved.
+    pub async fn admit(&self, secret: &str, kind: Kind, body: &[u8]) -> Result<AdmittedJob, ApiError> {
+        let caller = self.authenticate(secret)?;
+        self.admit_as(&caller, kind, body).await
+    }
+
+    /// Whose secret this is.
+    ///
+    /// # Errors
+    /// 401.
+    pub fn authenticate(&self, secret: &str) -> Result<Caller, ApiError> {
+        self.0.keys.authenticate(secret).inspect_err(|_| self.0.metrics.turned_away(TurnedAway::Unauthorized))
+    }
+
+    /// As [`Self::admit`], for a caller that is known.
+    ///
+    /// # Errors
+    /// As [`Self::admit`].
+    pub async fn admit_as(&self, caller: &Caller, kind: Kind, body: &[u8]) -> Result<AdmittedJob, ApiError> {
+        let inner = &*self.0;
+        self.check_admit(caller, kind, body).await.inspect_err(|error| {
+            inner.metrics.turned_away(match (error.status, error.code.as_str()) {
+                (401, _) => TurnedAway::Unauthorized,
+                (402, _) => TurnedAway::Budget,
+                (403 | 404, _) => TurnedAway::Model,
+                (429, "concurrency_limit") => TurnedAway::Concurrency,
+                (429 | 503, _) => TurnedAway::Full,
+                (400..=499, _) => TurnedAway::BadRequest,
+                _ => TurnedAway::Internal,
+            });
+        })
+    }
+
+    async fn check_admit(&self, caller: &Caller, kind: Kind, body: &[u8]) -> Result<AdmittedJob, ApiError> {
+        let inner = &*self.0;
+        if self.is_stopping() {
+            return Err(ApiError::stopping());
+        }
+        if body.len() > BODY_BYTES_MAX {
+            return Err(ApiError::too_large(BODY_BYTES_MAX));
+        }
+        let request = Request::parse(kind, body)?;
+        if request.body.len() > BODY_BYTES_MAX {
+            return Err(ApiError::too_large(BODY_BYTES_MAX));
+        }
+        if !allows(&caller.terms, &request.model) {
+            let message = format!("the key is not for the model `{}`", request.model);
+            return Err(ApiError { param: Some("model".into()), ..ApiError::new(403, "model_not_allowed", message) });
+        }
+        if !inner.jobs.models().iter().any(|model| model.id == request.model) {
+            return Err(ApiError::unknown_model(&request.model));
+        }
+        let mut id = JobId([0; 16]);
+        getrandom::fill(&mut id.0).map_err(|_| ApiError::internal("the system gives no random bytes"))?;
+        let job = Job {
+            id,
+            model: request.model.clone(),
+            kind,
+            body: request.body,
+            output_max: request.output_max,
+            continuable: request.continuable,
+            prefer: caller.terms.prefer.into(),
+            price_max: lower(inner.price_max, caller.terms.price_max),
+        };
+        // Own hardware costs a key nothing.
+        let cost_max = if job.prefer == Prefer::Own { Some(Credits::ZERO) } else { job.cost_max() };
+        let cost_max =
+            cost_max.ok_or_else(|| ApiError::new(400, "price_limit", "the price limit exceeds what can be counted"))?;
+        let reservation = inner.keys.reserve(caller, id, cost_max).await?;
+        let handle = match inner.jobs.submit(job) {
+            Ok(handle) => handle,
+            Err(JobsFull) => {
+                reservation.settle(Credits::ZERO);
+                return Err(ApiError::busy("queue_full", "too many jobs wait on this node already", 1));
+            }
+        };
+        inner.owners.lock().expect("inserting does not panic").insert(id, caller.id);
+        let asked = Asked { kind, model: request.model, stream: request.stream, include_usage: request.include_usage };
+        Ok(AdmittedJob::new(asked, handle, reservation, inner.jobs.clone(), Arc::clone(&inner.metrics)))
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.0.stopping.load(Ordering::Relaxed)
+    }
+
+    /// Whether `token` is the operator's.
+    fn is_admin(&self, token: &str) -> bool {
+        bool::from(admin_hash(token).as_bytes().ct_eq(self.0.admin_hash.as_bytes()))
+    }
+
+    fn is_owner(&self, caller: &Caller, job: JobId) -> bool {
+        self.0.owners.lock().expect("inserting does not panic").by_job.get(&job) == Some(&caller.id)
+    }
+}
+
+impl Owners {
+    fn insert(&mut self, job: JobId, key: KeyId) {
+        self.by_job.insert(job, key);
+        self.order.push_back(job);
+        if self.order.len() > OWNERS_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.by_job.remove(&oldest);
+        }
+    }
+}
+
+fn allows(terms: &Terms, model: &str) -> bool {
+    terms.models.as_ref().is_none_or(|models| models.iter().any(|allowed| allowed == model))
+}
+
+fn lower(node: Price, key: Option<Price>) -> Price {
+    let Some(key) = key else { return node };
+    Price { input: node.input.min(key.input), cached: node.cached.min(key.cached), output: node.output.min(key.output) }
+}
+
+fn admin_hash(token: &str) -> Digest {
+    Digest::of("spillway/admin-token/1", &[token.as_bytes()])
+}
+
+fn admin_token(folder: &Path) -> anyhow::Result<Zeroizing<String>> {
+    let path = folder.join(ADMIN_TOKEN_FILE);
+    if !path.exists() {
+        let mut random = Zeroizing::new([0; 32]);
+        getrandom::fill(&mut *random).map_err(|error| anyhow::anyhow!("the system gives no random bytes: {error}"))?;
+        keystore::write_secret(&path, &Zeroizing::new(hex::encode(*random)))?;
+    }
+    let token = Zeroizing::new(keystore::read_secret(&path)?);
+    let trimmed = Zeroizing::new(token.trim().to_owned());
+    anyhow::ensure!(trimmed.len() >= 32, "{}: under 32 characters, which can be guessed", path.display());
+    Ok(trimmed)
+}

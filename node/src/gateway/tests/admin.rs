@@ -1,0 +1,129 @@
+//! The operator's routes, and what is told about jobs.
+
+use super::{World, account, error_of, json_of};
+use reqwest::{Method, Response};
+use serde_json::{Value, json};
+
+impl World {
+    async fn admin(&self, method: Method, path: &str, body: &str) -> Response {
+        let request = self.client.request(method, self.url(path)).bearer_auth(self.admin_token());
+        request.body(body.to_owned()).send().await.expect("an answer")
+    }
+
+    async fn admin_json(&self, path: &str) -> Value {
+        let response = self.admin(Method::GET, path, "").await;
+        assert_eq!(response.status(), 200, "{path}");
+        json_of(response).await
+    }
+}
+
+#[tokio::test]
+async fn keys_are_made_listed_and_revoked() {
+    let world = World::new().await;
+    let wanted = r#"{"name":"demo","budget_micro":5000000,"prefer":"any","models":["plain"],"concurrency":3}"#;
+    let response = world.admin(Method::POST, "/admin/keys", wanted).await;
+    assert_eq!(
+        (response.status().as_u16(), &response.headers()["cache-control"]),
+        (201, &"no-store".parse().expect("a value"))
+    );
+    let made = json_of(response).await;
+    let secret = made["secret"].as_str().expect("a secret");
+    let shown = json!({
+        "id": made["id"], "name": "demo", "budget_micro": 5_000_000, "prefer": "any", "models": ["plain"],
+        "price_max": null, "concurrency": 3, "spent_micro": 0, "reserved_micro": 0, "running": 0, "revoked": false,
+    });
+    let list = world.admin_json("/admin/keys").await;
+    assert!(list["keys"].as_array().expect("a list").contains(&shown), "{list}");
+    assert!(!list.to_string().contains("secret"));
+    let models = || world.client.get(world.url("/v1/models")).bearer_auth(secret).send();
+    assert_eq!(models().await.expect("an answer").status(), 200);
+    let path = format!("/admin/keys/{}", made["id"].as_str().expect("an id"));
+    assert_eq!(world.admin(Method::DELETE, &path, "").await.status(), 204);
+    assert_eq!(models().await.expect("an answer").status(), 401);
+    for (path, status) in [("/admin/keys/00000000", 404), ("/admin/keys/zz", 404)] {
+        assert_eq!(error_of(world.admin(Method::DELETE, path, "").await).await.0, status);
+    }
+    for (body, field) in [
+        (r#"{"name":""}"#, Some("name")),
+        (r#"{"name":"a","concurrency":0}"#, Some("concurrency")),
+        (r#"{"nom":"a"}"#, None),
+    ] {
+        let error = error_of(world.admin(Method::POST, "/admin/keys", body).await).await;
+        assert_eq!(error, (400, "invalid_request".into(), field.map(str::to_owned)), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn jobs_are_told_to_their_owners() {
+    let world = World::new().await;
+    let response = world.chat("legs", "").await;
+    let job = response.headers()["x-spillway-job"].to_str().expect("text").to_owned();
+    let path = format!("/api/v1/generation?id={job}");
+    let told = json_of(world.get(&path).send().await.expect("an answer")).await;
+    assert_eq!(
+        (&told["data"]["status"], &told["data"]["legs"][1]["reason"]),
+        (&json!("done"), &json!("provider_stalled"))
+    );
+    assert_eq!(world.admin_json(&format!("/admin/jobs/{job}")).await, told["data"]);
+    assert_eq!(world.admin_json(&path).await, told);
+    let (_, other) =
+        world.gateway.0.keys.create(super::Terms { name: "b".into(), ..Default::default() }).await.expect("a key");
+    let asked = world.client.get(world.url(&path)).bearer_auth(&*other).send().await.expect("an answer");
+    assert_eq!(error_of(asked).await, (404, "job_not_found".into(), None));
+    for id in ["", "zz"] {
+        let asked = world.get(&format!("/api/v1/generation?id={id}")).send().await.expect("an answer");
+        assert_eq!(error_of(asked).await, (400, "invalid_request".into(), Some("id".into())));
+    }
+}
+
+#[tokio::test]
+async fn the_books_and_the_node_are_shown() {
+    let world = World::new().await;
+    let status = world.admin_json("/admin/status").await;
+    assert_eq!((&status["peers"], &status["height"], &status["jobs_running"]), (&json!(3), &json!(2), &json!(0)));
+    assert_eq!(
+        status["backends"],
+        json!([{"model": "plain", "engine": "test", "slots": 2, "free": 1, "healthy": true}])
+    );
+    assert!(status["uptime_s"].is_u64() && status["version"].is_string());
+    let shown = json!({"account": account(), "balance_micro": 5, "locked_micro": 6, "nonce": 1, "height": 2});
+    assert_eq!(world.admin_json("/admin/ledger/account").await, shown);
+    let blocks = world.admin(Method::GET, "/admin/ledger/blocks?from=1", "").await.bytes().await.expect("bytes");
+    assert_eq!(&blocks[..], [3, 0, 0, 0, 1, 1, 1, 3, 0, 0, 0, 2, 2, 2]);
+    let blocks = world.admin(Method::GET, "/admin/ledger/blocks?from=3", "").await.bytes().await.expect("bytes");
+    assert!(blocks.is_empty());
+    assert_eq!(world.admin_json("/admin/ledger/log?from=7").await, json!({"entries": [{"height": 7}]}));
+    let receipts = format!("/admin/ledger/receipts?job={}", "0".repeat(32));
+    assert_eq!(world.admin_json(&receipts).await, json!({"receipts": []}));
+    assert_eq!(world.admin_json("/admin/market").await["models"].as_array().map(Vec::len), Some(10));
+    for (path, status) in
+        [("/admin/ledger/receipts", 500), ("/admin/ledger/receipts?job=1", 400), ("/admin/ledger/log?from=x", 400)]
+    {
+        assert_eq!(error_of(world.admin(Method::GET, path, "").await).await.0, status, "{path}");
+    }
+    let mint = |reference: &str| json!({"to": account(), "amount_micro": 77, "reference": reference}).to_string();
+    let minted = json_of(world.admin(Method::POST, "/admin/ledger/mint", &mint("a")).await).await;
+    assert_eq!(minted, json!({"height": 77}));
+    let refused = error_of(world.admin(Method::POST, "/admin/ledger/mint", &mint("used")).await).await;
+    assert_eq!(refused, (400, "ledger_refused".into(), None));
+    assert_eq!(error_of(world.admin(Method::POST, "/admin/ledger/mint", "{}").await).await.0, 400);
+}
+
+#[tokio::test]
+async fn metrics_count_what_happened() {
+    let world = World::new().await;
+    world.chat("legs", "").await;
+    world.chat("full", "").await;
+    world.chat("absent", "").await;
+    let request = world.client.get(world.url("/metrics")).bearer_auth(world.admin_token());
+    let text = request.send().await.expect("an answer").text().await.expect("text");
+    for line in [
+        r#"spillway_jobs_total{kind="chat",route="own",reason="own_free",outcome="done"} 1"#,
+        r#"spillway_jobs_total{kind="chat",route="none",reason="queue_full",outcome="failed"} 1"#,
+        r#"spillway_turned_away_total{why="model"} 1"#,
+        "spillway_jobs_running 0",
+        "spillway_cost_micro_credits_total 1234",
+    ] {
+        assert!(text.contains(line), "{line} is not in\n{text}");
+    }
+}

@@ -1,0 +1,160 @@
+//! The gateway over a real socket, with a market played by the test.
+
+mod admin;
+mod limits;
+mod market;
+mod responses;
+
+use super::desk::{AccountStatus, BackendStatus, Mint, NodeStatus, ReceiptView};
+use super::{ApiError, Desk, Gateway, Parts, Serving, Terms};
+use crate::jobs::Jobs;
+use crate::metrics::Metrics;
+use futures::future::BoxFuture;
+use market::Market;
+use reqwest::{Client, RequestBuilder, Response};
+use serde_json::Value;
+use spillway_ledger::store::Store;
+use spillway_ledger::{Account, Credits, JobId, NodeId, Price, SecretKey};
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use tempfile::TempDir;
+
+/// A running gateway, its market, and a key.
+struct World {
+    folder: TempDir,
+    gateway: Gateway,
+    serving: Serving,
+    market: Market,
+    client: Client,
+    key: String,
+}
+
+/// Price limits of the tests' node, per million units: what a test reserves is easy to work out.
+const PRICE_MAX: Price = Price { input: Credits::ZERO, cached: Credits::ZERO, output: Credits::new(1_000_000) };
+
+impl World {
+    async fn new() -> Self {
+        Self::with(Terms { name: "test".into(), ..Terms::default() }).await
+    }
+
+    /// With a key of these terms.
+    async fn with(terms: Terms) -> Self {
+        let folder = TempDir::new().expect("a folder");
+        let store = Arc::new(Store::open(folder.path().join("node.redb")).expect("a store"));
+        let (jobs, market) = Market::start();
+        let gateway = open(&folder, store, jobs);
+        let serving = gateway.serve("127.0.0.1:0").await.expect("a port");
+        let (_, secret) = gateway.0.keys.create(terms).await.expect("a key");
+        let client = Client::builder().no_proxy().build().expect("a client");
+        Self { folder, gateway, serving, market, client, key: secret.to_string() }
+    }
+
+    fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", self.serving.address())
+    }
+
+    fn get(&self, path: &str) -> RequestBuilder {
+        self.client.get(self.url(path)).bearer_auth(&self.key)
+    }
+
+    fn post(&self, path: &str, body: impl Into<reqwest::Body>) -> RequestBuilder {
+        self.client.post(self.url(path)).bearer_auth(&self.key).body(body)
+    }
+
+    /// A chat with a model of the test market; `rest` is added to the body.
+    async fn chat(&self, model: &str, rest: &str) -> Response {
+        let body =
+            format!(r#"{{"model":"{model}","messages":[{{"role":"user","content":"hi"}}],"max_tokens":1{rest}}}"#);
+        self.post("/v1/chat/completions", body).send().await.expect("an answer")
+    }
+
+    fn admin_token(&self) -> String {
+        std::fs::read_to_string(self.folder.path().join("admin.token")).expect("a token")
+    }
+
+    /// What the test's key spent and has reserved.
+    fn tally(&self) -> (u64, u64) {
+        let view = self.gateway.0.keys.list().remove(0);
+        (view.spent_micro.micro(), view.reserved_micro.micro())
+    }
+}
+
+fn open(folder: &TempDir, store: Arc<Store>, jobs: Jobs) -> Gateway {
+    let desk = Arc::new(TestDesk);
+    let metrics = Arc::new(Metrics::new());
+    Gateway::open(Parts {
+        folder: folder.path(),
+        store,
+        jobs,
+        desk,
+        metrics,
+        price_max: PRICE_MAX,
+        promised: BTreeMap::new(),
+    })
+    .expect("a gateway")
+}
+
+/// Status, then the error's `code` and `param`.
+async fn error_of(response: Response) -> (u16, String, Option<String>) {
+    let status = response.status().as_u16();
+    assert_eq!(response.headers()["content-type"], "application/json");
+    let body = json_of(response).await;
+    let error = &body["error"];
+    assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{body}");
+    assert!(error["type"].is_string(), "{body}");
+    (status, error["code"].as_str().unwrap_or_default().into(), error["param"].as_str().map(str::to_owned))
+}
+
+/// The body as JSON.
+async fn json_of(response: Response) -> Value {
+    serde_json::from_slice(&response.bytes().await.expect("a body")).expect("JSON")
+}
+
+/// The data of a stream's events, comments left out.
+fn data_of(stream: &str) -> Vec<&str> {
+    stream.split("\n\n").filter_map(|event| event.strip_prefix("data: ")).collect()
+}
+
+fn account() -> Account {
+    SecretKey::generate([7; 32]).account()
+}
+
+/// The rest of a node that has nothing but an account and three blocks.
+struct TestDesk;
+
+impl Desk for TestDesk {
+    fn status(&self) -> NodeStatus {
+        let backend = BackendStatus { model: "plain".into(), engine: "test".into(), slots: 2, free: 1, healthy: true };
+        let node = NodeId(SecretKey::generate([7; 32]).public());
+        NodeStatus { peer_id: "12D3".into(), node, account: account(), peers: 3, height: 2, backends: vec![backend] }
+    }
+
+    fn account(&self) -> AccountStatus {
+        let (balance_micro, locked_micro) = (Credits::new(5), Credits::new(6));
+        AccountStatus { account: account(), balance_micro, locked_micro, nonce: 1, height: 2 }
+    }
+
+    fn blocks(&self, from: u64, max: usize) -> Result<Vec<Vec<u8>>, ApiError> {
+        Ok((from..3).take(max).map(|height| vec![height as u8; 3]).collect())
+    }
+
+    fn log(&self, from: u64, _: usize) -> Result<Vec<Value>, ApiError> {
+        Ok(vec![serde_json::json!({"height": from})])
+    }
+
+    fn receipts(&self, job: Option<JobId>, _: usize) -> Result<Vec<ReceiptView>, ApiError> {
+        match job {
+            Some(_) => Ok(Vec::new()),
+            None => Err(ApiError::internal("the store cannot be read")),
+        }
+    }
+
+    fn mint(&self, mint: Mint) -> BoxFuture<'_, Result<u64, ApiError>> {
+        Box::pin(async move {
+            if mint.reference == "used" {
+                return Err(ApiError::new(400, "ledger_refused", "the reference was used before"));
+            }
+            Ok(mint.amount_micro.micro())
+        })
+    }
+}

@@ -1,0 +1,333 @@
+//! The door to the market for everything in this node that has clients: submit a job, get its events.
+//! Invariants: every submitted job's handle ends with one [`JobEvent::Ended`] unless it was cut for reading too slowly;
+//! a handle that is dropped earlier tells the market that its client left.
+
+use serde::Serialize;
+use spillway_ledger::{Account, JobId, NodeId, Price};
+use spillway_protocol::{Job, Outcome, Reason, Route};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, RwLock};
+use tokio::sync::mpsc;
+
+/// Events held for a client that reads slowly; one that falls further behind is cut, as if it had left.
+pub const EVENTS_MAX: usize = 4096;
+/// Jobs remembered for `explain`.
+const LOG_MAX: usize = 10_000;
+
+/// What a job's client gets.
+#[derive(Clone, Debug)]
+pub enum JobEvent {
+    /// A leg that delivers has begun; before its first chunk.
+    Placed {
+        /// Counts the attempts, from 0.
+        leg: u32,
+        /// Own hardware or the network.
+        route: Route,
+        /// The provider, if not own.
+        provider: Option<NodeId>,
+        /// Why there.
+        reason: Reason,
+    },
+    /// One event of the backend: the JSON of one `data:` line.
+    Chunk(Vec<u8>),
+    /// The end.
+    Ended(Outcome),
+}
+
+/// A job on its way to the market.
+#[derive(Debug)]
+pub struct JobRequest {
+    /// The job.
+    pub job: Job,
+    /// Where its events go.
+    pub events: mpsc::Sender<JobEvent>,
+}
+
+/// What the market is told by its clients.
+#[derive(Debug)]
+pub enum Command {
+    /// A new job.
+    Submit(JobRequest),
+    /// The client of a job is gone.
+    ClientLeft(JobId),
+}
+
+/// The market takes no more jobs at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("too many jobs wait to be taken up")]
+pub struct JobsFull;
+
+/// A handle to the market; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Jobs {
+    commands: mpsc::Sender<Command>,
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug, Default)]
+struct Shared {
+    log: Mutex<Log>,
+    market: RwLock<MarketView>,
+}
+
+/// A snapshot of what is callable.
+#[derive(Clone, Debug, Default)]
+pub struct MarketView {
+    /// By model.
+    pub models: Vec<MarketModel>,
+    /// By provider.
+    pub offers: Vec<OfferView>,
+    /// How busy this node is.
+    pub load: Load,
+}
+
+/// How busy this node is.
+#[derive(Clone, Debug, Default)]
+pub struct Load {
+    /// Peers connected.
+    pub peers: usize,
+    /// Own slots taken, by model.
+    pub running: BTreeMap<String, u32>,
+}
+
+/// A model that can be asked for now.
+#[derive(Clone, Debug, Serialize)]
+pub struct MarketModel {
+    /// Its id in requests.
+    pub id: String,
+    /// Whether an own backend serves it.
+    pub own: bool,
+    /// Strangers that offer it.
+    pub providers: usize,
+    /// The lowest price on offer, per million units in micro-credits.
+    pub price_min: Option<Price>,
+}
+
+/// One provider's offer of one model, for people.
+#[derive(Clone, Debug, Serialize)]
+pub struct OfferView {
+    /// Who.
+    pub node: NodeId,
+    /// Who is paid.
+    pub account: Account,
+    /// Where it says it is.
+    pub region: String,
+    /// The model.
+    pub model: String,
+    /// Per million units, in micro-credits.
+    pub price: Price,
+    /// Requests it serves at once.
+    pub slots: u32,
+    /// Since it was issued, in milliseconds.
+    pub age_ms: u64,
+    /// Measured round trip, in milliseconds.
+    pub rtt_ms: Option<u64>,
+    /// The lower bound of the chance that it serves well, 0 to 1.
+    pub reputation: f64,
+    /// Where it listens.
+    pub addresses: Vec<String>,
+}
+
+/// What is remembered of a job.
+#[derive(Clone, Debug, Serialize)]
+pub struct JobLog {
+    /// The job.
+    pub job: String,
+    /// The model asked for.
+    pub model: String,
+    /// The endpoint.
+    pub kind: &'static str,
+    /// `running`, `done` or `failed`.
+    pub status: &'static str,
+    /// The finish reason, if it is done.
+    pub finish: Option<String>,
+    /// Why it failed, if it did: the reason code and the message.
+    pub error: Option<String>,
+    /// Its cost in micro-credits.
+    pub cost_micro: u64,
+    /// From submission to the first chunk.
+    pub first_ms: Option<u64>,
+    /// From submission to the end.
+    pub total_ms: u64,
+    /// Where it was, in order.
+    pub legs: Vec<LegLog>,
+}
+
+/// One place a job was at.
+#[derive(Clone, Debug, Serialize)]
+pub struct LegLog {
+    /// `own` or `network`.
+    pub route: &'static str,
+    /// The provider's node id in hex, if not own.
+    pub provider: Option<String>,
+    /// The reason code.
+    pub reason: &'static str,
+    /// Input units.
+    pub input: u64,
+    /// Output units.
+    pub output: u64,
+    /// Its cost in micro-credits.
+    pub cost_micro: u64,
+}
+
+#[derive(Debug, Default)]
+struct Log {
+    by_id: BTreeMap<JobId, JobLog>,
+    order: VecDeque<JobId>,
+}
+
+impl Jobs {
+    /// A handle whose commands arrive at the other end of `commands`.
+    #[must_use]
+    pub fn new(commands: mpsc::Sender<Command>) -> Self {
+        Self { commands, shared: Arc::new(Shared::default()) }
+    }
+
+    /// Hands a job to the market.
+    ///
+    /// # Errors
+    /// [`JobsFull`] if the market is too far behind to take it, or stopped.
+    pub fn submit(&self, job: Job) -> Result<JobHandle, JobsFull> {
+        let (events, receiver) = mpsc::channel(EVENTS_MAX);
+        let id = job.id;
+        let entry = JobLog {
+            job: id.to_string(),
+            model: job.model.clone(),
+            kind: job.kind.as_str(),
+            status: "running",
+            finish: None,
+            error: None,
+            cost_micro: 0,
+            first_ms: None,
+            total_ms: 0,
+            legs: Vec::new(),
+        };
+        self.commands.try_send(Command::Submit(JobRequest { job, events })).map_err(|_| JobsFull)?;
+        self.shared.log.lock().expect("no holder panics").insert(id, entry);
+        Ok(JobHandle { id, events: receiver, commands: self.commands.clone(), over: false })
+    }
+
+    /// What is remembered of a job; at most the last 10,000 are.
+    #[must_use]
+    pub fn log(&self, job: JobId) -> Option<JobLog> {
+        self.shared.log.lock().expect("no holder panics").by_id.get(&job).cloned()
+    }
+
+    /// What can be asked for now.
+    #[must_use]
+    pub fn models(&self) -> Vec<MarketModel> {
+        self.shared.market.read().expect("no holder panics").models.clone()
+    }
+
+    /// What strangers offer now.
+    #[must_use]
+    pub fn offers(&self) -> Vec<OfferView> {
+        self.shared.market.read().expect("no holder panics").offers.clone()
+    }
+
+    /// How busy this node is now.
+    #[must_use]
+    pub fn load(&self) -> Load {
+        self.shared.market.read().expect("no holder panics").load.clone()
+    }
+
+    /// Replaces the snapshot of the market. For whoever drives the market.
+    pub fn set_market(&self, view: MarketView) {
+        *self.shared.market.write().expect("no holder panics") = view;
+    }
+
+    /// Notes how a job ended. For whoever drives the market.
+    pub fn ended(&self, job: JobId, outcome: &Outcome) {
+        let mut log = self.shared.log.lock().expect("no holder panics");
+        let Some(entry) = log.by_id.get_mut(&job) else { return };
+        match &outcome.result {
+            Ok(finish) => {
+                entry.status = "done";
+                entry.finish = Some(finish.clone());
+            }
+            Err(failure) => {
+                entry.status = "failed";
+                entry.error = Some(format!("{}: {}", failure.reason.as_str(), failure.message));
+            }
+        }
+        entry.cost_micro = outcome.cost.micro();
+        entry.first_ms = outcome.first_ms;
+        entry.total_ms = outcome.total_ms;
+        let leg = |leg: &spillway_protocol::Leg| LegLog {
+            route: leg.route.as_str(),
+            provider: leg.provider.map(|node| node.to_string()),
+            reason: leg.reason.as_str(),
+            input: leg.usage.input,
+            output: leg.usage.output,
+            cost_micro: leg.cost.micro(),
+        };
+        entry.legs = outcome.legs.iter().map(leg).collect();
+    }
+}
+
+impl Log {
+    fn insert(&mut self, id: JobId, entry: JobLog) {
+        if self.by_id.insert(id, entry).is_none() {
+            self.order.push_back(id);
+        }
+        while self.order.len() > LOG_MAX {
+            if let Some(oldest) = self.order.pop_front() {
+                self.by_id.remove(&oldest);
+            }
+        }
+    }
+}
+
+/// A submitted job, from its client's side.
+#[derive(Debug)]
+pub struct JobHandle {
+    id: JobId,
+    events: mpsc::Receiver<JobEvent>,
+    commands: mpsc::Sender<Command>,
+    over: bool,
+}
+
+impl JobHandle {
+    /// The job.
+    #[must_use]
+    pub const fn id(&self) -> JobId {
+        self.id
+    }
+
+    /// The next event; `None` after the end, or if this client read so slowly that it was cut.
+    pub async fn next(&mut self) -> Option<JobEvent> {
+        let event = self.events.recv().await;
+        self.over |= matches!(event, None | Some(JobEvent::Ended(_)));
+        event
+    }
+
+    /// Leaves the job and waits for how it ended, chunks left unread; `None` if the market stopped.
+    pub async fn leave(mut self) -> Option<Outcome> {
+        if !self.over {
+            let _ = self.commands.send(Command::ClientLeft(self.id)).await;
+        }
+        while let Some(event) = self.events.recv().await {
+            if let JobEvent::Ended(outcome) = event {
+                self.over = true;
+                return Some(outcome);
+            }
+        }
+        self.over = true;
+        None
+    }
+}
+
+impl Drop for JobHandle {
+    fn drop(&mut self) {
+        if self.over {
+            return;
+        }
+        if let Err(mpsc::error::TrySendError::Full(command)) = self.commands.try_send(Command::ClientLeft(self.id)) {
+            // The market is behind; it must still learn of it, or the job would run on for nobody.
+            let commands = self.commands.clone();
+            if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+                runtime.spawn(async move { commands.send(command).await });
+            }
+        }
+    }
+}

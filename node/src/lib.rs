@@ -1,0 +1,15 @@
+//! The Spillway node: the only crate with sockets and tasks. It drives `spillway-protocol`'s machines with real ones.
+
+pub mod backend;
+pub mod books;
+pub mod desk;
+pub mod driver;
+pub mod edge;
+pub mod gateway;
+pub mod jobs;
+pub mod keystore;
+pub mod metrics;
+pub mod network;
+pub mod openai;
+pub mod records;
+pub mod run;

@@ -1,0 +1,27 @@
+//! The `spillway` program: reads the command line, does the one thing it asks for, and says how that went.
+//! Invariant: the exit code is 0 when it was done, 1 when it failed, 2 when the command line was wrong.
+
+mod cli;
+
+use clap::Parser;
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let arguments = cli::Arguments::parse();
+    let runtime = match tokio::runtime::Builder::new_multi_thread().enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => {
+            eprintln!("error: cannot start: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
+    match runtime.block_on(cli::run(arguments)) {
+        Ok(cli::Verdict::Done) => ExitCode::SUCCESS,
+        Ok(cli::Verdict::Failed) => ExitCode::FAILURE,
+        Err(error) => {
+            // The causes in one line: each was worded to follow its context.
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

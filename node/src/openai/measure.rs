@@ -1,0 +1,145 @@
+//! What text an event delivers: the one rule that providers and consumers count by.
+//! Invariant: it depends on the event's bytes and nothing else, so both sides always come to the same number.
+
+use super::event::{Choice, Event, text};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use spillway_protocol::Kind;
+
+/// The text that one event of a stream delivers; its length in bytes is the output in work units.
+///
+/// For each choice, in the order of the event:
+/// - chat: `delta.reasoning_content` (or, where that is absent, `delta.reasoning`), `delta.content`, `delta.refusal`, then
+///   name and arguments of each of `delta.tool_calls`, then those of `delta.function_call`;
+/// - completion: `text`.
+///
+/// A string counts as it is; of a list of parts, each part's `text`. Everything else is free: roles, ids, log
+/// probabilities, usage. What is no event, or names a field twice, delivers nothing.
+#[must_use]
+pub fn text_of_event(kind: Kind, bytes: &[u8]) -> Vec<u8> {
+    let Some(event) = Event::parse(bytes) else { return Vec::new() };
+    let mut delivered = String::new();
+    for choice in &event.choices {
+        match kind {
+            Kind::Chat => chat(choice, &mut delivered),
+            Kind::Completion => delivered.push_str(&text(choice.text)),
+        }
+    }
+    delivered.into_bytes()
+}
+
+fn chat(choice: &Choice<'_>, delivered: &mut String) {
+    let delta = &choice.delta;
+    delivered.push_str(&text(delta.reasoning_content.or(delta.reasoning)));
+    delivered.push_str(&text(delta.content));
+    delivered.push_str(&text(delta.refusal));
+    let calls: Vec<&RawValue> =
+        delta.tool_calls.and_then(|raw| serde_json::from_str(raw.get()).ok()).unwrap_or_default();
+    for call in calls {
+        if let Ok(call) = serde_json::from_str::<Call<'_>>(call.get()) {
+            function(call.function, delivered);
+        }
+    }
+    function(delta.function_call, delivered);
+}
+
+#[derive(Deserialize)]
+struct Call<'a> {
+    #[serde(borrow, default)]
+    function: Option<&'a RawValue>,
+}
+
+fn function(raw: Option<&RawValue>, delivered: &mut String) {
+    #[derive(Deserialize)]
+    struct Function<'a> {
+        #[serde(borrow, default)]
+        name: Option<&'a RawValue>,
+        #[serde(borrow, default)]
+        arguments: Option<&'a RawValue>,
+    }
+    if let Some(Ok(function)) = raw.map(|raw| serde_json::from_str::<Function<'_>>(raw.get())) {
+        delivered.push_str(&text(function.name));
+        delivered.push_str(&text(function.arguments));
+    }
+}
+
+/// Whether an event delivers anything but plain answer text: thoughts, a refusal, or a tool call, behind which no other
+/// provider can go on.
+#[must_use]
+pub fn is_beyond_text(event: &Event<'_>) -> bool {
+    event.choices.iter().any(|choice| {
+        let delta = &choice.delta;
+        let texts = [delta.reasoning_content, delta.reasoning, delta.refusal];
+        texts.iter().any(|raw| !text(*raw).is_empty())
+            || delta.tool_calls.is_some_and(|raw| raw.get() != "[]")
+            || delta.function_call.is_some()
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn chat_event(delta: &str) -> String {
+        format!(
+            r#"{{"id":"c","object":"chat.completion.chunk","choices":[{{"index":0,"delta":{delta},"finish_reason":null}}]}}"#
+        )
+    }
+
+    #[test]
+    fn text_is_counted_by_one_rule() {
+        let chats = [
+            (chat_event(r#"{"role":"assistant","content":"Hé"}"#), "Hé"),
+            (chat_event(r#"{"content":null}"#), ""),
+            (chat_event("null"), ""),
+            (chat_event(r#"{"content":"a\n\u00e9"}"#), "a\né"),
+            (chat_event(r#"{"content":[{"type":"text","text":"x"},{"type":"image"},{"text":"y"},7]}"#), "xy"),
+            (chat_event(r#"{"reasoning_content":"th","reasoning":"th","content":"c"}"#), "thc"),
+            (chat_event(r#"{"reasoning":"th"}"#), "th"),
+            (chat_event(r#"{"refusal":"no"}"#), "no"),
+            (
+                chat_event(
+                    r#"{"tool_calls":[{"index":0,"id":"1","function":{"name":"f","arguments":"{\"a\""}},{"index":1,"function":{"arguments":":1}"}}]}"#,
+                ),
+                r#"f{"a":1}"#,
+            ),
+            (chat_event(r#"{"function_call":{"name":"g","arguments":"{}"}}"#), "g{}"),
+            (chat_event(r#"{"content":5}"#), ""),
+            (chat_event(r#"{"content":"a","content":"b"}"#), ""),
+            (r#"{"choices":[{"index":1,"delta":{"content":"b"}},{"index":0,"delta":{"content":"a"}}]}"#.into(), "ba"),
+            (r#"{"choices":[],"usage":{"prompt_tokens":1}}"#.into(), ""),
+            (r#"{"choices":null}"#.into(), ""),
+            (r#"{"choices":[{"index":128,"delta":{"content":"far"}}]}"#.into(), ""),
+            (r#"{"choices":[{"index":0,"text":"not a chat"}]}"#.into(), ""),
+            (r#"{"choices":{}}"#.into(), ""),
+            ("[DONE]".into(), ""),
+            (String::new(), ""),
+        ];
+        for (event, want) in &chats {
+            assert_eq!(String::from_utf8_lossy(&text_of_event(Kind::Chat, event.as_bytes())), *want, "{event}");
+        }
+        let completions = [
+            (r#"{"choices":[{"index":0,"text":"go"},{"index":1,"text":"on"}]}"#, "goon"),
+            (r#"{"choices":[{"index":0,"text":null}]}"#, ""),
+            (r#"{"choices":[{"index":0,"delta":{"content":"not a completion"}}]}"#, ""),
+        ];
+        for (event, want) in completions {
+            assert_eq!(String::from_utf8_lossy(&text_of_event(Kind::Completion, event.as_bytes())), want, "{event}");
+        }
+    }
+
+    #[test]
+    fn what_no_other_provider_can_go_on_with_is_known() {
+        for (delta, want) in [
+            (r#"{"content":"a"}"#, false),
+            (r#"{"content":"a","reasoning_content":"","tool_calls":[],"refusal":null}"#, false),
+            (r#"{"reasoning":"a"}"#, true),
+            (r#"{"refusal":"a"}"#, true),
+            (r#"{"tool_calls":[{"index":0}]}"#, true),
+            (r#"{"function_call":{}}"#, true),
+        ] {
+            let event = chat_event(delta);
+            assert_eq!(is_beyond_text(&Event::parse(event.as_bytes()).expect("an event")), want, "{delta}");
+        }
+    }
+}

@@ -1,0 +1,17 @@
+//! OpenAI's JSON: the one place that reads it. Requests become [`Request`]; answers stay the bytes the backend sent.
+//! Invariant: what this room does not know passes through as it was written, numbers included.
+
+pub mod aggregate;
+pub mod event;
+pub mod fields;
+pub mod measure;
+pub mod request;
+pub mod sse;
+pub mod stitch;
+
+pub use aggregate::Aggregate;
+pub use fields::Fields;
+pub use measure::text_of_event;
+pub use request::{BadRequest, Request};
+pub use sse::SseParser;
+pub use stitch::Stitch;

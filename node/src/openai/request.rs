@@ -1,0 +1,450 @@
+//! A client's request: checked where the gateway depends on it, passed through untouched everywhere else.
+//! Invariant: the body for the backend differs from the client's in `stream` and `stream_options.include_usage` only.
+
+use super::fields::{Fields, depth, literal};
+use serde::Deserialize;
+use serde_json::value::RawValue;
+use spillway_protocol::Kind;
+use spillway_protocol::job::{MODEL_BYTES_MAX, OUTPUT_UNITS_MAX};
+
+/// How deep a request's JSON may nest.
+pub const DEPTH_MAX: usize = 64;
+/// Most answers to one request.
+pub const CHOICES_MAX: u64 = 16;
+/// Work units (bytes) that one token may come to. A token is four bytes of English and at most a few more of anything
+/// else; an answer that still exceeds its tokens' worth ends with `length`.
+pub const UNITS_PER_TOKEN_MAX: u64 = 8;
+/// The tokens a request without a limit is reserved for, and held to.
+pub const TOKENS_DEFAULT: u64 = 4096;
+
+/// A request that cannot be taken, and which field is at fault.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{}{why}", field.as_deref().map(|field| format!("{field}: ")).unwrap_or_default())]
+pub struct BadRequest {
+    /// The field, as in `messages[2].role`; `None` if the body as a whole is.
+    pub field: Option<String>,
+    /// What is wrong with it.
+    pub why: String,
+}
+
+impl BadRequest {
+    fn new(field: impl Into<String>, why: impl Into<String>) -> Self {
+        Self { field: Some(field.into()), why: why.into() }
+    }
+}
+
+/// What the gateway needs to know of a request.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The endpoint.
+    pub kind: Kind,
+    /// The model, as the client names it.
+    pub model: String,
+    /// Whether the client wants a stream.
+    pub stream: bool,
+    /// Whether the client wants usage at a stream's end.
+    pub include_usage: bool,
+    /// Most output, in work units: what `max_completion_tokens` or `max_tokens` (or [`TOKENS_DEFAULT`]) come to at
+    /// [`UNITS_PER_TOKEN_MAX`], for each choice, at most [`OUTPUT_UNITS_MAX`].
+    pub output_max: u64,
+    /// Whether another provider could go on with the answer: one choice of plain text.
+    pub continuable: bool,
+    /// The request as backends get it: always a stream with usage, so that there is one path through the node.
+    pub body: Vec<u8>,
+}
+
+impl Request {
+    /// Reads a request.
+    ///
+    /// # Errors
+    /// The first thing that does not hold, naming the field.
+    pub fn parse(kind: Kind, json: &[u8]) -> Result<Self, BadRequest> {
+        if depth(json) > DEPTH_MAX {
+            return Err(BadRequest { field: None, why: format!("the body nests deeper than {DEPTH_MAX}") });
+        }
+        let fields = Fields::parse(json)
+            .map_err(|error| BadRequest { field: None, why: format!("the body is not a JSON object: {error}") })?;
+        let model = model(&fields)?;
+        let plain_prompt = match kind {
+            Kind::Chat => messages(&fields)?,
+            Kind::Completion => prompt(&fields)?,
+        };
+        numbers(&fields, kind)?;
+        stop(&fields)?;
+        let stream = typed::<bool>(&fields, "stream", "true or false")?.unwrap_or(false);
+        let include_usage = stream_options(&fields)?;
+        let choices = integer(&fields, "n", 1, CHOICES_MAX)?.unwrap_or(1);
+        let tokens = tokens(&fields, kind)?;
+        let echo = typed::<bool>(&fields, "echo", "true or false")?.unwrap_or(false);
+        for name in ["tools", "functions"] {
+            typed::<Vec<&RawValue>>(&fields, name, "an array")?;
+        }
+        if let Some(format) = fields.get("response_format") {
+            Fields::parse(format.as_bytes()).map_err(|_| BadRequest::new("response_format", "not an object"))?;
+        }
+        let mut output_max = tokens.saturating_mul(UNITS_PER_TOKEN_MAX);
+        if echo {
+            output_max = output_max.saturating_add(json.len() as u64);
+        }
+        Ok(Self {
+            kind,
+            model,
+            stream,
+            include_usage,
+            output_max: output_max.saturating_mul(choices).clamp(1, OUTPUT_UNITS_MAX),
+            continuable: plain_prompt && choices == 1 && !echo && is_plain_text(&fields),
+            body: for_backend(json, fields),
+        })
+    }
+}
+
+/// The body with `stream` and `stream_options.include_usage` set; the very bytes if they were.
+///
+/// Providers call this too: what a stranger sends need not have come through a gateway.
+#[must_use]
+pub fn for_backend(json: &[u8], fields: Fields<'_>) -> Vec<u8> {
+    let options = fields.get("stream_options").map(str::as_bytes).map(Fields::parse);
+    let usage_set = options.is_some_and(|options| options.is_ok_and(|set| set.get("include_usage") == Some("true")));
+    if usage_set && fields.get("stream") == Some("true") {
+        return json.to_vec();
+    }
+    with_stream(fields).to_bytes()
+}
+
+/// The fields with `stream` and `stream_options.include_usage` set.
+#[must_use]
+pub fn with_stream(mut fields: Fields<'_>) -> Fields<'_> {
+    let options = fields.get("stream_options").unwrap_or("{}").to_owned();
+    let mut options = Fields::parse(options.as_bytes()).unwrap_or_default();
+    options.set("include_usage", literal("true"));
+    fields.set("stream", literal("true"));
+    fields.set("stream_options", options.to_raw());
+    fields
+}
+
+fn typed<'a, T: Deserialize<'a>>(fields: &'a Fields<'_>, name: &str, want: &str) -> Result<Option<T>, BadRequest> {
+    let Some(json) = fields.get(name) else { return Ok(None) };
+    serde_json::from_str(json).map(Some).map_err(|_| BadRequest::new(name, format!("not {want}")))
+}
+
+fn integer(fields: &Fields<'_>, name: &str, min: u64, max: u64) -> Result<Option<u64>, BadRequest> {
+    let Some(json) = fields.get(name) else { return Ok(None) };
+    match json.parse::<u64>() {
+        Ok(value) if (min..=max).contains(&value) => Ok(Some(value)),
+        Ok(_) | Err(_) if max == u64::MAX => Err(BadRequest::new(name, format!("not an integer of at least {min}"))),
+        Ok(_) | Err(_) => Err(BadRequest::new(name, format!("not an integer from {min} to {max}"))),
+    }
+}
+
+fn model(fields: &Fields<'_>) -> Result<String, BadRequest> {
+    let Some(model) = typed::<String>(fields, "model", "a string")? else {
+        return Err(BadRequest::new("model", "missing"));
+    };
+    if model.is_empty() || model.len() > MODEL_BYTES_MAX || model.chars().any(char::is_control) {
+        return Err(BadRequest::new(
+            "model",
+            format!("empty, over {MODEL_BYTES_MAX} bytes, or with control characters"),
+        ));
+    }
+    Ok(model)
+}
+
+/// Checks the messages; whether an answer to them is a new message, so that a prefix of it can be told apart.
+fn messages(fields: &Fields<'_>) -> Result<bool, BadRequest> {
+    let Some(messages) = typed::<Vec<&RawValue>>(fields, "messages", "an array of objects")? else {
+        return Err(BadRequest::new("messages", "missing"));
+    };
+    if messages.is_empty() {
+        return Err(BadRequest::new("messages", "empty"));
+    }
+    let mut last_role = String::new();
+    for (index, message) in messages.iter().enumerate() {
+        let fault = |part: &str, why: &str| BadRequest::new(format!("messages[{index}]{part}"), why);
+        let message = Fields::parse(message.get().as_bytes()).map_err(|_| fault("", "not an object"))?;
+        match message.read::<String>("role") {
+            Some(role) if !role.is_empty() => last_role = role,
+            Some(_) | None => return Err(fault(".role", "missing, or not a string")),
+        }
+        if let Some(content) = message.get("content")
+            && !content.starts_with(['"', '['])
+        {
+            return Err(fault(".content", "neither a string nor an array of parts"));
+        }
+    }
+    Ok(last_role != "assistant")
+}
+
+/// Checks the prompt; whether it is one text.
+fn prompt(fields: &Fields<'_>) -> Result<bool, BadRequest> {
+    let Some(json) = fields.get("prompt") else { return Err(BadRequest::new("prompt", "missing")) };
+    if serde_json::from_str::<String>(json).is_ok() {
+        return Ok(true);
+    }
+    // One prompt of tokens, or several prompts of either form.
+    let prompts = match (serde_json::from_str::<Vec<u64>>(json), serde_json::from_str::<Vec<String>>(json)) {
+        (Ok(tokens), _) => tokens.len().min(1),
+        (_, Ok(texts)) => texts.len(),
+        (Err(_), Err(_)) => serde_json::from_str::<Vec<Vec<u64>>>(json)
+            .map_err(|_| BadRequest::new("prompt", "neither a string nor an array of strings or of tokens"))?
+            .len(),
+    };
+    match prompts as u64 {
+        0 => Err(BadRequest::new("prompt", "empty")),
+        1..=CHOICES_MAX => Ok(false),
+        _ => Err(BadRequest::new("prompt", format!("more than {CHOICES_MAX} prompts"))),
+    }
+}
+
+/// The tokens asked for, for all prompts of one choice each.
+fn tokens(fields: &Fields<'_>, kind: Kind) -> Result<u64, BadRequest> {
+    // Completions with 0 tokens and `echo` score a text; a chat of 0 tokens is a mistake.
+    let min = match kind {
+        Kind::Chat => 1,
+        Kind::Completion => 0,
+    };
+    let newer = integer(fields, "max_completion_tokens", min, u64::MAX)?;
+    let older = integer(fields, "max_tokens", min, u64::MAX)?;
+    let prompts = fields.read::<Vec<Box<RawValue>>>("prompt").map_or(1, |list| {
+        // An array of numbers is one prompt of tokens.
+        if list.first().is_some_and(|first| first.get().starts_with(['"', '['])) { list.len() as u64 } else { 1 }
+    });
+    Ok(newer.or(older).unwrap_or(TOKENS_DEFAULT).saturating_mul(prompts))
+}
+
+fn numbers(fields: &Fields<'_>, kind: Kind) -> Result<(), BadRequest> {
+    for (name, min, max) in [
+        ("temperature", 0.0, 2.0),
+        ("top_p", 0.0, 1.0),
+        ("presence_penalty", -2.0, 2.0),
+        ("frequency_penalty", -2.0, 2.0),
+    ] {
+        let value = typed::<f64>(fields, name, "a number")?;
+        if value.is_some_and(|value| !(min..=max).contains(&value)) {
+            return Err(BadRequest::new(name, format!("not between {min} and {max}")));
+        }
+    }
+    typed::<i64>(fields, "seed", "an integer")?;
+    integer(fields, "top_logprobs", 0, 20)?;
+    match kind {
+        Kind::Chat => typed::<bool>(fields, "logprobs", "true or false").map(|_| ()),
+        Kind::Completion => {
+            integer(fields, "best_of", 1, CHOICES_MAX)?;
+            integer(fields, "logprobs", 0, 20).map(|_| ())
+        }
+    }
+}
+
+fn stop(fields: &Fields<'_>) -> Result<(), BadRequest> {
+    const STOPS_MAX: usize = 16;
+    let Some(json) = fields.get("stop") else { return Ok(()) };
+    let count = match serde_json::from_str::<Vec<String>>(json) {
+        Ok(list) => list.len(),
+        Err(_) => serde_json::from_str::<String>(json)
+            .map(|_| 1)
+            .map_err(|_| BadRequest::new("stop", "neither a string nor an array of strings"))?,
+    };
+    if count > STOPS_MAX { Err(BadRequest::new("stop", format!("more than {STOPS_MAX} strings"))) } else { Ok(()) }
+}
+
+fn stream_options(fields: &Fields<'_>) -> Result<bool, BadRequest> {
+    let Some(json) = fields.get("stream_options") else { return Ok(false) };
+    let options = Fields::parse(json.as_bytes()).map_err(|_| BadRequest::new("stream_options", "not an object"))?;
+    match options.get("include_usage") {
+        None | Some("false") => Ok(false),
+        Some("true") => Ok(true),
+        Some(_) => Err(BadRequest::new("stream_options.include_usage", "not true or false")),
+    }
+}
+
+/// Whether nothing asks for an answer of a shape that a second provider could not go on with: tool calls, grammars
+/// (which would begin anew in the middle), other media, texts to fill in, and positions counted from the start.
+fn is_plain_text(fields: &Fields<'_>) -> bool {
+    let is_empty_array = |name: &str| {
+        fields.get(name).is_none() || fields.read::<Vec<Box<RawValue>>>(name).is_some_and(|list| list.is_empty())
+    };
+    let text_format = fields.get("response_format").is_none_or(|format| {
+        Fields::parse(format.as_bytes()).is_ok_and(|format| format.get("type") == Some("\"text\""))
+    });
+    let absent = [
+        "audio",
+        "best_of",
+        "continue_final_message",
+        "grammar",
+        "guided_choice",
+        "guided_grammar",
+        "guided_json",
+        "guided_regex",
+        "json_schema",
+        "logprobs",
+        "modalities",
+        "structured_outputs",
+        "suffix",
+    ];
+    is_empty_array("tools")
+        && is_empty_array("functions")
+        && text_format
+        && absent.iter().all(|name| fields.get(name).is_none_or(|value| value == "false"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const CHAT: &str = r#"{"model":"m","messages":[{"role":"user","content":"hi"}]"#;
+
+    fn chat(rest: &str) -> Result<Request, BadRequest> {
+        Request::parse(Kind::Chat, format!("{CHAT}{rest}}}").as_bytes())
+    }
+
+    fn completion(json: &str) -> Result<Request, BadRequest> {
+        Request::parse(Kind::Completion, json.as_bytes())
+    }
+
+    #[test]
+    fn bad_fields_are_named() {
+        let chats = [
+            (r#"[1]"#, None),
+            (r#"{"model":"#, None),
+            (r#"{"model":"a","model":"b","messages":[]}"#, None),
+            (r#"{"messages":[{"role":"user"}]}"#, Some("model")),
+            (r#"{"model":7,"messages":[{"role":"user"}]}"#, Some("model")),
+            (r#"{"model":"","messages":[{"role":"user"}]}"#, Some("model")),
+            (r#"{"model":"m"}"#, Some("messages")),
+            (r#"{"model":"m","messages":{}}"#, Some("messages")),
+            (r#"{"model":"m","messages":[]}"#, Some("messages")),
+            (r#"{"model":"m","messages":["hi"]}"#, Some("messages[0]")),
+            (r#"{"model":"m","messages":[{"role":"user"},{"content":"x"}]}"#, Some("messages[1].role")),
+            (r#"{"model":"m","messages":[{"role":"user","content":5}]}"#, Some("messages[0].content")),
+        ];
+        for (json, field) in chats {
+            let error = Request::parse(Kind::Chat, json.as_bytes()).expect_err(json);
+            assert_eq!(error.field.as_deref(), field, "{json}: {error}");
+        }
+        let rest = [
+            (r#","max_tokens":0"#, "max_tokens"),
+            (r#","max_tokens":1.5"#, "max_tokens"),
+            (r#","max_tokens":-1"#, "max_tokens"),
+            (r#","max_completion_tokens":"9""#, "max_completion_tokens"),
+            (r#","n":0"#, "n"),
+            (r#","n":17"#, "n"),
+            (r#","temperature":"hot""#, "temperature"),
+            (r#","temperature":2.5"#, "temperature"),
+            (r#","top_p":-0.1"#, "top_p"),
+            (r#","presence_penalty":3"#, "presence_penalty"),
+            (r#","frequency_penalty":-2.1"#, "frequency_penalty"),
+            (r#","stop":5"#, "stop"),
+            (r#","stop":["a",1]"#, "stop"),
+            (r#","stream":"yes""#, "stream"),
+            (r#","stream_options":true"#, "stream_options"),
+            (r#","stream_options":{"include_usage":1}"#, "stream_options.include_usage"),
+            (r#","seed":1.5"#, "seed"),
+            (r#","logprobs":2"#, "logprobs"),
+            (r#","top_logprobs":21"#, "top_logprobs"),
+            (r#","tools":{}"#, "tools"),
+            (r#","response_format":"json""#, "response_format"),
+        ];
+        for (rest, field) in rest {
+            assert_eq!(chat(rest).expect_err(rest).field.as_deref(), Some(field), "{rest}");
+        }
+        let completions = [
+            (r#"{"model":"m"}"#, "prompt"),
+            (r#"{"model":"m","prompt":{}}"#, "prompt"),
+            (r#"{"model":"m","prompt":[]}"#, "prompt"),
+            (r#"{"model":"m","prompt":"a","logprobs":true}"#, "logprobs"),
+            (r#"{"model":"m","prompt":"a","best_of":0}"#, "best_of"),
+        ];
+        for (json, field) in completions {
+            assert_eq!(completion(json).expect_err(json).field.as_deref(), Some(field), "{json}");
+        }
+    }
+
+    #[test]
+    fn depth_is_limited() {
+        let nested = |depth: usize| format!(r#","metadata":{}{}"#, "[".repeat(depth), "]".repeat(depth));
+        assert!(chat(&nested(DEPTH_MAX - 1)).is_ok());
+        assert_eq!(chat(&nested(DEPTH_MAX)).expect_err("too deep").field, None);
+    }
+
+    #[test]
+    fn the_backend_gets_the_clients_bytes() {
+        // What the client sent behind CHAT, and what the backend gets there.
+        let cases = [
+            (
+                r#","temperature":1.10,"x_mine":{"deep":[1e400, null]},"top_k":40"#,
+                r#","temperature":1.10,"x_mine":{"deep":[1e400, null]},"top_k":40,"stream":true,"stream_options":{"include_usage":true}"#,
+            ),
+            (r#","stream":false,"user":"u""#, r#","stream":true,"user":"u","stream_options":{"include_usage":true}"#),
+            (
+                r#","stream":true,"stream_options":{"chunk":2.0,"include_usage":false}"#,
+                r#","stream":true,"stream_options":{"chunk":2.0,"include_usage":true}"#,
+            ),
+            (
+                r#", "stream" : true, "stream_options": { "include_usage": true }"#,
+                r#", "stream" : true, "stream_options": { "include_usage": true }"#,
+            ),
+            (r#","stream":true,"stream_options":null"#, r#","stream":true,"stream_options":{"include_usage":true}"#),
+        ];
+        for (sent, got) in cases {
+            let request = chat(sent).expect(sent);
+            assert_eq!(String::from_utf8_lossy(&request.body), format!("{CHAT}{got}}}"));
+        }
+    }
+
+    #[test]
+    fn output_is_bounded_by_tokens_and_choices() {
+        let default = TOKENS_DEFAULT * UNITS_PER_TOKEN_MAX;
+        let chats = [
+            ("", default),
+            (r#","max_tokens":null"#, default),
+            (r#","max_tokens":10"#, 80),
+            (r#","max_tokens":10,"max_completion_tokens":20"#, 160),
+            (r#","max_tokens":10,"n":3"#, 240),
+            (r#","max_tokens":18446744073709551615,"n":16"#, OUTPUT_UNITS_MAX),
+        ];
+        for (rest, want) in chats {
+            assert_eq!(chat(rest).expect(rest).output_max, want, "{rest}");
+        }
+        let scoring = r#"{"model":"m","prompt":"abc","max_tokens":0,"echo":true}"#;
+        let completions = [
+            (r#"{"model":"m","prompt":["a","b"],"max_tokens":10}"#, 160),
+            (r#"{"model":"m","prompt":[1,2,3],"max_tokens":10}"#, 80),
+            (r#"{"model":"m","prompt":[[1,2],[3]],"max_tokens":10}"#, 160),
+            (r#"{"model":"m","prompt":"a","max_tokens":0}"#, 1),
+            (scoring, scoring.len() as u64),
+        ];
+        for (json, want) in completions {
+            assert_eq!(completion(json).expect(json).output_max, want, "{json}");
+        }
+    }
+
+    #[test]
+    fn only_one_plain_text_can_be_continued() {
+        let chats = [
+            ("", true),
+            (r#","tools":[]"#, true),
+            (r#","response_format":{"type":"text"}"#, true),
+            (r#","logprobs":false"#, true),
+            (r#","n":2"#, false),
+            (r#","tools":[{"type":"function"}]"#, false),
+            (r#","response_format":{"type":"json_object"}"#, false),
+            (r#","logprobs":true"#, false),
+            (r#","guided_json":{}"#, false),
+            (r#","modalities":["audio"]"#, false),
+        ];
+        for (rest, want) in chats {
+            assert_eq!(chat(rest).expect(rest).continuable, want, "{rest}");
+        }
+        let begun = r#"{"model":"m","messages":[{"role":"user"},{"role":"assistant","content":"Once"}]}"#;
+        assert!(!Request::parse(Kind::Chat, begun.as_bytes()).expect(begun).continuable);
+        let completions = [
+            (r#"{"model":"m","prompt":"a"}"#, true),
+            (r#"{"model":"m","prompt":["a"]}"#, false),
+            (r#"{"model":"m","prompt":"a","echo":true}"#, false),
+            (r#"{"model":"m","prompt":"a","suffix":"b"}"#, false),
+            (r#"{"model":"m","prompt":"a","logprobs":1}"#, false),
+        ];
+        for (json, want) in completions {
+            assert_eq!(completion(json).expect(json).continuable, want, "{json}");
+        }
+    }
+}

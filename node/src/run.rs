@@ -1,0 +1,211 @@
+//! A whole node: configure, build, run, drain.
+//! Invariant: nothing is served before the node's copy of the ledger is open and its market knows its sessions.
+
+use crate::backend::Backends;
+use crate::books::{Books, BooksRole};
+use crate::driver::{self, Parts};
+use crate::edge::EdgeServer;
+use crate::desk::NodeDesk;
+use crate::gateway::{self, Gateway};
+use crate::jobs::Jobs;
+use crate::keystore;
+use crate::metrics::Metrics;
+use crate::network::{Network, NetworkSettings, node_of};
+use crate::records;
+use anyhow::{Context as _, ensure};
+use serde::{Deserialize, Serialize};
+use spillway_ledger::store::Store;
+use spillway_ledger::{Genesis, NodeId};
+use spillway_protocol::config::LedgerRole;
+use spillway_protocol::{Identity, NodeConfig, Peer};
+use std::fs;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::{mpsc, oneshot};
+
+/// Clients' commands that may wait for the market.
+const COMMANDS_MAX: usize = 1024;
+/// How long clients' connections may take to end when the node stops.
+const DRAIN_WAIT: Duration = Duration::from_secs(5);
+
+/// What a node says once it serves; also written to `run.json` in its folder.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Ready {
+    /// Always true.
+    pub ready: bool,
+    /// The process.
+    pub pid: u32,
+    /// The libp2p peer id.
+    pub peer_id: String,
+    /// The node id in hex.
+    pub node: String,
+    /// The account in hex.
+    pub account: String,
+    /// Where peers reach it, with its peer id.
+    pub addresses: Vec<String>,
+    /// The OpenAI-compatible server, if there is one.
+    pub base_url: Option<String>,
+    /// The QUIC server for clients without a node, if there is one.
+    pub edge: Option<String>,
+}
+
+/// Reads and checks `spillway.toml` in `folder`.
+///
+/// # Errors
+/// If it cannot be read, or a field does not hold; the field is named.
+pub fn load_config(folder: &Path) -> anyhow::Result<NodeConfig> {
+    let path = folder.join("spillway.toml");
+    let text = fs::read_to_string(&path).with_context(|| format!("{}: cannot be read; `spillway init` makes one", path.display()))?;
+    let config: NodeConfig = toml::from_str(&text).with_context(|| path.display().to_string())?;
+    config.validate().with_context(|| path.display().to_string())?;
+    Ok(config)
+}
+
+/// Reads and checks the genesis that a configuration names.
+///
+/// # Errors
+/// If it cannot be read, or a field does not hold; the field is named.
+pub fn load_genesis(folder: &Path, config: &NodeConfig) -> anyhow::Result<Genesis> {
+    let path = folder.join(&config.genesis);
+    let text = fs::read_to_string(&path).with_context(|| format!("{}: cannot be read", path.display()))?;
+    let genesis: Genesis = serde_json::from_str(&text).with_context(|| path.display().to_string())?;
+    genesis.validate().with_context(|| path.display().to_string())?;
+    Ok(genesis)
+}
+
+/// Runs a node from its folder until `stop` resolves. `on_ready` is called once it serves.
+///
+/// # Errors
+/// If any part cannot start, or the node can no longer keep what it owes on disk.
+pub async fn run(
+    folder: &Path,
+    config: NodeConfig,
+    on_ready: impl FnOnce(&Ready),
+    stop: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
+    let genesis = load_genesis(folder, &config)?;
+    let node_key = keystore::load_or_create(&folder.join("node.key"))?;
+    let account_key = keystore::load_or_create(&folder.join("account.key"))?;
+    let store = Arc::new(Store::open(folder.join("node.redb")).context("node.redb")?);
+    let restored = records::restore(&store).context("node.redb")?;
+
+    let mut bootstrap = genesis.bootstrap.clone();
+    bootstrap.extend(config.network.bootstrap.iter().cloned());
+    let settings = NetworkSettings {
+        network: genesis.network_id(),
+        listen: config.network.listen.clone(),
+        bootstrap,
+        mdns: config.network.mdns,
+        emulated_rtt: Duration::from_millis(u64::from(config.network.emulated_rtt_ms)),
+    };
+    let (network, network_events) = Network::start(settings, &node_key).await?;
+
+    let role = match config.ledger.role {
+        LedgerRole::Solo => {
+            let authority = keystore::load(&folder.join("authority.key")).context("ledger.role = \"solo\"")?;
+            ensure!(
+                authority.public() == genesis.authority,
+                "ledger.role = \"solo\": authority.key is not the key that genesis names"
+            );
+            BooksRole::Solo { authority }
+        }
+        LedgerRole::Follow => BooksRole::Follow { authority: authority_of(&config)? },
+    };
+    let (books, book_events) =
+        Books::open(folder, &genesis, role, account_key.clone(), network.clone()).await.context("ledger.redb")?;
+
+    let (backends, capacity) = Backends::start(&config.backend, folder).context("backend")?;
+    let desk_capacity = capacity.clone();
+    let (commands_in, commands) = mpsc::channel(COMMANDS_MAX);
+    let jobs = Jobs::new(commands_in);
+    let mut market = config.market()?;
+    market.session_grace = Duration::from_millis(genesis.grace_ms);
+    let identity = Identity { network: genesis.network_id(), node: node_key.clone(), account: account_key };
+    let peer = Peer::new(market, identity, driver::new_seed()?, restored.clone());
+    let (node, account) = (peer.node(), peer.account());
+
+    let parts = Parts {
+        peer,
+        store: Arc::clone(&store),
+        network: network.clone(),
+        network_events,
+        books: books.clone(),
+        book_events,
+        backends,
+        capacity,
+        jobs: jobs.clone(),
+        commands,
+    };
+    let (stop_driver, driver_stopped) = oneshot::channel::<()>();
+    let driving = driver::drive(parts, restored, async {
+        let _ = driver_stopped.await;
+    });
+    let mut driving = tokio::spawn(driving);
+
+    let desk = NodeDesk::new(
+        network.peer_id(),
+        node,
+        &genesis,
+        books.clone(),
+        Arc::clone(&store),
+        jobs.clone(),
+        desk_capacity,
+    );
+    let gateway = Gateway::open(gateway::Parts {
+        folder,
+        promised: records::spendings(&store)?,
+        store,
+        jobs,
+        desk: Arc::new(desk),
+        metrics: Arc::new(Metrics::new()),
+        price_max: config.price_max()?,
+    })?;
+    let http = match &config.gateway {
+        Some(section) => Some(gateway.serve(&section.listen).await.context("gateway.listen")?),
+        None => None,
+    };
+    let edge = match &config.edge {
+        Some(section) => Some(EdgeServer::start(&section.listen, &node_key, gateway.clone()).context("edge.listen")?),
+        None => None,
+    };
+
+    let ready = Ready {
+        ready: true,
+        pid: std::process::id(),
+        peer_id: network.peer_id(),
+        node: node.to_string(),
+        account: account.to_string(),
+        addresses: network.addresses(),
+        base_url: http.as_ref().map(|http| format!("http://{}/v1", http.address())),
+        edge: edge.as_ref().map(EdgeServer::address),
+    };
+    let run_file = folder.join("run.json");
+    fs::write(&run_file, serde_json::to_vec_pretty(&ready)?).with_context(|| run_file.display().to_string())?;
+    on_ready(&ready);
+
+    let result = tokio::select! {
+        () = stop => Ok(()),
+        ended = &mut driving => ended.context("the market's task")?,
+    };
+    tracing::info!("stopping: no new requests, those under way get {} s", DRAIN_WAIT.as_secs());
+    gateway.stop_admitting();
+    if let Some(http) = http {
+        http.stop(DRAIN_WAIT).await;
+    }
+    if let Some(edge) = edge {
+        edge.stop().await;
+    }
+    let _ = stop_driver.send(());
+    if !driving.is_finished() {
+        let _ = tokio::time::timeout(DRAIN_WAIT, &mut driving).await;
+    }
+    books.stop().await;
+    network.shutdown().await;
+    let _ = fs::remove_file(&run_file);
+    result
+}
+
+fn authority_of(config: &NodeConfig) -> anyhow::Result<NodeId> {
+    node_of(&config.ledger.authority).context("ledger.authority")
+}

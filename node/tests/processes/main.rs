@@ -1,0 +1,6 @@
+//! Tests with real processes of the built binary, all in one program so that it is linked once.
+
+mod backend_by_url;
+mod common;
+mod demo;
+mod gateway_killed;

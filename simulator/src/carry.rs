@@ -1,0 +1,276 @@
+//! Carries out what peers ask for, as a node's driver would: in order, and records before what comes after them.
+//! Invariant: everything on the wire and on disk goes through the shipped encodings.
+
+use crate::check::{Opened, Rule};
+use crate::gpu::Taken;
+use crate::network::{HostId, IDLE_US, Parcel};
+use crate::oracle;
+use crate::world::{Happening, World};
+use spillway_ledger::{Credits, Signed, SignedBytes, Voucher, encode};
+use spillway_protocol::{BackendError, Effect, Event, Frame, Quote, Record, StreamId, WorkId};
+use std::time::Duration;
+
+/// How long a node waits for a probe's answer, in microseconds; peers lose patience sooner.
+const PROBE_US: u64 = 5_000_000;
+
+impl World {
+    /// Carries out all that a peer asks for now.
+    pub(crate) fn carry(&mut self, id: HostId) {
+        while let Some(effect) = self.hosts[id].peer.as_mut().and_then(spillway_protocol::Peer::poll) {
+            if self.trace {
+                let (at, name) = (self.line.elapsed().as_secs_f64(), &self.hosts[id].name);
+                eprintln!("{at:>10.6} {name:<12} -> {}", crate::log::brief(&effect));
+            }
+            let kept = matches!(effect, Effect::Persist(_));
+            self.carry_one(id, effect);
+            let faulty = self.line.elapsed() < Duration::from_secs(self.scenario.faults.until_s);
+            if kept && let Some((silent, length)) = self.hosts[id].torn.take().filter(|_| faulty) {
+                // What was decided but not carried out is lost, though the record of it is kept, up to the next record.
+                while let Some(lost) = self.hosts[id].peer.as_mut().and_then(spillway_protocol::Peer::poll) {
+                    if let Effect::Persist(_) = lost {
+                        break;
+                    }
+                    if let Effect::Send { stream, frame } = lost {
+                        self.count_work(id, stream, &frame, false);
+                    }
+                }
+                return crate::faults::crash(self, id, silent, length);
+            }
+        }
+    }
+
+    fn carry_one(&mut self, id: HostId, effect: Effect) {
+        let life = self.hosts[id].life;
+        match effect {
+            Effect::Placed { job, route, .. } => self.checks.placed(id, &job, route),
+            Effect::Deliver { job, bytes } => self.checks.delivered(id, &job, oracle::text_of(&bytes)),
+            Effect::Ended { job, outcome } => self.checks.ended(id, &job, &outcome),
+            Effect::Run { work, body, prefix, .. } => self.run_work(id, work, &body, &prefix),
+            Effect::Stop(work) => {
+                if let Some(gpu) = &mut self.hosts[id].gpu {
+                    gpu.stop(work);
+                }
+                self.next_work(id);
+            }
+            Effect::OpenStream { stream, peer, .. } => self.call(id, stream, peer),
+            Effect::Send { stream, frame } => self.send(id, stream, &frame),
+            Effect::CloseStream(stream) => {
+                let Some((link, side)) = self.network.find(id, stream) else { return };
+                self.send_parcel(link, 1 - side, Parcel::Closed);
+                self.network.close(link, side);
+                self.checks.leg_over(id, stream);
+            }
+            Effect::SendProbe { probe, peer, request, .. } => {
+                self.hosts[id].probes.insert(probe);
+                self.line.after(PROBE_US, Happening::ProbeOver(id, life, probe, None));
+                let Some(to) = self.hosts.iter().position(|host| host.node == peer) else {
+                    return self.checks.broken(Rule::BadEffect, format!("a probe goes to {peer}, who does not exist"));
+                };
+                if !self.network.drops(self.line.now()) && self.network.connected(id, to) {
+                    let bytes = encode(&request);
+                    let wait = self.network.delay(id, to, bytes.len());
+                    self.line.after(wait, Happening::Probed(id, to, life, probe, bytes));
+                }
+            }
+            Effect::ReplyProbe { probe, reply } => {
+                let Some((to, asked, theirs)) = self.hosts[id].probed.remove(&probe) else {
+                    return self.checks.broken(Rule::BadEffect, format!("probe {} is answered twice", probe.0));
+                };
+                if !self.network.drops(self.line.now()) && self.network.connected(id, to) {
+                    let bytes = encode(&reply);
+                    let wait = self.network.delay(id, to, bytes.len());
+                    self.line.after(wait, Happening::ProbeOver(to, asked, theirs, Some(bytes)));
+                }
+            }
+            Effect::Publish(offer) => {
+                let models = |offer: &Signed<spillway_protocol::Offer>| {
+                    offer.value().models.iter().map(|model| model.id.clone()).collect::<Vec<_>>()
+                };
+                let host = &mut self.hosts[id];
+                host.offers.retain(|old| models(old) != models(&offer));
+                host.offers.push(offer.clone());
+                for to in (0..self.hosts.len()).filter(|to| *to != id) {
+                    if !self.network.drops(self.line.now()) && self.network.connected(id, to) {
+                        let wait = self.network.delay(id, to, 1024);
+                        self.line.after(wait, Happening::Offered(id, to, Box::new(offer.clone())));
+                    }
+                }
+            }
+            Effect::Ledger { business, command } => {
+                self.hosts[id].clerk.take(business, command);
+                self.bring(id);
+            }
+            Effect::Persist(record) => {
+                let disk = &mut self.hosts[id].disk;
+                let before = disk.get(&record.key()).map(|bytes| money_of(&Record::from_bytes(bytes).expect("kept")));
+                let after = money_of(&record);
+                match &record {
+                    Record::PayingOver(_) | Record::EarningOver(_) => {
+                        disk.remove(&record.key());
+                    }
+                    Record::Paying(_) | Record::Earning(_) | Record::Spending(_) | Record::Receipt { .. } => {
+                        disk.insert(record.key(), record.to_bytes());
+                        if before.is_some_and(|before| (0..3).any(|index| before[index] > after[index])) {
+                            let what = format!(
+                                "node {id} keeps {after:?}, and knew {before:?}: {}",
+                                crate::log::brief(&record)
+                            );
+                            self.checks.broken(Rule::Forgotten, what);
+                        }
+                    }
+                }
+            }
+        }
+    }
+
+    fn run_work(&mut self, id: HostId, work: WorkId, body: &[u8], prefix: &[u8]) {
+        let life = self.hosts[id].life;
+        let down = self.hosts[id].gpu_down;
+        let Some(gpu) = self.hosts[id].gpu.as_mut() else {
+            return self.checks.broken(Rule::BadEffect, format!("node {id} is to run work, and has no GPU"));
+        };
+        let fails = |error| Happening::Tell(id, life, Box::new(Event::BackendFailed { work, error }));
+        if down {
+            return self.line.after(1000, fails(BackendError::Failed("down".into())));
+        }
+        match gpu.run(work, body, prefix) {
+            Ok(Taken::Running(wait)) => self.line.after(wait, Happening::Step(id, life, work)),
+            Ok(Taken::Waiting) => {}
+            Ok(Taken::Busy) => self.line.after(1000, fails(BackendError::Busy)),
+            Err(_) => {
+                let what = format!("node {id} is to go on from {} bytes that no honest provider said", prefix.len());
+                self.checks.broken(Rule::TextDiffers, what);
+            }
+        }
+    }
+
+    /// Opens a stream: the call travels, and if nobody answers it is given up.
+    fn call(&mut self, id: HostId, stream: StreamId, peer: spillway_ledger::NodeId) {
+        let Some(to) = self.hosts.iter().position(|host| host.node == peer) else {
+            return self.checks.broken(Rule::BadEffect, format!("a stream goes to {peer}, who does not exist"));
+        };
+        self.hosts[to].called += 1;
+        let link = self.network.open((id, stream), (to, StreamId::In(self.hosts[to].called)));
+        self.send_parcel(link, 1, Parcel::Knock);
+        self.line.after(IDLE_US, Happening::CallOver(link));
+    }
+
+    fn send(&mut self, id: HostId, stream: StreamId, frame: &Frame) {
+        self.count_work(id, stream, frame, true);
+        match frame {
+            Frame::Open(open) => {
+                let provider = self.network.find(id, stream).and_then(|(link, side)| {
+                    let link = self.network.link(link)?;
+                    Some(self.hosts[link.ends[1 - side].host].node)
+                });
+                let price = quote_price(&open.quote).unwrap_or_default();
+                if let Some(provider) = provider {
+                    self.checks.opens(&open.job, &provider, &price, open.prefix.len());
+                }
+                self.check_voucher(&open.voucher);
+            }
+            Frame::Voucher(voucher) => self.check_voucher(voucher),
+            Frame::Accepted
+            | Frame::Refused { .. }
+            | Frame::Chunk { .. }
+            | Frame::Alive { .. }
+            | Frame::Cancel
+            | Frame::Done { .. }
+            | Frame::Aborted { .. }
+            | Frame::Rejected { .. }
+            | Frame::CoSigned(_) => {}
+        }
+        let bytes = frame.to_wire();
+        if Frame::from_wire(&bytes[4..]).as_ref() != Ok(frame) {
+            return self.checks.broken(Rule::BadFrame, format!("node {id} sends {}", crate::log::brief(frame)));
+        }
+        let Some((link, side)) = self.network.find(id, stream) else { return }; // It broke: late, not wrong.
+        if self.network.link(link).is_none_or(|found| found.broken) {
+            return;
+        }
+        if self.network.breaks(self.line.now()) {
+            self.network.broke(link);
+            self.send_parcel(link, side, Parcel::Closed);
+            return self.send_parcel(link, 1 - side, Parcel::Closed);
+        }
+        self.send_parcel(link, 1 - side, Parcel::Frame(bytes));
+    }
+
+    /// No voucher promises more than the ledger has locked for its session.
+    fn check_voucher(&mut self, voucher: &SignedBytes) {
+        let Some((session, total)) = voucher_of(voucher) else { return };
+        let deposit = self.authority.session(&session).map_or(Credits::ZERO, |seen| seen.deposit);
+        if total > deposit {
+            let what = format!("{} promises {total}, locked are {deposit}", session.0);
+            self.checks.broken(Rule::VoucherAboveDeposit, what);
+        }
+    }
+
+    /// Counts what a provider sends as work.
+    fn count_work(&mut self, id: HostId, stream: StreamId, frame: &Frame, sent: bool) {
+        match frame {
+            Frame::Chunk { bytes, .. } => {
+                let units = oracle::text_of(bytes).len() as u64;
+                self.checks.works(id, stream, units, false, sent);
+            }
+            Frame::Done { .. } => self.checks.works(id, stream, 0, true, sent),
+            Frame::Open(_)
+            | Frame::Accepted
+            | Frame::Refused { .. }
+            | Frame::Alive { .. }
+            | Frame::Voucher(_)
+            | Frame::Cancel
+            | Frame::Aborted { .. }
+            | Frame::Rejected { .. }
+            | Frame::CoSigned(_) => {}
+        }
+    }
+
+    /// Counts what reaches a provider.
+    pub(crate) fn frame_arrives(&mut self, id: HostId, stream: StreamId, frame: &Frame) {
+        match frame {
+            Frame::Open(open) => {
+                let (Some((session, vouched)), Some(price)) = (voucher_of(&open.voucher), quote_price(&open.quote))
+                else {
+                    return;
+                };
+                let input = (open.body.len() + open.prefix.len()) as u64;
+                self.checks.arrives(id, stream, Opened { session, price, input, vouched });
+            }
+            Frame::Voucher(voucher) => {
+                if let Some((session, total)) = voucher_of(voucher) {
+                    self.checks.vouched(session, total);
+                }
+            }
+            Frame::CoSigned(_) => self.checks.agrees(id, stream),
+            Frame::Accepted
+            | Frame::Refused { .. }
+            | Frame::Chunk { .. }
+            | Frame::Alive { .. }
+            | Frame::Cancel
+            | Frame::Done { .. }
+            | Frame::Aborted { .. }
+            | Frame::Rejected { .. } => {}
+        }
+    }
+}
+
+/// What a record says of money: promised or vouched, spent, settled. None of them ever shrinks.
+fn money_of(record: &Record) -> [Credits; 3] {
+    match record {
+        Record::Paying(paying) => [paying.promised, paying.spent, paying.settled],
+        Record::Earning(earning) => [earning.vouched, earning.spent, earning.settled],
+        Record::Spending(_) | Record::Receipt { .. } | Record::PayingOver(_) | Record::EarningOver(_) => {
+            [Credits::ZERO; 3]
+        }
+    }
+}
+
+fn voucher_of(wire: &SignedBytes) -> Option<(spillway_ledger::SessionId, Credits)> {
+    let voucher = spillway_ledger::decode::<Voucher>(&wire.document).ok()?;
+    Some((voucher.session, voucher.total))
+}
+
+fn quote_price(wire: &SignedBytes) -> Option<spillway_ledger::Price> {
+    spillway_ledger::decode::<Quote>(&wire.document).ok().map(|quote| quote.price)
+}

@@ -1,0 +1,487 @@
+//! What must hold: safety after each step, liveness once the faults have stopped.
+//! Invariant: nothing here asks a peer what it thinks; jobs, text and money are counted anew from what crosses the world.
+
+use crate::network::HostId;
+use crate::oracle::{self, Answer};
+use crate::timeline::START;
+use serde::Serialize;
+use spillway_ledger::{Credits, JobId, NodeId, Price, SessionId, Usage};
+use spillway_protocol::{Job, Now, Outcome, Prefer, Reason, Route, StreamId};
+use std::collections::BTreeMap;
+
+/// Violations kept of one run; the first tells most.
+const KEPT_MAX: usize = 32;
+
+/// What can be broken.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Rule {
+    /// Balances plus deposits are what was minted.
+    Conservation,
+    /// Of each session the provider gets at least 70 %.
+    ProviderShare,
+    /// No session settles above its deposit.
+    SettledAboveDeposit,
+    /// No voucher promises more than the deposit.
+    VoucherAboveDeposit,
+    /// No provider settles more than it delivered.
+    OverClaim,
+    /// No provider delivers what is not promised.
+    DeliveredUnpaid,
+    /// What was delivered and agreed upon is settled in the end.
+    Unclaimed,
+    /// Deposits come back once a session is over.
+    MoneyStuck,
+    /// What is kept on disk never says less of money than before.
+    Forgotten,
+    /// A job ends at most once.
+    EndedTwice,
+    /// Nothing comes for a job that is over, or was never submitted.
+    EventOutsideJob,
+    /// Every job ends.
+    NeverEnded,
+    /// Without faults, or once they are over, no job is broken off.
+    NeedlessFailure,
+    /// Clients get the answer's bytes, each once and in order.
+    TextDiffers,
+    /// A job that ended well delivered all of its answer.
+    TextMissing,
+    /// What every backend rejects never ends well.
+    BadRequestServed,
+    /// Jobs bound to own hardware do not leave it.
+    OwnJobLeft,
+    /// No job pays more than its limits.
+    OverPrice,
+    /// A job that only one provider can finish is not continued.
+    Continued,
+    /// Frames decode to what was encoded.
+    BadFrame,
+    /// A peer asks for what its driver cannot do.
+    BadEffect,
+    /// Streams, work, probes and entries do not outlive their jobs.
+    LeftBehind,
+    /// Time goes on.
+    Spinning,
+}
+
+/// A rule that was broken, when and how.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Violation {
+    /// Virtual milliseconds since the run began.
+    pub at_ms: u64,
+    /// The run's seed.
+    pub seed: u64,
+    /// The rule.
+    pub rule: Rule,
+    /// What was seen.
+    pub what: String,
+}
+
+impl std::fmt::Display for Violation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?} at {}.{:03} s: {}", self.rule, self.at_ms / 1000, self.at_ms % 1000, self.what)
+    }
+}
+
+/// How a job went, for the report.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Went {
+    /// On own hardware alone.
+    Own,
+    /// With some of it at a stranger's.
+    Network,
+    /// Its client left.
+    Left,
+    /// Turned away before its first text.
+    Refused,
+    /// Broken off, or lost with its gateway.
+    Failed,
+}
+
+#[derive(Debug)]
+struct Track {
+    host: HostId,
+    submitted: Now,
+    /// What the client should get; `None` once the job is over.
+    answer: Option<Answer>,
+    given: usize,
+    prefer: Prefer,
+    price_max: Price,
+    cost_max: Credits,
+    continuable: bool,
+    left: bool,
+    over: bool,
+}
+
+#[derive(Debug)]
+struct LegTrack {
+    session: SessionId,
+    price: Price,
+    input: u64,
+    sent: u64,
+    /// All was delivered: the prompt is owed even if there was no text.
+    done: bool,
+    agreed: bool,
+}
+
+impl LegTrack {
+    fn cost(&self) -> Credits {
+        // The prompt is owed from the first text on, or at the proper end.
+        if self.sent == 0 && !self.done {
+            return Credits::ZERO;
+        }
+        self.price.cost(Usage { input: self.input, cached: 0, output: self.sent }).unwrap_or_default()
+    }
+}
+
+#[derive(Clone, Copy, Debug, Default)]
+struct SessionTrack {
+    vouched: Credits,
+    sent: u64,
+    agreed: u64,
+}
+
+/// A leg as its provider sees it open.
+#[derive(Clone, Copy, Debug)]
+pub struct Opened {
+    /// The session that pays.
+    pub session: SessionId,
+    /// At what price.
+    pub price: Price,
+    /// Prompt and prefix, in units.
+    pub input: u64,
+    /// What the voucher promises in all.
+    pub vouched: Credits,
+}
+
+/// Everything that is watched.
+#[derive(Debug)]
+pub struct Checks {
+    seed: u64,
+    /// Jobs that come later have no excuse to fail.
+    calm: Now,
+    now: Now,
+    violations: Vec<Violation>,
+    jobs: BTreeMap<JobId, Track>,
+    legs: BTreeMap<(HostId, StreamId), LegTrack>,
+    sessions: BTreeMap<SessionId, SessionTrack>,
+    went: BTreeMap<Went, u64>,
+    total: u64,
+    first_ms: Vec<u64>,
+    cost: u64,
+}
+
+impl Checks {
+    /// Nothing seen yet; jobs that come after `calm` may not be broken off.
+    #[must_use]
+    pub const fn new(seed: u64, calm: Now) -> Self {
+        Self {
+            seed,
+            calm,
+            now: START,
+            violations: Vec::new(),
+            jobs: BTreeMap::new(),
+            legs: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            went: BTreeMap::new(),
+            total: 0,
+            first_ms: Vec::new(),
+            cost: 0,
+        }
+    }
+
+    /// Tells the time.
+    pub const fn at(&mut self, now: Now) {
+        self.now = now;
+    }
+
+    /// Notes a broken rule.
+    pub fn broken(&mut self, rule: Rule, what: String) {
+        if self.violations.len() < KEPT_MAX {
+            let at_ms = self.now.ms() - START.ms();
+            self.violations.push(Violation { at_ms, seed: self.seed, rule, what });
+        }
+    }
+
+    fn hold(&mut self, rule: Rule, holds: bool, what: impl FnOnce() -> String) {
+        if !holds {
+            self.broken(rule, what());
+        }
+    }
+
+    /// What was broken so far, oldest first.
+    #[must_use]
+    pub fn violations(&self) -> &[Violation] {
+        &self.violations
+    }
+
+    // ---- jobs ----
+
+    /// A client asks its gateway.
+    pub fn submitted(&mut self, host: HostId, job: &Job) {
+        self.total += 1;
+        let track = Track {
+            host,
+            submitted: self.now,
+            answer: Some(oracle::answer(&job.body)),
+            given: 0,
+            prefer: job.prefer,
+            price_max: job.price_max,
+            cost_max: job.cost_max().unwrap_or_default(),
+            continuable: job.continuable,
+            left: false,
+            over: false,
+        };
+        self.jobs.insert(job.id, track);
+    }
+
+    /// A client finds its gateway down.
+    pub fn turned_away(&mut self) {
+        self.total += 1;
+        *self.went.entry(Went::Failed).or_default() += 1;
+    }
+
+    /// A client leaves. Gives its gateway, unless the job is over.
+    pub fn leaves(&mut self, job: &JobId) -> Option<HostId> {
+        let track = self.jobs.get_mut(job).filter(|track| !track.over)?;
+        track.left = true;
+        Some(track.host)
+    }
+
+    /// A gateway lost all it did not keep: its clients see their connections break.
+    pub fn crashed(&mut self, host: HostId) {
+        for track in self.jobs.values_mut().filter(|track| track.host == host && !track.over) {
+            (track.over, track.answer) = (true, None);
+            *self.went.entry(Went::Failed).or_default() += 1;
+        }
+    }
+
+    /// A leg of a job begins.
+    pub fn placed(&mut self, host: HostId, job: &JobId, route: Route) {
+        let Some(track) = self.under_way(host, job, "placed") else { return };
+        let left_own = track.prefer == Prefer::Own && route == Route::Network;
+        self.hold(Rule::OwnJobLeft, !left_own, || format!("job {job} is placed on the network"));
+    }
+
+    /// Text comes for a client.
+    pub fn delivered(&mut self, host: HostId, job: &JobId, text: &[u8]) {
+        let now = self.now;
+        let Some(track) = self.under_way(host, job, "delivered") else { return };
+        let Some(Answer::Text(answer)) = &track.answer else {
+            return self.broken(Rule::BadRequestServed, format!("job {job} gets {} bytes", text.len()));
+        };
+        let (from, to) = (track.given, track.given + text.len());
+        if answer.get(from..to) != Some(text) {
+            let again = answer[..from].ends_with(text);
+            let how = if again { "bytes given before come again" } else { "other bytes come" };
+            return self.broken(Rule::TextDiffers, format!("job {job} at byte {from}: {how} ({} bytes)", text.len()));
+        }
+        track.given = to;
+        if from == 0 && to > 0 {
+            let first = now.since(track.submitted);
+            self.first_ms.push(u64::try_from(first.as_millis()).unwrap_or(u64::MAX));
+        }
+    }
+
+    /// A job is over.
+    pub fn ended(&mut self, host: HostId, job: &JobId, outcome: &Outcome) {
+        let seen = self.jobs.get(job).map(|track| track.over && track.host == host);
+        if seen == Some(true) {
+            return self.broken(Rule::EndedTwice, format!("job {job}"));
+        }
+        let Some(track) = self.under_way(host, job, "ended") else { return };
+        track.over = true;
+        let (answer, given, left, cost_max) = (track.answer.take(), track.given, track.left, track.cost_max);
+        let submitted = track.submitted;
+        let continued = !track.continuable && outcome.legs.iter().filter(|leg| leg.usage.output > 0).count() > 1;
+        self.hold(Rule::Continued, !continued, || format!("job {job} was served in parts"));
+        match (&outcome.result, answer) {
+            (Ok(_), Some(Answer::Text(answer))) => {
+                self.hold(Rule::TextMissing, given == answer.len(), || {
+                    format!("job {job} ended well after {given} of {} bytes", answer.len())
+                });
+            }
+            (Ok(_), _) => self.broken(Rule::BadRequestServed, format!("job {job} ended well")),
+            (Err(_), _) => {}
+        }
+        let sum = outcome.legs.iter().map(|leg| leg.cost.micro()).sum::<u64>();
+        let cost = outcome.cost;
+        self.hold(Rule::OverPrice, cost.micro() == sum && cost <= cost_max, || {
+            format!("job {job} costs {cost}, its legs {sum} micro-credits, its limit is {cost_max}")
+        });
+        self.cost += cost.micro();
+        let far = outcome.legs.iter().any(|leg| leg.route == Route::Network && leg.usage.output > 0)
+            || outcome.legs.last().is_some_and(|leg| leg.route == Route::Network);
+        let went = match &outcome.result {
+            Ok(_) if far => Went::Network,
+            Ok(_) => Went::Own,
+            Err(_) if left => Went::Left,
+            Err(failure) if given == 0 && is_refusal(failure.reason, failure.status) => Went::Refused,
+            Err(_) => Went::Failed,
+        };
+        *self.went.entry(went).or_default() += 1;
+        let needless = went == Went::Failed && submitted >= self.calm;
+        self.hold(Rule::NeedlessFailure, !needless, || {
+            format!("job {job}: {:?}, legs {:?}", outcome.result, outcome.legs)
+        });
+    }
+
+    fn under_way(&mut self, host: HostId, job: &JobId, what: &str) -> Option<&mut Track> {
+        let known = self.jobs.get(job).is_some_and(|track| track.host == host && !track.over);
+        self.hold(Rule::EventOutsideJob, known, || format!("job {job} is not under way at node {host}, yet {what}"));
+        if known { self.jobs.get_mut(job) } else { None }
+    }
+
+    /// Whether any job is not over.
+    #[must_use]
+    pub fn busy(&self) -> bool {
+        self.jobs.values().any(|track| !track.over)
+    }
+
+    // ---- legs ----
+
+    /// A consumer opens a leg.
+    pub fn opens(&mut self, job: &JobId, provider: &NodeId, price: &Price, prefix: usize) {
+        let Some(track) = self.jobs.get(job) else {
+            return self
+                .broken(Rule::EventOutsideJob, format!("job {job} is opened at {provider}, and nobody asked for it"));
+        };
+        let (own, within, given) = (track.prefer == Prefer::Own, price.within(&track.price_max), track.given);
+        let continued = !track.continuable && prefix > 0;
+        self.hold(Rule::OwnJobLeft, !own, || format!("job {job} is sent to {provider}"));
+        self.hold(Rule::OverPrice, within, || format!("job {job} is opened above its price limit"));
+        self.hold(Rule::Continued, !continued, || format!("job {job} is opened with {prefix} bytes of prefix"));
+        self.hold(Rule::TextDiffers, prefix == given, || {
+            format!("job {job} goes on from byte {prefix}, its client has {given}")
+        });
+    }
+
+    /// A leg reaches its provider.
+    pub fn arrives(&mut self, host: HostId, stream: StreamId, opened: Opened) {
+        let Opened { session, price, input, vouched } = opened;
+        self.vouched(session, vouched);
+        let leg = LegTrack { session, price, input, sent: 0, done: false, agreed: false };
+        self.legs.insert((host, stream), leg);
+    }
+
+    /// A voucher reaches the provider.
+    pub fn vouched(&mut self, session: SessionId, total: Credits) {
+        let track = self.sessions.entry(session).or_default();
+        track.vouched = track.vouched.max(total);
+    }
+
+    /// A provider sends text of that many units, or the proper end. `sent`: whether it truly went out, or was lost in a
+    /// crash between the record of it and its sending, which the provider may claim all the same.
+    pub fn works(&mut self, host: HostId, stream: StreamId, units: u64, done: bool, sent: bool) {
+        let Some(leg) = self.legs.get_mut(&(host, stream)) else { return };
+        let before = leg.cost();
+        leg.done |= done;
+        leg.sent += units;
+        let more = leg.cost().micro() - before.micro();
+        let session = leg.session;
+        let track = self.sessions.entry(session).or_default();
+        track.sent += more;
+        let (owed, promised) = (track.sent, track.vouched.micro());
+        if sent && more > 0 {
+            self.hold(Rule::DeliveredUnpaid, owed <= promised, || {
+                format!("node {host} has delivered {owed} micro-credits on {}, vouchers promise {promised}", session.0)
+            });
+        }
+    }
+
+    /// The consumer's signature below a receipt reaches the provider.
+    pub fn agrees(&mut self, host: HostId, stream: StreamId) {
+        let Some(leg) = self.legs.get_mut(&(host, stream)) else { return };
+        if !std::mem::replace(&mut leg.agreed, true) {
+            let (session, cost) = (leg.session, leg.cost().micro());
+            self.sessions.entry(session).or_default().agreed += cost;
+        }
+    }
+
+    /// A provider's stream is over.
+    pub fn leg_over(&mut self, host: HostId, stream: StreamId) {
+        self.legs.remove(&(host, stream));
+    }
+
+    // ---- money ----
+
+    /// A session was settled up to `claim`, of which its provider had `provider` in all.
+    pub fn settled(&mut self, session: SessionId, deposit: Credits, claim: Credits, provider: Credits) {
+        let delivered = self.sessions.get(&session).map_or(0, |track| track.sent);
+        let (id, claimed) = (session.0, claim.micro());
+        self.hold(Rule::SettledAboveDeposit, claim <= deposit, || format!("{id} settles {claim} of {deposit}"));
+        self.hold(Rule::ProviderShare, u128::from(provider.micro()) * 10 >= u128::from(claimed) * 7, || {
+            format!("{id} has paid {provider} of {claim} to its provider")
+        });
+        self.hold(Rule::OverClaim, claimed <= delivered, || {
+            format!("{id} settles {claimed} micro-credits, {delivered} were delivered")
+        });
+    }
+
+    /// The run is long over: what was agreed upon must have been paid.
+    pub fn all_settled(&mut self, settled: impl Fn(&SessionId) -> Credits) {
+        let sessions: Vec<_> = self.sessions.iter().map(|(id, track)| (*id, track.agreed)).collect();
+        for (id, agreed) in sessions {
+            let paid = settled(&id).micro();
+            self.hold(Rule::Unclaimed, agreed <= paid, || {
+                format!("{} was settled for {paid} micro-credits, both have signed for {agreed}", id.0)
+            });
+        }
+    }
+
+    /// The faults are long over: every job must have ended.
+    pub fn all_ended(&mut self) {
+        let open: Vec<_> =
+            self.jobs.iter().filter(|(_, track)| !track.over).map(|(id, track)| (*id, track.host)).collect();
+        for (job, host) in open {
+            self.broken(Rule::NeverEnded, format!("job {job} at node {host}"));
+        }
+    }
+
+    // ---- figures ----
+
+    /// Jobs that clients brought.
+    #[must_use]
+    pub const fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// Jobs that went that way.
+    #[must_use]
+    pub fn went(&self, how: Went) -> u64 {
+        self.went.get(&how).copied().unwrap_or_default()
+    }
+
+    /// Milliseconds from submission to first text, of every job that had any, sorted.
+    #[must_use]
+    pub fn first_ms(&self) -> Vec<u64> {
+        let mut all = self.first_ms.clone();
+        all.sort_unstable();
+        all
+    }
+
+    /// What all jobs cost, in micro-credits.
+    #[must_use]
+    pub const fn cost(&self) -> u64 {
+        self.cost
+    }
+}
+
+/// Whether a job with that reason was turned away, rather than broken off.
+const fn is_refusal(reason: Reason, status: Option<u16>) -> bool {
+    match reason {
+        Reason::OwnSaturated
+        | Reason::OwnUnhealthy
+        | Reason::OwnQueued
+        | Reason::OwnFree
+        | Reason::ModelNotLocal
+        | Reason::LabelForbidsNetwork
+        | Reason::PriceCap
+        | Reason::NoOffer
+        | Reason::NoDeposit
+        | Reason::ProviderRefused
+        | Reason::Upstream429
+        | Reason::QueueFull => true,
+        Reason::UpstreamError | Reason::ProviderStalled | Reason::ClientLeft => status.is_some(),
+    }
+}

@@ -1,0 +1,269 @@
+//! A node in the world: its peer, its disk, its GPU, its clerk, and how the peer is told what happens.
+//! Invariant: a peer hears only what was meant for its present life, and in order.
+
+use crate::books::Clerk;
+use crate::check::Rule;
+use crate::draws::key;
+use crate::gpu::{Gpu, Made};
+use crate::network::{HostId, REGIONS};
+use crate::oracle;
+use crate::scenario::{Fleet, Scenario};
+use crate::timeline::START;
+use crate::world::{Happening, World};
+use spillway_ledger::{Account, Credits, Digest, NodeId, Price, SecretKey, Signed};
+use spillway_protocol::peer::Identity;
+use spillway_protocol::{
+    BackendError, Capacity, Event, Kind, MarketConfig, Now, Offer, Peer, ProbeId, Record, RecordKind, WorkId,
+};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+
+/// Ticks in a row at one moment after which time counts as standing still.
+const SPINS_MAX: u32 = 1000;
+
+/// A node: its peer, and all that its peer needs.
+pub(crate) struct Host {
+    pub(crate) name: String,
+    pub(crate) config: MarketConfig,
+    pub(crate) gpu: Option<Gpu>,
+    node_secret: SecretKey,
+    pub(crate) account_secret: SecretKey,
+    pub(crate) node: NodeId,
+    pub(crate) account: Account,
+    /// `None` while it is down.
+    pub(crate) peer: Option<Peer>,
+    /// Counts restarts: what was meant for an earlier life is dropped.
+    pub(crate) life: u32,
+    /// Whether others see at once that it is down.
+    pub(crate) silent: bool,
+    /// Crashes after the next record is kept, for that long.
+    pub(crate) torn: Option<(bool, u64)>,
+    pub(crate) frozen: bool,
+    /// What came while it was frozen.
+    pub(crate) inbox: VecDeque<Event>,
+    pub(crate) stalled_until: Now,
+    pub(crate) gpu_down: bool,
+    pub(crate) disk: BTreeMap<(RecordKind, Vec<u8>), Vec<u8>>,
+    pub(crate) clerk: Clerk,
+    /// News from the ledger on its way, in order.
+    pub(crate) news: VecDeque<(Now, Event)>,
+    pub(crate) probes: BTreeSet<ProbeId>,
+    /// Probes to answer: who asked, in which life, under which number.
+    pub(crate) probed: BTreeMap<ProbeId, (HostId, u32, ProbeId)>,
+    pub(crate) offers: Vec<Signed<Offer>>,
+    /// The streams and probes that came in so far.
+    pub(crate) called: u64,
+    tick_at: Option<Now>,
+}
+
+impl Host {
+    /// The `number`-th node of a fleet, not yet started.
+    pub(crate) fn new(seed: u64, id: HostId, scenario: &Scenario, fleet: &Fleet, number: u32) -> Self {
+        let node_secret = SecretKey::generate(key(seed, "node", id as u64));
+        let account_secret = SecretKey::generate(key(seed, "account", id as u64));
+        Self {
+            name: format!("{}-{number}", fleet.name),
+            config: config(scenario, fleet),
+            gpu: fleet.gpu.clone().map(Gpu::new),
+            node: NodeId(node_secret.public()),
+            account: Account(account_secret.public()),
+            node_secret,
+            account_secret,
+            peer: None,
+            life: 0,
+            silent: false,
+            torn: None,
+            frozen: false,
+            inbox: VecDeque::new(),
+            stalled_until: START,
+            gpu_down: false,
+            disk: BTreeMap::new(),
+            clerk: Clerk::default(),
+            news: VecDeque::new(),
+            probes: BTreeSet::new(),
+            probed: BTreeMap::new(),
+            offers: Vec::new(),
+            called: 0,
+            tick_at: None,
+        }
+    }
+}
+
+/// A region's index.
+pub(crate) fn region(name: &str) -> usize {
+    REGIONS.iter().position(|region| *region == name).expect("validated with the scenario")
+}
+
+fn config(scenario: &Scenario, fleet: &Fleet) -> MarketConfig {
+    let rules = &scenario.market;
+    let input = Credits::new(fleet.price_input_micro);
+    MarketConfig {
+        region: fleet.region.clone(),
+        provide: fleet.provide,
+        price: Price { input, cached: input, output: Credits::new(fleet.price_output_micro) },
+        reserved_slots: fleet.reserved_slots,
+        window: rules.window,
+        window_start: rules.window,
+        window_max: rules.window * 16,
+        deposit: Credits::new(rules.deposit_micro),
+        session_lifetime: Duration::from_secs(rules.session_s),
+        session_grace: Duration::from_secs(rules.grace_s),
+        settle_after: Duration::from_secs(rules.settle_after_s),
+        queue_max: usize::try_from(rules.queue_max).expect("validated to be small"),
+        queue_wait: Duration::from_secs(rules.queue_wait_s),
+        ..MarketConfig::default()
+    }
+}
+
+impl World {
+    /// Starts a node with what its disk holds.
+    pub(crate) fn start(&mut self, id: HostId) {
+        let host = &mut self.hosts[id];
+        let restored = host.disk.values();
+        let restored = restored.map(|bytes| Record::from_bytes(bytes).expect("written by a peer"));
+        let secret = |secret: &SecretKey| SecretKey::from_bytes(&secret.to_bytes());
+        let identity =
+            Identity { network: self.market, node: secret(&host.node_secret), account: secret(&host.account_secret) };
+        let seed = key(self.seed, &host.name, u64::from(host.life));
+        let mut peer = Peer::new(host.config.clone(), identity, seed, restored.collect());
+        (self.hook)(&host.name, &mut peer);
+        host.peer = Some(peer);
+        host.silent = false;
+        let (life, account, gpu_down) = (host.life, host.account, host.gpu_down);
+        self.deliver(id, life, Event::Addresses(vec![format!("/sim/{id}")]));
+        if !gpu_down {
+            let capacity = self.capacity(id);
+            self.deliver(id, life, capacity);
+        }
+        for event in self.authority.snapshot(&account) {
+            self.tell_news(id, event);
+        }
+        for other in 0..self.hosts.len() {
+            if self.hosts[other].peer.is_some() {
+                self.exchange(other, id);
+            }
+        }
+    }
+
+    /// What a node's GPU serves.
+    pub(crate) fn capacity(&self, host: HostId) -> Event {
+        let Some(gpu) = &self.hosts[host].gpu else { return Event::Capacity(Vec::new()) };
+        let rules = gpu.rules();
+        Event::Capacity(vec![Capacity {
+            model: rules.model.clone(),
+            weights: Digest::of("spillway-simulator weights", &[rules.model.as_bytes()]),
+            quantization: String::new(),
+            engine: "simulated".into(),
+            context_max: 0,
+            kinds: vec![Kind::Chat, Kind::Completion],
+            slots: rules.slots,
+            healthy: !self.hosts[host].gpu_down,
+        }])
+    }
+
+    /// Gives `to` what `from` offers, as peers do when they connect.
+    pub(crate) fn exchange(&mut self, from: HostId, to: HostId) {
+        if from == to || !self.network.connected(from, to) {
+            return;
+        }
+        for offer in self.hosts[from].offers.clone() {
+            let wait = self.network.delay(from, to, 1024);
+            self.line.after(wait, Happening::Offered(from, to, Box::new(offer)));
+        }
+    }
+
+    /// Tells a peer something, now or when it thaws.
+    pub(crate) fn deliver(&mut self, id: HostId, life: u32, event: Event) {
+        let host = &mut self.hosts[id];
+        if host.life != life || host.peer.is_none() {
+            return;
+        }
+        if host.frozen {
+            host.inbox.push_back(event);
+            return;
+        }
+        self.events += 1;
+        let now = self.line.now();
+        crate::log::note(&mut self.log, now, id, &event);
+        if self.trace {
+            eprintln!("{:>10.6} {:<12} <- {}", self.line.elapsed().as_secs_f64(), host.name, crate::log::brief(&event));
+        }
+        let over = if let Event::StreamClosed(stream) = event { Some(stream) } else { None };
+        host.peer.as_mut().expect("seen above").handle(now, event);
+        self.carry(id);
+        if let Some(stream) = over {
+            self.checks.leg_over(id, stream);
+        }
+        self.plan_tick(id);
+    }
+
+    /// Plans to come back at the peer's deadline.
+    pub(crate) fn plan_tick(&mut self, id: HostId) {
+        let now = self.line.now();
+        let host = &mut self.hosts[id];
+        let Some(due) = host.peer.as_ref().and_then(Peer::deadline) else { return };
+        let due = due.max(now);
+        if host.tick_at.is_none_or(|at| due < at || at < now) {
+            host.tick_at = Some(due);
+            self.line.at(due, Happening::Tick(id, host.life));
+        }
+    }
+
+    pub(crate) fn tick(&mut self, id: HostId, life: u32) {
+        let now = self.line.now();
+        let host = &mut self.hosts[id];
+        if host.life != life || host.tick_at != Some(now) || host.frozen {
+            return;
+        }
+        host.tick_at = None;
+        let Some(due) = host.peer.as_ref().and_then(Peer::deadline) else { return };
+        if due > now {
+            return self.plan_tick(id);
+        }
+        self.spins = if self.spins.0 == now { (now, self.spins.1 + 1) } else { (now, 0) };
+        if self.spins.1 > SPINS_MAX {
+            let name = &self.hosts[id].name;
+            return self.checks.broken(Rule::Spinning, format!("{name} always wants to be woken at once"));
+        }
+        self.deliver(id, life, Event::Tick);
+    }
+
+    /// Forgets what was planned for the earlier life.
+    pub(crate) fn forget_tick(&mut self, id: HostId) {
+        self.hosts[id].tick_at = None;
+    }
+
+    pub(crate) fn step_gpu(&mut self, id: HostId, life: u32, work: WorkId) {
+        let host = &mut self.hosts[id];
+        if host.life != life {
+            return;
+        }
+        if host.stalled_until > self.line.now() {
+            return self.line.at(host.stalled_until, Happening::Step(id, life, work));
+        }
+        let Some((made, wait)) = host.gpu.as_mut().and_then(|gpu| gpu.step(work)) else { return };
+        if let Some(wait) = wait {
+            self.line.after(wait, Happening::Step(id, life, work));
+        }
+        let event = match made {
+            Made::Output(bytes) => {
+                let text = oracle::text_of(&bytes).to_vec();
+                Event::Output { work, bytes, text }
+            }
+            Made::Finished => Event::Finished { work, finish: "stop".into() },
+            Made::Rejected => {
+                let error = BackendError::Rejected { status: 400, message: "not a request".into() };
+                Event::BackendFailed { work, error }
+            }
+        };
+        self.next_work(id);
+        self.deliver(id, life, event);
+    }
+
+    /// Starts what waits for a slot.
+    pub(crate) fn next_work(&mut self, id: HostId) {
+        while let Some((work, wait)) = self.hosts[id].gpu.as_mut().and_then(Gpu::next) {
+            self.line.after(wait, Happening::Step(id, self.hosts[id].life, work));
+        }
+    }
+}

@@ -1,0 +1,19 @@
+//! Seeds that failed once, each with what it found. They stay.
+
+use spillway_simulator::Simulation;
+
+#[test]
+fn seeds_that_failed_once_pass() {
+    for (scenario, seed, found) in [
+        ("swarm", 477, "a backend event longer than the window was never paid for"),
+        ("swarm", 42, "a voucher in a refused opening counted as promised and was never sent again"),
+        ("swarm", 180, "a record written with a voucher forgot what running legs had delivered"),
+        ("swarm", 108, "a provider and its consumer each waited for the other's next move"),
+        ("swarm", 256, "as 108, on a job that cannot be continued"),
+        ("swarm", 314, "as 477, until every provider was banned"),
+        ("faults", 1, "a claim for what a frozen provider delivered on a stream that had ended"),
+    ] {
+        let report = Simulation::new(seed).named(scenario).run();
+        assert!(report.violations.is_empty(), "{found}: {}", report.failure().unwrap_or_default());
+    }
+}
