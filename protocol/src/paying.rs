@@ -129,7 +129,7 @@ impl PayingSession {
             LegEnd::Broken => {
                 // The other side may have sent more than arrived, out of all that was promised for any leg. All of that
                 // is set aside, so that the next voucher covers both views; the client pays for what arrived.
-                let others = sum(self.legs.values().map(LegMoney::earned));
+                let others = sum(self.legs.values().filter(|leg| leg.delivered > 0).map(LegMoney::earned));
                 let ahead = sum([self.record.spent, leg.ahead()].into_iter());
                 self.record.spent = ahead.max(self.record.promised.saturating_sub(others));
                 if leg.delivered == 0 { nothing } else { (usage, leg.earned()) }
@@ -137,6 +137,13 @@ impl PayingSession {
         };
         self.record.usage = self.record.usage.checked_add(usage).expect("bounded by the deposit");
         (usage, cost)
+    }
+
+    /// The ledger paid this much. What it paid beyond the running legs was delivered, whatever arrived here.
+    pub(crate) fn settled(&mut self, settled: Credits) {
+        self.record.settled = self.record.settled.max(settled);
+        let running = sum(self.legs.values().map(LegMoney::ahead));
+        self.record.spent = self.record.spent.max(settled.saturating_sub(running));
     }
 
     /// What should be promised now: all that was delivered, and a window ahead for each leg.

@@ -249,7 +249,7 @@ impl Consumer {
             cx.emit(Effect::Persist(Record::PayingOver(session)));
             return;
         }
-        paying.record.settled = settled;
+        paying.settled(settled);
         if closed {
             // Legs still run on it: they end unpaid at the provider's own wish. No new one begins.
             paying.record.expires_ms = 0;
