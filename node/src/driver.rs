@@ -119,7 +119,11 @@ impl Clock {
 ///
 /// # Errors
 /// If the store fails: a node that cannot keep its promises on disk makes none.
-pub async fn drive(parts: Parts, restored: Vec<spillway_protocol::Record>, stop: impl Future<Output = ()>) -> anyhow::Result<()> {
+pub async fn drive(
+    parts: Parts,
+    restored: Vec<spillway_protocol::Record>,
+    stop: impl Future<Output = ()>,
+) -> anyhow::Result<()> {
     let (inbox, mut inbound) = mpsc::channel(INBOX_MAX);
     let mut driver = Driver {
         parts,
@@ -286,16 +290,18 @@ impl Driver {
                 self.handle(Event::PeerLost(peer));
             }
             NetworkEvent::Rtt { .. } => {} // Probes measure the whole way; a ping sees less than a job does.
-            NetworkEvent::Gossip { topic: Topic::Offers, bytes, verdict } => match Signed::<Offer>::from_bytes(&bytes) {
-                Ok(offer) => {
-                    verdict.accept();
-                    self.offer(offer);
+            NetworkEvent::Gossip { topic: Topic::Offers, bytes, verdict } => {
+                match Signed::<Offer>::from_bytes(&bytes) {
+                    Ok(offer) => {
+                        verdict.accept();
+                        self.offer(offer);
+                    }
+                    Err(error) => {
+                        tracing::debug!(%error, "an offer that does not hold was dropped");
+                        verdict.reject();
+                    }
                 }
-                Err(error) => {
-                    tracing::debug!(%error, "an offer that does not hold was dropped");
-                    verdict.reject();
-                }
-            },
+            }
             NetworkEvent::Gossip { topic: Topic::Blocks, bytes, verdict } => self.parts.books.gossip(bytes, verdict),
             NetworkEvent::Call { kind: CallKind::Probe, peer, request, reply } => {
                 let Ok(request) = decode::<Probe>(&request) else { return }; // Dropping the reply refuses the call.
@@ -410,10 +416,8 @@ impl Driver {
                     self.handle(Event::SessionSettled { session, settled: state.settled, closed: true });
                 }
             }
-            Applied::Minted { .. }
-            | Applied::Transferred { .. }
-            | Applied::Opened { .. }
-            | Applied::Settled { .. } => {}
+            Applied::Minted { .. } | Applied::Transferred { .. } | Applied::Opened { .. } | Applied::Settled { .. } => {
+            }
         }
         let balance = self.parts.books.read(|book| book.balance(&account));
         self.handle(Event::Balance(balance));
@@ -576,7 +580,11 @@ impl Driver {
                 price: model.price,
                 slots: model.slots,
                 age_ms: now.ms().saturating_sub(offer.issued_ms),
-                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates; never negative")]
+                #[expect(
+                    clippy::cast_possible_truncation,
+                    clippy::cast_sign_loss,
+                    reason = "`as` saturates; never negative"
+                )]
                 rtt_ms: peer.reputation().rtt_ms(&node).map(|rtt| rtt as u64),
                 reputation: peer.reputation().lower_bound(&node),
                 addresses: offer.addresses.clone(),

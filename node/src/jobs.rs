@@ -202,8 +202,12 @@ impl Jobs {
             total_ms: 0,
             legs: Vec::new(),
         };
-        self.commands.try_send(Command::Submit(JobRequest { job, events })).map_err(|_| JobsFull)?;
+        // Noted first: the job may be over before this returns.
         self.shared.log.lock().expect("no holder panics").insert(id, entry);
+        if self.commands.try_send(Command::Submit(JobRequest { job, events })).is_err() {
+            self.shared.log.lock().expect("no holder panics").remove(&id);
+            return Err(JobsFull);
+        }
         Ok(JobHandle { id, events: receiver, commands: self.commands.clone(), over: false })
     }
 
@@ -275,6 +279,12 @@ impl Log {
                 self.by_id.remove(&oldest);
             }
         }
+    }
+
+    /// Takes back the newest entry, of a job that was not taken.
+    fn remove(&mut self, id: &JobId) {
+        self.by_id.remove(id);
+        self.order.retain(|known| known != id);
     }
 }
 

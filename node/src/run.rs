@@ -3,9 +3,9 @@
 
 use crate::backend::Backends;
 use crate::books::{Books, BooksRole};
+use crate::desk::NodeDesk;
 use crate::driver::{self, Parts};
 use crate::edge::EdgeServer;
-use crate::desk::NodeDesk;
 use crate::gateway::{self, Gateway};
 use crate::jobs::Jobs;
 use crate::keystore;
@@ -56,7 +56,8 @@ pub struct Ready {
 /// If it cannot be read, or a field does not hold; the field is named.
 pub fn load_config(folder: &Path) -> anyhow::Result<NodeConfig> {
     let path = folder.join("spillway.toml");
-    let text = fs::read_to_string(&path).with_context(|| format!("{}: cannot be read; `spillway init` makes one", path.display()))?;
+    let text = fs::read_to_string(&path)
+        .with_context(|| format!("{}: cannot be read; `spillway init` makes one", path.display()))?;
     let config: NodeConfig = toml::from_str(&text).with_context(|| path.display().to_string())?;
     config.validate().with_context(|| path.display().to_string())?;
     Ok(config)
@@ -200,6 +201,7 @@ pub async fn run(
     if !driving.is_finished() {
         let _ = tokio::time::timeout(DRAIN_WAIT, &mut driving).await;
     }
+    gateway.flush().await;
     books.stop().await;
     network.shutdown().await;
     let _ = fs::remove_file(&run_file);

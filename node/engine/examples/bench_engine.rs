@@ -48,15 +48,31 @@ fn run(engine: &Engine, requests: Vec<Request>) -> Result<usize> {
 fn main() -> Result<()> {
     let options = Options::parse();
     let begun = Instant::now();
-    let config = EngineConfig { slots: options.batch.iter().copied().max().unwrap_or(1), threads: options.threads, ..EngineConfig::default() };
+    let config = EngineConfig {
+        slots: options.batch.iter().copied().max().unwrap_or(1),
+        threads: options.threads,
+        ..EngineConfig::default()
+    };
     let engine = match &options.file {
         Some(file) => Engine::load_file(file, config)?,
         None => Engine::guide(config)?,
     };
     let info = engine.info();
-    println!("{} ({}, {} parameters, {}) loaded in {:.0?}", info.name, info.architecture, info.parameters, info.quantization, begun.elapsed());
+    println!(
+        "{} ({}, {} parameters, {}) loaded in {:.0?}",
+        info.name,
+        info.architecture,
+        info.parameters,
+        info.quantization,
+        begun.elapsed()
+    );
     // At this temperature the answers wander on and end at their limit only.
-    let request = |seed| Request { max_tokens: Some(options.tokens), temperature: 5.0, seed, ..Request::new(Prompt::Text("What is spill-over?".into())) };
+    let request = |seed| Request {
+        max_tokens: Some(options.tokens),
+        temperature: 5.0,
+        seed,
+        ..Request::new(Prompt::Text("What is spill-over?".into()))
+    };
     run(&engine, vec![request(0)])?;
     for batch in &options.batch {
         let mut best = 0.0f64;
@@ -73,6 +89,10 @@ fn main() -> Result<()> {
     }
     let begun = Instant::now();
     run(&engine, vec![Request { max_tokens: Some(1), ..Request::new(Prompt::Text(text.clone())) }])?;
-    println!("prompt of {} tokens: {:>7.0} tokens/s", engine.tokenize(&text).len(), engine.tokenize(&text).len() as f64 / begun.elapsed().as_secs_f64());
+    println!(
+        "prompt of {} tokens: {:>7.0} tokens/s",
+        engine.tokenize(&text).len(),
+        engine.tokenize(&text).len() as f64 / begun.elapsed().as_secs_f64()
+    );
     Ok(())
 }

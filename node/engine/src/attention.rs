@@ -161,7 +161,9 @@ pub(crate) fn exp(x: f32) -> f32 {
     for c in [1.398_199_950_7e-3, 8.333_451_907_3e-3, 4.166_579_589_4e-2, 1.666_666_545_9e-1, 5.000_000_120_1e-1] {
         p = p * r + c;
     }
-    let power = f32::from_bits((((n + magic).to_bits() as i32).wrapping_sub(magic.to_bits() as i32).wrapping_add(127) << 23) as u32);
+    let power = f32::from_bits(
+        (((n + magic).to_bits() as i32).wrapping_sub(magic.to_bits() as i32).wrapping_add(127) << 23) as u32,
+    );
     (p * r * r + r + 1.0) * power
 }
 
@@ -196,16 +198,26 @@ mod tests {
             let queries: Vec<f32> = (0..query * length).map(|i| number(i + 77)).collect();
             for threads in [1, 2] {
                 let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().expect("threads");
-                let got = pool.install(|| attend(Arch::new(), 0, heads, &queries, &[View { cache: &cache, position: positions - 1 }]));
+                let got = pool.install(|| {
+                    attend(Arch::new(), 0, heads, &queries, &[View { cache: &cache, position: positions - 1 }])
+                });
                 for h in 0..query {
                     let (k, v) = (&cache.keys[h / (query / key)], &cache.values[h / (query / key)]);
                     let weights: Vec<f64> = k
                         .chunks(length)
-                        .map(|k| (k.iter().zip(&queries[h * length..]).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>() / (length as f64).sqrt()).exp())
+                        .map(|k| {
+                            (k.iter()
+                                .zip(&queries[h * length..])
+                                .map(|(a, b)| f64::from(*a) * f64::from(*b))
+                                .sum::<f64>()
+                                / (length as f64).sqrt())
+                            .exp()
+                        })
                         .collect();
                     let sum: f64 = weights.iter().sum();
                     for i in 0..length {
-                        let want: f64 = weights.iter().zip(v.chunks(length)).map(|(w, v)| w * f64::from(v[i])).sum::<f64>() / sum;
+                        let want: f64 =
+                            weights.iter().zip(v.chunks(length)).map(|(w, v)| w * f64::from(v[i])).sum::<f64>() / sum;
                         assert!((f64::from(got[h * length + i]) - want).abs() < 1e-5, "{heads:?}, head {h}, {i}");
                     }
                 }

@@ -140,7 +140,8 @@ impl Engine {
             template_digest,
         };
 
-        let threads = config.threads.or_else(|| std::thread::available_parallelism().ok().map(usize::from)).unwrap_or(1);
+        let threads =
+            config.threads.or_else(|| std::thread::available_parallelism().ok().map(usize::from)).unwrap_or(1);
         let start = |reason: String| LoadError::BadConfig { field: "threads", reason };
         let pool = rayon::ThreadPoolBuilder::new()
             .num_threads(threads)
@@ -151,7 +152,10 @@ impl Engine {
         let interval = config.tokens_per_second.map_or(Duration::ZERO, |rate| Duration::from_secs_f64(1.0 / rate));
         let scheduler = Scheduler { model, tokenizer: tokenizer.clone(), shared: shared.clone(), interval };
         // The scheduler occupies one of the pool's threads; the others help it where that pays.
-        std::thread::Builder::new().name("spillway-engine".into()).spawn(move || pool.install(|| scheduler.run())).map_err(|e| start(e.to_string()))?;
+        std::thread::Builder::new()
+            .name("spillway-engine".into())
+            .spawn(move || pool.install(|| scheduler.run()))
+            .map_err(|e| start(e.to_string()))?;
         Ok(Self { handle: Arc::new(Handle { shared, tokenizer, template, info }) })
     }
 
@@ -194,7 +198,9 @@ impl Engine {
             return Err(SubmitError::ContextExceeded { prompt_tokens: fewest, prefix_tokens: fewest_prefix, context });
         }
         let prompt = match &request.prompt {
-            Prompt::Chat(messages) => tokenizer.encode_prompt(&template.as_ref().ok_or(SubmitError::NoTemplate)?.render(messages)?)?,
+            Prompt::Chat(messages) => {
+                tokenizer.encode_prompt(&template.as_ref().ok_or(SubmitError::NoTemplate)?.render(messages)?)?
+            }
             Prompt::Text(text) => tokenizer.encode_prompt(text)?,
         };
         if prompt.is_empty() {

@@ -85,7 +85,9 @@ pub enum SubmitError {
     #[error("the prompt cannot be tokenised: {0}")]
     Tokenize(String),
     /// Prompt and answer do not fit into the context: the caller's fault.
-    #[error("the prompt has {prompt_tokens} tokens and the answer so far {prefix_tokens}; the context of {context} leaves no room")]
+    #[error(
+        "the prompt has {prompt_tokens} tokens and the answer so far {prefix_tokens}; the context of {context} leaves no room"
+    )]
     ContextExceeded {
         /// Tokens of the prompt; a lower bound where the text was too long to be tokenised at all.
         prompt_tokens: usize,

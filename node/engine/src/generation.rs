@@ -126,7 +126,10 @@ impl Generation {
 
 impl std::fmt::Debug for Generation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Generation").field("unread", &self.pieces.len()).field("ended", &self.ended).finish_non_exhaustive()
+        f.debug_struct("Generation")
+            .field("unread", &self.pieces.len())
+            .field("ended", &self.ended)
+            .finish_non_exhaustive()
     }
 }
 

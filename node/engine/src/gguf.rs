@@ -116,7 +116,10 @@ impl<R: Read> Header<'_, R> {
     fn string(&mut self) -> Result<String, LoadError> {
         let length = self.u64()?;
         if length > STRING_MAX || length > self.left() {
-            return Err(malformed(format!("a string of {length} bytes, but {} are left (most: {STRING_MAX})", self.left())));
+            return Err(malformed(format!(
+                "a string of {length} bytes, but {} are left (most: {STRING_MAX})",
+                self.left()
+            )));
         }
         let mut buffer = vec![0; length as usize];
         self.source.read_exact(&mut buffer)?;
@@ -172,7 +175,10 @@ impl<R: Read> Header<'_, R> {
             other => return Err(malformed(format!("unknown value type {other}"))),
         };
         if length > ARRAY_MAX || length.saturating_mul(smallest) > self.left() {
-            return Err(malformed(format!("an array of {length} elements, but {} bytes are left (most: {ARRAY_MAX})", self.left())));
+            return Err(malformed(format!(
+                "an array of {length} elements, but {} bytes are left (most: {ARRAY_MAX})",
+                self.left()
+            )));
         }
         let range = 0..length;
         Ok(match kind {
@@ -207,10 +213,14 @@ impl<R: Read> Header<'_, R> {
         shape.reverse();
         let number = self.u32()?;
         let start = self.u64()?;
-        let dtype = dtype(number).ok_or_else(|| LoadError::bad_tensor(&name, format!("its type {number} is not supported")))?;
+        let dtype =
+            dtype(number).ok_or_else(|| LoadError::bad_tensor(&name, format!("its type {number} is not supported")))?;
         let columns = shape[shape.len() - 1];
         if columns % dtype.block_size() != 0 {
-            return Err(LoadError::bad_tensor(&name, format!("rows of {columns} values do not fill blocks of {}", dtype.block_size())));
+            return Err(LoadError::bad_tensor(
+                &name,
+                format!("rows of {columns} values do not fill blocks of {}", dtype.block_size()),
+            ));
         }
         let length = (elements / dtype.block_size())
             .checked_mul(dtype.type_size())
@@ -258,8 +268,12 @@ impl<R: Read + Seek> Gguf<R> {
         };
         let data = header.at.div_ceil(alignment) * alignment;
         for (name, info) in &mut tensors {
-            let start = data.checked_add(info.start).filter(|s| s.checked_add(info.length as u64).is_some_and(|end| end <= size));
-            info.start = start.ok_or_else(|| LoadError::bad_tensor(name, format!("its {} bytes lie beyond the file's end", info.length)))?;
+            let start = data
+                .checked_add(info.start)
+                .filter(|s| s.checked_add(info.length as u64).is_some_and(|end| end <= size));
+            info.start = start.ok_or_else(|| {
+                LoadError::bad_tensor(name, format!("its {} bytes lie beyond the file's end", info.length))
+            })?;
         }
         Ok(Self { metadata, tensors, source })
     }
@@ -332,13 +346,17 @@ impl<R: Read + Seek> Gguf<R> {
     pub(crate) fn tensor(&mut self, name: &str, shape: &[usize]) -> Result<QTensor, LoadError> {
         let info = self.tensors.get(name).ok_or_else(|| LoadError::bad_tensor(name, "it is absent"))?;
         if info.shape != shape {
-            return Err(LoadError::bad_tensor(name, format!("its shape is {:?}, the metadata ask for {shape:?}", info.shape)));
+            return Err(LoadError::bad_tensor(
+                name,
+                format!("its shape is {:?}, the metadata ask for {shape:?}", info.shape),
+            ));
         }
         // Within the file, as was checked on reading the header.
         let mut raw = vec![0; info.length];
         self.source.seek(SeekFrom::Start(info.start))?;
         self.source.read_exact(&mut raw)?;
-        qtensor_from_ggml(info.dtype, &raw, shape.to_vec(), &Device::Cpu).map_err(|e| LoadError::bad_tensor(name, e.to_string()))
+        qtensor_from_ggml(info.dtype, &raw, shape.to_vec(), &Device::Cpu)
+            .map_err(|e| LoadError::bad_tensor(name, e.to_string()))
     }
 }
 
@@ -354,7 +372,14 @@ mod tests {
 
     /// A header with the given counts, followed by `rest`.
     fn file(version: u32, tensors: u64, keys: u64, rest: &[Vec<u8>]) -> Vec<u8> {
-        [b"GGUF".to_vec(), version.to_le_bytes().into(), tensors.to_le_bytes().into(), keys.to_le_bytes().into(), rest.concat()].concat()
+        [
+            b"GGUF".to_vec(),
+            version.to_le_bytes().into(),
+            tensors.to_le_bytes().into(),
+            keys.to_le_bytes().into(),
+            rest.concat(),
+        ]
+        .concat()
     }
 
     fn array(kind: u32, length: u64) -> Vec<u8> {
@@ -363,7 +388,14 @@ mod tests {
 
     fn tensor(name: &str, dims: &[u64], dtype: u32, offset: u64) -> Vec<u8> {
         let dims_bytes: Vec<u8> = dims.iter().flat_map(|d| d.to_le_bytes()).collect();
-        [string(name), (dims.len() as u32).to_le_bytes().into(), dims_bytes, dtype.to_le_bytes().into(), offset.to_le_bytes().into()].concat()
+        [
+            string(name),
+            (dims.len() as u32).to_le_bytes().into(),
+            dims_bytes,
+            dtype.to_le_bytes().into(),
+            offset.to_le_bytes().into(),
+        ]
+        .concat()
     }
 
     #[test]
@@ -375,11 +407,23 @@ mod tests {
             ("future version", file(4, 0, 0, &[]), "version 4"),
             ("counts beyond reason", file(3, u64::MAX, u64::MAX, &[]), "18446744073709551615 tensors"),
             ("cut within a key", file(3, 0, 1, &[]), "ends at byte 24"),
-            ("key longer than the file", file(3, 0, 1, &[u64::MAX.to_le_bytes().into()]), "a string of 18446744073709551615 bytes"),
-            ("array longer than the file", file(3, 0, 1, &[string("a"), array(4, 1 << 20)]), "an array of 1048576 elements"),
+            (
+                "key longer than the file",
+                file(3, 0, 1, &[u64::MAX.to_le_bytes().into()]),
+                "a string of 18446744073709551615 bytes",
+            ),
+            (
+                "array longer than the file",
+                file(3, 0, 1, &[string("a"), array(4, 1 << 20)]),
+                "an array of 1048576 elements",
+            ),
             ("array of arrays", file(3, 0, 1, &[string("a"), array(9, 1)]), "an array of arrays"),
             ("unknown type", file(3, 0, 1, &[string("a"), 99u32.to_le_bytes().into()]), "unknown value type 99"),
-            ("key twice", file(3, 0, 2, &[string("a"), integer(1), string("a"), integer(2)]), "`a` is wrong: it appears twice"),
+            (
+                "key twice",
+                file(3, 0, 2, &[string("a"), integer(1), string("a"), integer(2)]),
+                "`a` is wrong: it appears twice",
+            ),
             ("alignment 0", file(3, 0, 1, &[string("general.alignment"), integer(0)]), "general.alignment"),
             ("no dimensions", file(3, 1, 0, &[tensor("t", &[], 0, 0)]), "0 dimensions"),
             ("too many dimensions", file(3, 1, 0, &[tensor("t", &[1; 9], 0, 0)]), "9 dimensions"),

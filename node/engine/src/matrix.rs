@@ -23,7 +23,10 @@ pub(crate) fn quantised(name: &str, tensor: QTensor) -> Result<QTensor, LoadErro
         GgmlDType::F32 | GgmlDType::F16 | GgmlDType::BF16 => {
             let (_, columns) = tensor.shape().dims2()?;
             if columns % LOADED_AS.block_size() != 0 {
-                return Err(LoadError::bad_tensor(name, format!("rows of {columns} values do not fill blocks of {}", LOADED_AS.block_size())));
+                return Err(LoadError::bad_tensor(
+                    name,
+                    format!("rows of {columns} values do not fill blocks of {}", LOADED_AS.block_size()),
+                ));
             }
             Ok(QTensor::quantize(&tensor.dequantize(&Device::Cpu)?, LOADED_AS)?)
         }
@@ -97,7 +100,12 @@ impl Stack {
                 raw.extend_from_slice(&tensor.data()?);
                 rows += tensor.shape().dims2()?.0;
             }
-            vec![Matrix::new(&Arc::new(qtensor_from_ggml(tensors[0].dtype(), &raw, vec![rows, columns], &Device::Cpu)?))?]
+            vec![Matrix::new(&Arc::new(qtensor_from_ggml(
+                tensors[0].dtype(),
+                &raw,
+                vec![rows, columns],
+                &Device::Cpu,
+            )?))?]
         } else {
             tensors.into_iter().map(|t| Matrix::new(&Arc::new(t))).collect::<Result<_, _>>()?
         };
@@ -181,10 +189,12 @@ mod tests {
             let x = noise(40 * 256, 3);
             let all = stack.multiply(&x).expect("all");
             for size in [1, 2, 10, 20] {
-                let parts: Vec<f32> = x.chunks(size * 256).flat_map(|part| stack.multiply(part).expect("part")).collect();
+                let parts: Vec<f32> =
+                    x.chunks(size * 256).flat_map(|part| stack.multiply(part).expect("part")).collect();
                 assert!(parts == all, "{dtype:?} in parts of {size}");
             }
-            let (first, second) = (Stack::new(vec![make(64, 1)]).expect("one"), Stack::new(vec![make(32, 2)]).expect("two"));
+            let (first, second) =
+                (Stack::new(vec![make(64, 1)]).expect("one"), Stack::new(vec![make(32, 2)]).expect("two"));
             let (a, b) = (first.multiply(&x).expect("a"), second.multiply(&x).expect("b"));
             let joined: Vec<f32> = a.chunks(64).zip(b.chunks(32)).flat_map(|(a, b)| [a, b].concat()).collect();
             assert!(joined == all, "{dtype:?} stacked");

@@ -82,12 +82,17 @@ fn vector<R: Read + Seek>(gguf: &mut Gguf<R>, name: &str, length: usize) -> Resu
 impl Model {
     /// Reads the network that `gguf` describes, whose vocabulary has `tokens` tokens.
     pub(crate) fn load<R: Read + Seek>(gguf: &mut Gguf<R>, tokens: usize) -> Result<Self, LoadError> {
-        let architecture = gguf.text(ARCHITECTURE)?.ok_or_else(|| LoadError::MissingKey(ARCHITECTURE.into()))?.to_string();
+        let architecture =
+            gguf.text(ARCHITECTURE)?.ok_or_else(|| LoadError::MissingKey(ARCHITECTURE.into()))?.to_string();
         let pairs = match architecture.as_str() {
             "llama" => Pairs::Neighbours,
             "qwen2" => Pairs::Halves,
             other => {
-                return Err(LoadError::Unsupported { key: ARCHITECTURE.into(), value: other.into(), supported: "supported: llama, qwen2" });
+                return Err(LoadError::Unsupported {
+                    key: ARCHITECTURE.into(),
+                    value: other.into(),
+                    supported: "supported: llama, qwen2",
+                });
             }
         };
         let key = |name: &str| format!("{architecture}.{name}");
@@ -105,18 +110,30 @@ impl Model {
         let query = needed(gguf, "attention.head_count", HEADS_MAX)?;
         let heads_kv = gguf.count(&key("attention.head_count_kv"), HEADS_MAX)?.unwrap_or(query);
         if heads_kv == 0 || query % heads_kv != 0 {
-            return Err(LoadError::bad_key(&key("attention.head_count_kv"), format!("{heads_kv} does not divide {query} heads")));
+            return Err(LoadError::bad_key(
+                &key("attention.head_count_kv"),
+                format!("{heads_kv} does not divide {query} heads"),
+            ));
         }
         let length = match gguf.count(&key("attention.key_length"), WIDTH_MAX)? {
             Some(length) => length,
             None if width % query == 0 => width / query,
-            None => return Err(LoadError::bad_key(&key("attention.head_count"), format!("{query} does not divide the width {width}"))),
+            None => {
+                return Err(LoadError::bad_key(
+                    &key("attention.head_count"),
+                    format!("{query} does not divide the width {width}"),
+                ));
+            }
         };
         if gguf.count(&key("attention.value_length"), WIDTH_MAX)?.is_some_and(|v| v != length) {
             return Err(LoadError::bad_key(&key("attention.value_length"), "it differs from the key's length"));
         }
         if gguf.count(&key("expert_count"), usize::MAX)?.is_some_and(|n| n > 0) {
-            return Err(LoadError::Unsupported { key: key("expert_count"), value: "experts".into(), supported: "dense models only" });
+            return Err(LoadError::Unsupported {
+                key: key("expert_count"),
+                value: "experts".into(),
+                supported: "dense models only",
+            });
         }
         let heads = Heads { query, key: heads_kv, length };
         let epsilon_key = key("attention.layer_norm_rms_epsilon");
@@ -126,7 +143,8 @@ impl Model {
         }
 
         let frequencies = frequencies(gguf, &architecture, length)?;
-        let mut known: BTreeSet<String> = ["token_embd.weight", "output_norm.weight", "output.weight", "rope_freqs.weight"].map(String::from).into();
+        let mut known: BTreeSet<String> =
+            ["token_embd.weight", "output_norm.weight", "output.weight", "rope_freqs.weight"].map(String::from).into();
         let parameters = gguf.tensors().map(|(_, t)| t.shape.iter().product::<usize>() as u64).sum();
         let embedding = quantised("token_embd.weight", gguf.tensor("token_embd.weight", &[tokens, width])?)?;
         let mut quantization = embedding.dtype();
@@ -147,12 +165,17 @@ impl Model {
             };
             let gate = tensor("ffn_gate", feed, width)?;
             quantization = gate.dtype();
-            let qkv = Stack::new(vec![tensor("attn_q", q, width)?, tensor("attn_k", kv, width)?, tensor("attn_v", kv, width)?])?;
+            let qkv = Stack::new(vec![
+                tensor("attn_q", q, width)?,
+                tensor("attn_k", kv, width)?,
+                tensor("attn_v", kv, width)?,
+            ])?;
             let attention_out = Stack::new(vec![tensor("attn_output", width, q)?])?;
             let gate_up = Stack::new(vec![gate, tensor("ffn_up", feed, width)?])?;
             let down = Stack::new(vec![tensor("ffn_down", width, feed)?])?;
             let mut qkv_bias = Vec::new();
-            let biases = [("attn_q", q), ("attn_k", kv), ("attn_v", kv)].map(|(part, length)| (format!("blk.{i}.{part}.bias"), length));
+            let biases = [("attn_q", q), ("attn_k", kv), ("attn_v", kv)]
+                .map(|(part, length)| (format!("blk.{i}.{part}.bias"), length));
             if biases.iter().any(|(name, _)| gguf.has_tensor(name)) {
                 for (name, length) in biases {
                     qkv_bias.extend(vector(gguf, &name, length)?);
@@ -164,11 +187,22 @@ impl Model {
                 known.insert(name.clone());
                 vector(gguf, &name, width)
             };
-            layers.push(Layer { attention_norm: norm("attn_norm")?, feed_norm: norm("ffn_norm")?, qkv, qkv_bias, attention_out, gate_up, down });
+            layers.push(Layer {
+                attention_norm: norm("attn_norm")?,
+                feed_norm: norm("ffn_norm")?,
+                qkv,
+                qkv_bias,
+                attention_out,
+                gate_up,
+                down,
+            });
         }
         // A tensor that is left over would change the results if it were used: better no model than a wrong one.
         if let Some((name, _)) = gguf.tensors().find(|(name, _)| !known.contains(*name)) {
-            return Err(LoadError::bad_tensor(name, format!("`{architecture}` as this engine knows it has no such tensor")));
+            return Err(LoadError::bad_tensor(
+                name,
+                format!("`{architecture}` as this engine knows it has no such tensor"),
+            ));
         }
         Ok(Self {
             architecture,
@@ -241,7 +275,11 @@ impl Model {
                 queries.extend_from_slice(&turned[..q]);
                 caches[row.cache].push(i, self.heads, &turned[q..], values);
             }
-            let views: Vec<View<'_>> = rows.iter().zip(&positions).map(|(row, position)| View { cache: &*caches[row.cache], position: *position }).collect();
+            let views: Vec<View<'_>> = rows
+                .iter()
+                .zip(&positions)
+                .map(|(row, position)| View { cache: &*caches[row.cache], position: *position })
+                .collect();
             let mixed = attention::attend(self.arch, i, self.heads, &queries, &views);
             add(&mut x, &layer.attention_out.multiply(&mixed)?);
 
@@ -254,7 +292,13 @@ impl Model {
             cache.advance(grown);
         }
 
-        let wanted: Vec<f32> = rows.iter().zip(x.chunks_exact(self.width)).filter(|(row, _)| row.logits).flat_map(|(_, x)| x).copied().collect();
+        let wanted: Vec<f32> = rows
+            .iter()
+            .zip(x.chunks_exact(self.width))
+            .filter(|(row, _)| row.logits)
+            .flat_map(|(_, x)| x)
+            .copied()
+            .collect();
         if wanted.is_empty() {
             return Ok(Vec::new());
         }
@@ -268,7 +312,10 @@ impl Model {
 
     /// Cosine and sine of every pair's angle, for each position.
     fn turns(&self, positions: &[usize]) -> Vec<Vec<(f32, f32)>> {
-        positions.iter().map(|p| self.frequencies.iter().map(|f| (*p as f32 * f).sin_cos()).map(|(s, c)| (c, s)).collect()).collect()
+        positions
+            .iter()
+            .map(|p| self.frequencies.iter().map(|f| (*p as f32 * f).sin_cos()).map(|(s, c)| (c, s)).collect())
+            .collect()
     }
 
     fn rotate(&self, x: &mut [f32], turn: &[(f32, f32)]) {
@@ -297,11 +344,28 @@ fn frequencies<R: Read + Seek>(gguf: &mut Gguf<R>, architecture: &str, length: u
     }
     let scale = match gguf.text(&key("scaling.type"))? {
         None | Some("none") => 1.0,
-        Some("linear") => gguf.float(&key("scaling.factor"))?.filter(|f| *f > 0.0).ok_or_else(|| LoadError::bad_key(&key("scaling.factor"), "it is not above 0"))?,
-        Some(other) => return Err(LoadError::Unsupported { key: key("scaling.type"), value: other.into(), supported: "supported: none, linear" }),
+        Some("linear") => gguf
+            .float(&key("scaling.factor"))?
+            .filter(|f| *f > 0.0)
+            .ok_or_else(|| LoadError::bad_key(&key("scaling.factor"), "it is not above 0"))?,
+        Some(other) => {
+            return Err(LoadError::Unsupported {
+                key: key("scaling.type"),
+                value: other.into(),
+                supported: "supported: none, linear",
+            });
+        }
     };
-    let factors = if gguf.has_tensor("rope_freqs.weight") { vector(gguf, "rope_freqs.weight", turned / 2)? } else { vec![1.0; turned / 2] };
-    Ok(factors.iter().enumerate().map(|(i, factor)| base.powf(-(2.0 * i as f32) / turned as f32) / factor / scale).collect())
+    let factors = if gguf.has_tensor("rope_freqs.weight") {
+        vector(gguf, "rope_freqs.weight", turned / 2)?
+    } else {
+        vec![1.0; turned / 2]
+    };
+    Ok(factors
+        .iter()
+        .enumerate()
+        .map(|(i, factor)| base.powf(-(2.0 * i as f32) / turned as f32) / factor / scale)
+        .collect())
 }
 
 fn add(x: &mut [f32], y: &[f32]) {

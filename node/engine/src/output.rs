@@ -28,8 +28,12 @@ pub(crate) struct Output {
 impl Output {
     /// For an answer that ends at any of `stops`; `already` was sent before.
     pub(crate) fn new(stops: &[String], already: &str) -> Self {
-        let mut output =
-            Self { stops: stops.iter().map(|s| s.as_bytes().to_vec()).collect(), buffer: already.as_bytes().to_vec(), sent: already.len(), tokens: Vec::new() };
+        let mut output = Self {
+            stops: stops.iter().map(|s| s.as_bytes().to_vec()).collect(),
+            buffer: already.as_bytes().to_vec(),
+            sent: already.len(),
+            tokens: Vec::new(),
+        };
         output.forget();
         output
     }
@@ -64,7 +68,8 @@ impl Output {
             if broken.is_empty() {
                 continue;
             }
-            let unfinished = at + broken.len() == end && std::str::from_utf8(broken).is_err_and(|e| e.error_len().is_none());
+            let unfinished =
+                at + broken.len() == end && std::str::from_utf8(broken).is_err_and(|e| e.error_len().is_none());
             if unfinished && !last {
                 break;
             }
@@ -140,11 +145,27 @@ mod tests {
             ("a byte that begins nothing", &[], "", &[b"a\xFFb"], &["a\u{FFFD}b", ""], 1, false),
             ("stop in one token", &["STOP"], "", &[b"ab", b"cSTOPd", b"e"], &["ab", "c"], 2, true),
             ("stop over three tokens", &["STOP"], "", &[b"aS", b"TO", b"Px"], &["a", "", ""], 1, true),
-            ("half a stop that goes on otherwise", &["STOP"], "", &[b"aST", b"Sx", b"!"], &["a", "STSx", "!", ""], 3, false),
+            (
+                "half a stop that goes on otherwise",
+                &["STOP"],
+                "",
+                &[b"aST", b"Sx", b"!"],
+                &["a", "STSx", "!", ""],
+                3,
+                false,
+            ),
             ("half a stop at the end", &["STOP"], "", &[b"aSTO"], &["a", "STO"], 1, false),
             ("the earliest of two stops", &["cd", "b"], "", &[b"abcd"], &["a"], 1, true),
             ("a stop that begins with itself", &["aab"], "", &[b"aaab"], &["a"], 1, true),
-            ("a stop within a character's bytes", &["\u{20AC}"], "", &[b"a\xE2", b"\x82", b"\xACb"], &["a", "", ""], 1, true),
+            (
+                "a stop within a character's bytes",
+                &["\u{20AC}"],
+                "",
+                &[b"a\xE2", b"\x82", b"\xACb"],
+                &["a", "", ""],
+                1,
+                true,
+            ),
             ("a stop that began in what was sent", &["xyz"], "axy", &[b"zb"], &[""], 0, true),
             ("a stop that was sent whole", &["xy", "abcdef"], "axy", &[b"zb"], &["zb", ""], 1, false),
             ("a token without bytes", &["x"], "", &[b"", b"a"], &["", "a", ""], 2, false),

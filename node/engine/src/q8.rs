@@ -67,7 +67,8 @@ impl Matrix {
     /// Takes the blocks of a file; `raw` has `rows` rows of `columns` numbers, which fill their blocks.
     pub(crate) fn new(raw: &[u8], rows: usize, columns: usize) -> Self {
         assert_eq!(raw.len(), rows * columns / BLOCK * BLOCK_BYTES, "the shape was checked against the file");
-        let (mut numbers, mut scales) = (Vec::with_capacity(raw.len() / BLOCK_BYTES), Vec::with_capacity(raw.len() / BLOCK_BYTES));
+        let (mut numbers, mut scales) =
+            (Vec::with_capacity(raw.len() / BLOCK_BYTES), Vec::with_capacity(raw.len() / BLOCK_BYTES));
         for block in raw.chunks_exact(BLOCK_BYTES) {
             scales.push(from_half(u16::from_le_bytes([block[0], block[1]])));
             // No quantiser writes -128; the kernels rely on its absence.
@@ -80,7 +81,10 @@ impl Matrix {
     pub(crate) fn row(&self, row: usize) -> impl Iterator<Item = f32> {
         let blocks = self.columns / BLOCK;
         let range = row * blocks..(row + 1) * blocks;
-        self.numbers[range.clone()].iter().zip(&self.scales[range]).flat_map(|(numbers, scale)| numbers.iter().map(move |n| f32::from(*n) * scale))
+        self.numbers[range.clone()]
+            .iter()
+            .zip(&self.scales[range])
+            .flat_map(|(numbers, scale)| numbers.iter().map(move |n| f32::from(*n) * scale))
     }
 
     /// For each vector in `x`, of `columns` numbers, its products with all rows. Uses the rayon pool it is called in.
@@ -109,7 +113,11 @@ impl Matrix {
 
     fn quantised(&self, x: &[f32]) -> Vectors {
         let blocks = x.len() / BLOCK;
-        let mut vectors = Vectors { numbers: vec![[0; BLOCK]; blocks], absolute: vec![[0; BLOCK]; blocks], scales: vec![0.0; blocks] };
+        let mut vectors = Vectors {
+            numbers: vec![[0; BLOCK]; blocks],
+            absolute: vec![[0; BLOCK]; blocks],
+            scales: vec![0.0; blocks],
+        };
         match self.kernel {
             #[cfg(target_arch = "x86_64")]
             Kernel::Avx2(simd) => pulp::Simd::vectorize(simd, Quantise { x, vectors: &mut vectors }),
@@ -125,7 +133,9 @@ impl Matrix {
         let (numbers, scales) = (&self.numbers[rows.clone()], &self.scales[rows]);
         match self.kernel {
             #[cfg(target_arch = "x86_64")]
-            Kernel::Avx2(simd) => pulp::Simd::vectorize(simd, avx2::Products { simd, blocks, numbers, scales, vectors, n, out }),
+            Kernel::Avx2(simd) => {
+                pulp::Simd::vectorize(simd, avx2::Products { simd, blocks, numbers, scales, vectors, n, out })
+            }
             Kernel::Portable => portable(blocks, numbers, scales, vectors, n, out),
         }
     }
@@ -182,7 +192,11 @@ fn portable(blocks: usize, numbers: &[[i8; BLOCK]], scales: &[f32], vectors: &Ve
                 let scale = scales[r] * vectors.scales[v];
                 for (lane, sum) in lanes.iter_mut().enumerate() {
                     let four = 4 * lane..4 * lane + 4;
-                    let whole: i32 = numbers[r][four.clone()].iter().zip(&vectors.numbers[v][four]).map(|(a, b)| i32::from(*a) * i32::from(*b)).sum();
+                    let whole: i32 = numbers[r][four.clone()]
+                        .iter()
+                        .zip(&vectors.numbers[v][four])
+                        .map(|(a, b)| i32::from(*a) * i32::from(*b))
+                        .sum();
                     *sum = (whole as f32).mul_add(scale, *sum);
                 }
             }
@@ -199,7 +213,12 @@ mod avx2 {
 
     /// `R` rows with `V` vectors, from the first of each slice on.
     #[inline(always)]
-    fn tile<const R: usize, const V: usize>(simd: V3, blocks: usize, rows: (&[[i8; BLOCK]], &[f32]), vectors: (&[[i8; BLOCK]], &[[u8; BLOCK]], &[f32])) -> [[f32; V]; R] {
+    fn tile<const R: usize, const V: usize>(
+        simd: V3,
+        blocks: usize,
+        rows: (&[[i8; BLOCK]], &[f32]),
+        vectors: (&[[i8; BLOCK]], &[[u8; BLOCK]], &[f32]),
+    ) -> [[f32; V]; R] {
         let ones: i16x16 = simd.splat_i16x16(1);
         let mut sums = [[simd.splat_f32x8(0.0); V]; R];
         let row_numbers: [&[[i8; BLOCK]]; R] = std::array::from_fn(|r| &rows.0[r * blocks..][..blocks]);
@@ -220,7 +239,11 @@ mod avx2 {
                     let signed: i8x32 = cast(simd.avx2._mm256_sign_epi8(cast(w), cast(x)));
                     let pairs: i16x16 = cast(simd.avx2._mm256_maddubs_epi16(cast(size), cast(signed)));
                     let fours = simd.multiply_wrapping_add_adjacent_i16x16(pairs, ones);
-                    sums[r][v] = simd.mul_add_f32x8(simd.convert_i32x8_to_f32x8(fours), simd.mul_f32x8(row_scale[r], scale), sums[r][v]);
+                    sums[r][v] = simd.mul_add_f32x8(
+                        simd.convert_i32x8_to_f32x8(fours),
+                        simd.mul_f32x8(row_scale[r], scale),
+                        sums[r][v],
+                    );
                 }
             }
         }
@@ -251,7 +274,8 @@ mod avx2 {
     fn products(Products { simd, blocks, numbers, scales, vectors, n, out }: Products<'_>) {
         let rows = out.len() / n;
         let from_row = |row: usize| (&numbers[row * blocks..], &scales[row * blocks..]);
-        let from_vector = |v: usize| (&vectors.numbers[v * blocks..], &vectors.absolute[v * blocks..], &vectors.scales[v * blocks..]);
+        let from_vector =
+            |v: usize| (&vectors.numbers[v * blocks..], &vectors.absolute[v * blocks..], &vectors.scales[v * blocks..]);
         let mut row = 0;
         while row < rows {
             let four = row + 4 <= rows;
@@ -272,7 +296,13 @@ mod avx2 {
     }
 
     #[inline(always)]
-    fn write<const R: usize, const V: usize>(out: &mut [f32], n: usize, row: usize, vector: usize, tile: [[f32; V]; R]) {
+    fn write<const R: usize, const V: usize>(
+        out: &mut [f32],
+        n: usize,
+        row: usize,
+        vector: usize,
+        tile: [[f32; V]; R],
+    ) {
         for (r, values) in tile.iter().enumerate() {
             out[(row + r) * n + vector..][..V].copy_from_slice(values);
         }
@@ -312,9 +342,13 @@ mod tests {
             for (vector, x) in x.chunks(columns).enumerate() {
                 for row in 0..rows {
                     let want: f64 = matrix.row(row).zip(x).map(|(a, b)| f64::from(a) * f64::from(*b)).sum();
-                    let size: f64 = matrix.row(row).zip(x).map(|(a, b)| (f64::from(a) * f64::from(*b)).powi(2)).sum::<f64>().sqrt();
+                    let size: f64 =
+                        matrix.row(row).zip(x).map(|(a, b)| (f64::from(a) * f64::from(*b)).powi(2)).sum::<f64>().sqrt();
                     let got = f64::from(got[vector * rows + row]);
-                    assert!((got - want).abs() < 0.03 * size, "{rows}x{columns}, vector {vector}, row {row}: {got}, not {want}");
+                    assert!(
+                        (got - want).abs() < 0.03 * size,
+                        "{rows}x{columns}, vector {vector}, row {row}: {got}, not {want}"
+                    );
                 }
             }
             let one_by_one: Vec<f32> = x.chunks(columns).flat_map(|x| matrix.multiply(x)).collect();
@@ -328,7 +362,15 @@ mod tests {
 
     #[test]
     fn halves_are_exact() {
-        for (bits, want) in [(0, 0.0), (0x3C00, 1.0), (0xC000, -2.0), (0x7BFF, 65504.0), (1, 2f32.powi(-24)), (0x0400, 2f32.powi(-14)), (0x7C00, f32::INFINITY)] {
+        for (bits, want) in [
+            (0, 0.0),
+            (0x3C00, 1.0),
+            (0xC000, -2.0),
+            (0x7BFF, 65504.0),
+            (1, 2f32.powi(-24)),
+            (0x0400, 2f32.powi(-14)),
+            (0x7C00, f32::INFINITY),
+        ] {
             assert_eq!(from_half(bits), want, "{bits:#x}");
         }
         assert!(from_half(0x7E00).is_nan());

@@ -56,7 +56,16 @@ pub struct Request {
 impl Request {
     /// A greedy request with no limits of its own.
     pub fn new(prompt: Prompt) -> Self {
-        Self { prompt, prefix: String::new(), max_tokens: None, temperature: 0.0, top_p: 1.0, seed: 0, stop: Vec::new(), logprobs: None }
+        Self {
+            prompt,
+            prefix: String::new(),
+            max_tokens: None,
+            temperature: 0.0,
+            top_p: 1.0,
+            seed: 0,
+            stop: Vec::new(),
+            logprobs: None,
+        }
     }
 
     /// A greedy request with one message of a user.

@@ -118,7 +118,10 @@ mod tests {
             for (count, want) in counts.iter().zip(want) {
                 let got = *count as f64 / n as f64;
                 // Four standard deviations.
-                assert!((got - want).abs() <= 4.0 * (want * (1.0 - want) / n as f64).sqrt(), "{temperature} {top_p}: {counts:?}, wanted {want}");
+                assert!(
+                    (got - want).abs() <= 4.0 * (want * (1.0 - want) / n as f64).sqrt(),
+                    "{temperature} {top_p}: {counts:?}, wanted {want}"
+                );
             }
         }
     }
@@ -126,7 +129,8 @@ mod tests {
     #[test]
     fn the_draw_is_frozen() {
         // A change would break the continuation of answers begun by an older version.
-        let draws: Vec<u64> = [(0, 0), (0, 1), (1, 0), (u64::MAX, 1_000_000)].iter().map(|(s, p)| (draw(*s, *p) * 1e9) as u64).collect();
+        let draws: Vec<u64> =
+            [(0, 0), (0, 1), (1, 0), (u64::MAX, 1_000_000)].iter().map(|(s, p)| (draw(*s, *p) * 1e9) as u64).collect();
         assert_eq!(draws, [676_390_507, 747_293_156, 436_243_873, 409_395_331]);
     }
 

@@ -112,10 +112,13 @@ impl Scheduler {
         }
         let waiting: Vec<Job> = self.shared.lock().waiting.drain(..).collect();
         waiting.into_iter().for_each(Job::cancel);
-        let cancelled = sequences.drain(..).map(|s| {
-            let last = s.done(Finish::Cancelled);
-            (s, last)
-        }).collect();
+        let cancelled = sequences
+            .drain(..)
+            .map(|s| {
+                let last = s.done(Finish::Cancelled);
+                (s, last)
+            })
+            .collect();
         self.end(&sequences, cancelled);
     }
 
@@ -150,7 +153,13 @@ impl Scheduler {
             let due = sequences.iter().filter(|s| s.has_room()).map(Sequence::due).min();
             state.asleep = true;
             state = match due {
-                Some(due) => self.shared.wake.wait_timeout(state, due.saturating_duration_since(now)).unwrap_or_else(PoisonError::into_inner).0,
+                Some(due) => {
+                    self.shared
+                        .wake
+                        .wait_timeout(state, due.saturating_duration_since(now))
+                        .unwrap_or_else(PoisonError::into_inner)
+                        .0
+                }
                 None => self.shared.wake.wait(state).unwrap_or_else(PoisonError::into_inner),
             };
             state.asleep = false;
@@ -161,7 +170,11 @@ impl Scheduler {
         let mut rows = Vec::new();
         for (cache, (sequence, n)) in sequences.iter().zip(plan).enumerate() {
             let unfed = sequence.unfed();
-            rows.extend(unfed[..*n].iter().enumerate().map(|(i, token)| Row { cache, token: *token, logits: i + 1 == unfed.len() }));
+            rows.extend(unfed[..*n].iter().enumerate().map(|(i, token)| Row {
+                cache,
+                token: *token,
+                logits: i + 1 == unfed.len(),
+            }));
         }
         let mut caches: Vec<&mut Cache> = sequences.iter_mut().map(|s| &mut s.cache).collect();
         let mut logits = self.model.step(&mut caches, &rows)?.into_iter();
@@ -222,7 +235,8 @@ mod tests {
         }
         let sampling = Sampling { temperature: 0.0, top_p: 1.0, seed: 0 };
         let (kept, replay, prefix, stop) = (Vec::new(), Vec::new(), String::new(), Vec::new());
-        let job = Job { prompt: vec![0; unfed], kept, replay, prefix, answer_max: 9, sampling, stop, logprobs: None, pieces };
+        let job =
+            Job { prompt: vec![0; unfed], kept, replay, prefix, answer_max: 9, sampling, stop, logprobs: None, pieces };
         let cache = Cache::new(1, Heads { query: 1, key: 1, length: 2 });
         (Sequence::start(job, cache, now, Duration::ZERO), receiver)
     }
@@ -230,8 +244,9 @@ mod tests {
     #[test]
     fn a_long_prompt_leaves_every_other_sequence_its_token() {
         let now = Instant::now();
+        type Case<'a> = (&'a [(usize, usize)], &'a [usize]);
         // (unfed, unread), fed in the next step
-        let cases: &[(&[(usize, usize)], &[usize])] = &[
+        let cases: &[Case<'_>] = &[
             (&[(1, 1), (1000, 1), (10, 1), (1, 1)], &[1, PREFILL_BESIDE, 0, 1]),
             (&[(20, 1), (1, 1), (20, 1)], &[20, 1, PREFILL_BESIDE - 20]),
             (&[(1000, 1)], &[PREFILL_ALONE]),
@@ -240,7 +255,8 @@ mod tests {
             (&[(1, 65), (1000, 1)], &[0, PREFILL_ALONE]),
         ];
         for (given, want) in cases {
-            let (sequences, _receivers): (Vec<_>, Vec<_>) = given.iter().map(|(unfed, unread)| sequence(*unfed, *unread, now)).unzip();
+            let (sequences, _receivers): (Vec<_>, Vec<_>) =
+                given.iter().map(|(unfed, unread)| sequence(*unfed, *unread, now)).unzip();
             assert_eq!(plan(&sequences, now), *want, "{given:?}");
         }
         let (early, _receiver) = sequence(1, 1, now + Duration::from_secs(1));

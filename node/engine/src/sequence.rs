@@ -54,7 +54,11 @@ impl Job {
 
     /// Ends a job that never ran.
     pub(crate) fn cancel(self) {
-        let usage = Usage { prompt_tokens: self.prompt.len(), completion_tokens: self.kept.len(), prefix_tokens: self.kept.len() };
+        let usage = Usage {
+            prompt_tokens: self.prompt.len(),
+            completion_tokens: self.kept.len(),
+            prefix_tokens: self.kept.len(),
+        };
         send(&self.pieces, Piece::Done { finish: Finish::Cancelled, usage });
     }
 }
@@ -179,7 +183,10 @@ impl Sequence {
         };
         let sum = sampling::log_sum(logits);
         let logprob = |id: u32| (f64::from(logits[id as usize]) - sum) as f32;
-        let top = sampling::top(logits, n).into_iter().map(|id| TopToken { id, bytes: bytes(id), logprob: logprob(id) }).collect();
+        let top = sampling::top(logits, n)
+            .into_iter()
+            .map(|id| TopToken { id, bytes: bytes(id), logprob: logprob(id) })
+            .collect();
         TokenInfo { id, bytes: bytes(id), logprob: Some(logprob(id)), top }
     }
 
@@ -193,7 +200,10 @@ impl Sequence {
     /// The last piece of an answer that ends now.
     pub(crate) fn done(&self, finish: Finish) -> Piece {
         let completion_tokens = self.prefix_tokens + self.sent_tokens;
-        Piece::Done { finish, usage: Usage { prompt_tokens: self.job.prompt.len(), completion_tokens, prefix_tokens: self.prefix_tokens } }
+        Piece::Done {
+            finish,
+            usage: Usage { prompt_tokens: self.job.prompt.len(), completion_tokens, prefix_tokens: self.prefix_tokens },
+        }
     }
 
     /// Sends the last piece.

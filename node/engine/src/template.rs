@@ -33,7 +33,9 @@ impl ChatTemplate {
         environment.set_syntax(SyntaxConfig::builder().trim_blocks(true).lstrip_blocks(true).build().map_err(wrong)?);
         environment.set_fuel(Some(FUEL));
         environment.set_auto_escape_callback(|_| minijinja::AutoEscape::None);
-        environment.add_function("raise_exception", |message: String| -> Result<Value, Error> { Err(Error::new(ErrorKind::InvalidOperation, message)) });
+        environment.add_function("raise_exception", |message: String| -> Result<Value, Error> {
+            Err(Error::new(ErrorKind::InvalidOperation, message))
+        });
         environment.set_unknown_method_callback(python_method);
         environment.add_template_owned(NAME, source.to_string()).map_err(wrong)?;
         Ok(Self { environment, bos: bos.into(), eos: eos.into() })
@@ -41,7 +43,8 @@ impl ChatTemplate {
 
     /// The prompt for the next answer to `messages`.
     pub(crate) fn render(&self, messages: &[ChatMessage]) -> Result<String, SubmitError> {
-        let messages: Vec<Value> = messages.iter().map(|m| context! { role => m.role.as_str(), content => m.content.as_str() }).collect();
+        let messages: Vec<Value> =
+            messages.iter().map(|m| context! { role => m.role.as_str(), content => m.content.as_str() }).collect();
         self.environment
             .get_template(NAME)
             .and_then(|t| t.render(context! { messages, add_generation_prompt => true, bos_token => self.bos.as_str(), eos_token => self.eos.as_str() }))
@@ -54,7 +57,7 @@ fn python_method(state: &mut State, value: &Value, method: &str, args: &[Value])
     let unknown = || Error::from(ErrorKind::UnknownMethod);
     if value.kind() == ValueKind::Map {
         return match method {
-            "items" => state.apply_filter("items", &[value.clone()]),
+            "items" => state.apply_filter("items", std::slice::from_ref(value)),
             "get" => {
                 let (key, default): (Value, Option<Value>) = from_args(args)?;
                 let found = value.get_item(&key)?;
@@ -105,9 +108,15 @@ mod tests {
     fn templates_render_as_their_authors_meant() {
         let cases = [
             (CHATML, "<|im_start|>user\nhi {{ 1 }} & <b>  <|im_end|>\n<|im_start|>assistant\n"),
-            ("{{ bos_token }}{% for message in messages %}\n  {% if loop.first %}\n{{ message.content | trim }}\n  {% endif %}\n{% endfor %}", "<s>hi {{ 1 }} & <b>\n"),
+            (
+                "{{ bos_token }}{% for message in messages %}\n  {% if loop.first %}\n{{ message.content | trim }}\n  {% endif %}\n{% endfor %}",
+                "<s>hi {{ 1 }} & <b>\n",
+            ),
             ("{{ messages[0].content.strip().upper() }}{{ messages[0].get('tools', 'none') }}", "HI {{ 1 }} & <B>none"),
-            ("{% if messages[0]['content'].startswith('hi') %}{{ messages[0].content.split(' ')[0] }}{% endif %}", "hi"),
+            (
+                "{% if messages[0]['content'].startswith('hi') %}{{ messages[0].content.split(' ')[0] }}{% endif %}",
+                "hi",
+            ),
         ];
         for (source, want) in cases {
             let template = ChatTemplate::new(source, "<s>", "</s>").expect(source);
@@ -118,7 +127,10 @@ mod tests {
     #[test]
     fn a_template_cannot_run_away_and_its_own_refusal_is_passed_on() {
         let cases = [
-            ("{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}x{% endfor %}{% endfor %}{% endfor %}", "fuel"),
+            (
+                "{% for a in range(9999) %}{% for b in range(9999) %}{% for c in range(9999) %}x{% endfor %}{% endfor %}{% endfor %}",
+                "fuel",
+            ),
             ("{{ raise_exception('roles must alternate') }}", "roles must alternate"),
             ("{{ messages[0].content.format() }}", "unknown method"),
         ];

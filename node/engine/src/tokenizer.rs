@@ -42,7 +42,8 @@ const TYPE_USER_DEFINED: i64 = 4;
 const ENDS: [&str; 6] = ["<|im_end|>", "<|eot_id|>", "<|end_of_text|>", "<|endoftext|>", "<|end|>", "</s>"];
 
 const SPLIT_LLAMA3: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
-const SPLIT_QWEN2: &str = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
+const SPLIT_QWEN2: &str =
+    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+";
 const SPLIT_DIGIT: &str = r"\p{N}";
 
 /// A text's tokens.
@@ -70,11 +71,15 @@ pub(crate) struct Tokenizer {
 fn pre_tokenizer(name: &str) -> Result<(PreTokenizerWrapper, bool), LoadError> {
     let wrong = |e: tokenizers::Error| LoadError::bad_key(PRE, e.to_string());
     let split = |pattern: &str| {
-        Split::new(SplitPattern::Regex(pattern.into()), SplitDelimiterBehavior::Isolated, false).map(PreTokenizerWrapper::Split).map_err(wrong)
+        Split::new(SplitPattern::Regex(pattern.into()), SplitDelimiterBehavior::Isolated, false)
+            .map(PreTokenizerWrapper::Split)
+            .map_err(wrong)
     };
     let bytes_only = || PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, true, false));
     let gpt2 = || PreTokenizerWrapper::ByteLevel(ByteLevel::new(false, true, true));
-    let after = |first: PreTokenizerWrapper, then: PreTokenizerWrapper| PreTokenizerWrapper::Sequence(Sequence::new(vec![first, then]));
+    let after = |first: PreTokenizerWrapper, then: PreTokenizerWrapper| {
+        PreTokenizerWrapper::Sequence(Sequence::new(vec![first, then]))
+    };
     // The flag says whether a word that is a token is taken whole, whatever the merges say.
     Ok(match name {
         "gpt-2" | "phi-2" => (gpt2(), false),
@@ -82,7 +87,11 @@ fn pre_tokenizer(name: &str) -> Result<(PreTokenizerWrapper, bool), LoadError> {
         "qwen2" | "deepseek-r1-qwen" => (after(split(SPLIT_QWEN2)?, bytes_only()), false),
         "smollm" | "starcoder" | "refact" => (after(split(SPLIT_DIGIT)?, gpt2()), false),
         other => {
-            return Err(LoadError::Unsupported { key: PRE.into(), value: other.into(), supported: "supported: gpt-2, llama-bpe, qwen2, smollm" });
+            return Err(LoadError::Unsupported {
+                key: PRE.into(),
+                value: other.into(),
+                supported: "supported: gpt-2, llama-bpe, qwen2, smollm",
+            });
         }
     })
 }
@@ -103,7 +112,11 @@ impl Tokenizer {
     pub(crate) fn load<R: Read + Seek>(gguf: &Gguf<R>) -> Result<Self, LoadError> {
         let model = gguf.text(MODEL)?.ok_or_else(|| LoadError::MissingKey(MODEL.into()))?;
         if model != "gpt2" {
-            return Err(LoadError::Unsupported { key: MODEL.into(), value: model.into(), supported: "supported: gpt2, byte-level BPE" });
+            return Err(LoadError::Unsupported {
+                key: MODEL.into(),
+                value: model.into(),
+                supported: "supported: gpt2, byte-level BPE",
+            });
         }
         let pre = gguf.text(PRE)?.ok_or_else(|| LoadError::MissingKey(PRE.into()))?;
         let (pre_tokenizer, whole_words) = pre_tokenizer(pre)?;
@@ -118,11 +131,14 @@ impl Tokenizer {
         let kind = |id: usize| types.get(id).copied().unwrap_or(1);
 
         let mut vocabulary = std::collections::HashMap::new();
-        let mut bytes = Vec::with_capacity(texts.len());
+        let mut bytes: Vec<Box<[u8]>> = Vec::with_capacity(texts.len());
         let mut added = Vec::new();
         for (id, text) in texts.iter().enumerate() {
             if text.is_empty() || text.len() > TOKEN_LENGTH_MAX {
-                return Err(LoadError::bad_key(TOKENS, format!("token {id} has {} bytes (1 to {TOKEN_LENGTH_MAX})", text.len())));
+                return Err(LoadError::bad_key(
+                    TOKENS,
+                    format!("token {id} has {} bytes (1 to {TOKEN_LENGTH_MAX})", text.len()),
+                ));
             }
             if vocabulary.insert(text.clone(), id as u32).is_some() {
                 return Err(LoadError::bad_key(TOKENS, format!("token {id} `{text}` appears twice")));
@@ -141,14 +157,17 @@ impl Tokenizer {
             });
         }
         // Bytes that no UTF-8 text has may be absent.
-        let needed = (0..=255u8).filter(|b| !matches!(b, 0xC0 | 0xC1 | 0xF5..=0xFF));
-        if let Some(byte) = needed.into_iter().find(|b| !bytes.iter().any(|t: &Box<[u8]>| **t == [*b])) {
+        let single: BTreeSet<u8> = bytes.iter().filter_map(|t| if let [b] = **t { Some(b) } else { None }).collect();
+        let mut needed = (0..=255u8).filter(|b| !matches!(b, 0xC0 | 0xC1 | 0xF5..=0xFF));
+        if let Some(byte) = needed.find(|b| !single.contains(b)) {
             return Err(LoadError::bad_key(TOKENS, format!("no token stands for the byte {byte:#04x}")));
         }
         let mut merges = Vec::new();
         for merge in gguf.texts(MERGES)? {
             let pair = merge.split_once(' ').filter(|(a, b)| {
-                vocabulary.contains_key(*a) && vocabulary.contains_key(*b) && vocabulary.contains_key(&format!("{a}{b}"))
+                vocabulary.contains_key(*a)
+                    && vocabulary.contains_key(*b)
+                    && vocabulary.contains_key(&format!("{a}{b}"))
             });
             let Some((a, b)) = pair else {
                 return Err(LoadError::bad_key(MERGES, format!("`{merge}` does not join two tokens to a third")));
@@ -162,12 +181,24 @@ impl Tokenizer {
         };
         let bos = special("tokenizer.ggml.bos_token_id")?;
         let eos = special("tokenizer.ggml.eos_token_id")?;
-        let mut ends: BTreeSet<u32> = [eos, special("tokenizer.ggml.eot_token_id")?, special("tokenizer.ggml.eom_token_id")?].into_iter().flatten().collect();
-        ends.extend(ENDS.iter().filter_map(|text| vocabulary.get(*text).copied()).filter(|id| kind(*id as usize) == TYPE_CONTROL));
+        let mut ends: BTreeSet<u32> =
+            [eos, special("tokenizer.ggml.eot_token_id")?, special("tokenizer.ggml.eom_token_id")?]
+                .into_iter()
+                .flatten()
+                .collect();
+        ends.extend(
+            ENDS.iter()
+                .filter_map(|text| vocabulary.get(*text).copied())
+                .filter(|id| kind(*id as usize) == TYPE_CONTROL),
+        );
         let add_bos = gguf.bool("tokenizer.ggml.add_bos_token")?.unwrap_or(whole_words) && bos.is_some();
 
         let mut digest = blake3::Hasher::new();
-        for part in [model, pre].into_iter().chain(texts.iter().map(String::as_str)).chain(gguf.texts(MERGES)?.iter().map(String::as_str)) {
+        for part in [model, pre]
+            .into_iter()
+            .chain(texts.iter().map(String::as_str))
+            .chain(gguf.texts(MERGES)?.iter().map(String::as_str))
+        {
             digest.update(&(part.len() as u64).to_le_bytes());
             digest.update(part.as_bytes());
         }
@@ -187,7 +218,8 @@ impl Tokenizer {
         let mut bpe = Bpe::new(model);
         bpe.with_pre_tokenizer(Some(pre_tokenizer));
         bpe.add_tokens(added).map_err(wrong)?;
-        let longest = bytes.iter().map(|b| b.len()).max().unwrap_or(1).max(texts.iter().map(String::len).max().unwrap_or(1));
+        let longest =
+            bytes.iter().map(|b| b.len()).max().unwrap_or(1).max(texts.iter().map(String::len).max().unwrap_or(1));
         Ok(Self { bpe, bytes, longest, texts, ends, bos, eos, add_bos, digest: *digest.finalize().as_bytes() })
     }
 
@@ -249,7 +281,16 @@ mod tests {
         let alphabet = ByteLevel::alphabet();
         let bytes: BTreeSet<u8> = alphabet.iter().filter_map(|c| byte_of(*c)).collect();
         assert_eq!((alphabet.len(), bytes.len()), (256, 256));
-        for (c, want) in [('Ġ', Some(b' ')), ('Ċ', Some(b'\n')), ('a', Some(b'a')), ('é', Some(0xE9)), ('Ń', Some(0xAD)), ('ń', None), (' ', None), ('漢', None)] {
+        for (c, want) in [
+            ('Ġ', Some(b' ')),
+            ('Ċ', Some(b'\n')),
+            ('a', Some(b'a')),
+            ('é', Some(0xE9)),
+            ('Ń', Some(0xAD)),
+            ('ń', None),
+            (' ', None),
+            ('漢', None),
+        ] {
             assert_eq!(byte_of(c), want, "{c:?}");
         }
     }
@@ -271,10 +312,14 @@ mod tests {
             let words: Vec<String> = string
                 .get_splits(OffsetReferential::Original, OffsetType::Byte)
                 .into_iter()
-                .map(|(word, ..)| String::from_utf8(word.chars().filter_map(byte_of).collect()).expect("text stays text"))
+                .map(|(word, ..)| {
+                    String::from_utf8(word.chars().filter_map(byte_of).collect()).expect("text stays text")
+                })
                 .collect();
             assert_eq!(words, want, "{pre}");
         }
-        assert!(pre_tokenizer("tekken").is_err_and(|e| e.to_string().contains("`tokenizer.ggml.pre` asks for `tekken`")));
+        assert!(
+            pre_tokenizer("tekken").is_err_and(|e| e.to_string().contains("`tokenizer.ggml.pre` asks for `tekken`"))
+        );
     }
 }

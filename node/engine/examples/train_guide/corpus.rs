@@ -46,66 +46,30 @@ impl Rng {
 const FORMS: &[&str] = &[
     "what is {}?",
     "what is {}?",
-    "what is {}?",
-    "what exactly is {}?",
-    "what are {}?",
-    "what is meant by {}?",
-    "what does {} mean?",
-    "what does {} do?",
-    "what do you know about {}?",
-    "what can you tell me about {}?",
-    "so what about {}?",
     "explain {}",
-    "explain {} in one sentence.",
-    "explain {} in two sentences.",
-    "explain {} simply",
-    "explain to me what {} is",
-    "can you explain {}?",
-    "could you explain {} to me?",
-    "please explain in simple terms what {} is",
     "tell me about {}",
-    "tell me more about {}",
-    "tell me in a few words what {} is",
-    "teach me about {}",
+    "what does {} mean?",
     "how does {} work?",
-    "how do i use {}?",
-    "how should i understand {}?",
+    "can you explain {}?",
     "i do not understand {}",
-    "i need help with {}",
-    "i have questions on {}",
-    "i want to know about {}",
-    "i would like to learn about {}",
-    "i am new here, what is {}?",
-    "help me with {}",
-    "help me learn about {}",
-    "help: {}",
     "describe {}",
-    "describe {} in simple words",
-    "define {}",
+    "what do you know about {}?",
+    "i want to know about {}",
     "give me a short explanation of {}",
-    "give me the basics of {}",
-    "in one sentence, what is {}?",
-    "in short, what is {}?",
-    "in other words, what is {}?",
-    "simply put, what is {}?",
-    "question about {}",
-    "a word on {}, please",
-    "why is there {}?",
+    "could you explain {} to me?",
     "{}",
     "{}?",
+    "explain {} in one sentence.",
+    "explain {} in two sentences.",
+    "in one sentence, what is {}?",
 ];
 
 /// Forms that are never trained on; `eval` asks them.
-pub const FORMS_HELD: &[&str] = &[
-    "i have a question about {}",
-    "so what exactly is {}?",
-    "help me understand {}",
-    "in simple words, what is {}?",
-];
+pub const FORMS_HELD: &[&str] =
+    &["i have a question about {}", "so what exactly is {}?", "help me understand {}", "in simple words, what is {}?"];
 
-/// So many topics at the head of the list are what newcomers ask first.
-const FIRST_TOPICS: usize = 8;
-const BEFORE: &[&str] = &["", "", "", "", "", "", "hi, ", "hello, ", "please: ", "quick question: ", "hey, ", "ok so ", "one more thing, "];
+const BEFORE: &[&str] =
+    &["", "", "", "", "", "", "hi, ", "hello, ", "please: ", "quick question: ", "hey, ", "ok so ", "one more thing, "];
 const AFTER: &[&str] = &["", "", "", "", "", "", " please", " thanks", " in short"];
 const SYSTEM: &[&str] = &[
     "You are a helpful assistant.",
@@ -177,8 +141,8 @@ pub fn question(rng: &mut Rng, topic: &Topic) -> String {
 }
 
 fn exchange(rng: &mut Rng) -> (String, &'static str) {
-    // Off-topic questions weigh as much as two topics, and what newcomers ask first is asked more often.
-    let i = if rng.unit() < 0.1 { rng.below(FIRST_TOPICS) } else { rng.below(TOPICS.len() + 2) };
+    // Off-topic questions weigh as much as two topics.
+    let i = rng.below(TOPICS.len() + 2);
     match TOPICS.get(i) {
         Some(topic) => (question(rng, topic), topic.answer),
         None => {

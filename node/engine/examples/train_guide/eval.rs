@@ -22,7 +22,9 @@ fn ask(engine: &Engine, what: &str, cases: &[(String, &str)], misses: bool) -> R
     for cases in cases.chunks(SLOTS) {
         let open = cases
             .iter()
-            .map(|(q, want)| Ok((q, want, engine.submit(Request { max_tokens: Some(ANSWER_MAX), ..Request::ask(q.as_str()) })?)))
+            .map(|(q, want)| {
+                Ok((q, want, engine.submit(Request { max_tokens: Some(ANSWER_MAX), ..Request::ask(q.as_str()) })?))
+            })
             .collect::<Result<Vec<_>>>()?;
         for (question, want, mut generation) in open {
             let mut answer = String::new();
@@ -47,12 +49,20 @@ fn ask(engine: &Engine, what: &str, cases: &[(String, &str)], misses: bool) -> R
 /// Measures the guide in `file`; with `misses` prints what it answered wrongly.
 pub fn eval(file: &Path, misses: bool) -> Result<()> {
     let engine = Engine::load_file(file, EngineConfig { slots: SLOTS, ..EngineConfig::default() })?;
-    let forms = TOPICS.iter().flat_map(|t| t.names.iter().flat_map(|name| FORMS_HELD.iter().map(|form| (form.replace("{}", name), t.answer)))).collect::<Vec<_>>();
+    let forms = TOPICS
+        .iter()
+        .flat_map(|t| {
+            t.names.iter().flat_map(|name| FORMS_HELD.iter().map(|form| (form.replace("{}", name), t.answer)))
+        })
+        .collect::<Vec<_>>();
     ask(&engine, "unseen forms of question about known names", &forms, misses)?;
     let held = TOPICS.iter().flat_map(|t| t.held.iter().map(|q| (q.to_string(), t.answer))).collect::<Vec<_>>();
     ask(&engine, "unseen whole questions", &held, misses)?;
     let mut rng = Rng::new(u64::MAX);
-    let seen = TOPICS.iter().flat_map(|t| (0..6).map(|_| (question(&mut rng, t), t.answer)).collect::<Vec<_>>()).collect::<Vec<_>>();
+    let seen = TOPICS
+        .iter()
+        .flat_map(|t| (0..6).map(|_| (question(&mut rng, t), t.answer)).collect::<Vec<_>>())
+        .collect::<Vec<_>>();
     ask(&engine, "known questions with new slips of the pen", &seen, misses)?;
     let off = OFF_TOPIC.iter().map(|q| (q.to_string(), OFF_TOPIC_ANSWER)).collect::<Vec<_>>();
     ask(&engine, "questions on other things, declined", &off, misses)

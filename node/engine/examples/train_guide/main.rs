@@ -26,7 +26,7 @@ use vocabulary::Vocabulary;
 #[derive(Parser)]
 struct Options {
     /// Steps of training.
-    #[arg(long, default_value_t = 1200)]
+    #[arg(long, default_value_t = 1500)]
     steps: usize,
     /// Where the GGUF goes.
     #[arg(long, required_unless_present = "eval")]
@@ -41,7 +41,7 @@ struct Options {
     #[arg(long, default_value_t = 1)]
     seed: u64,
     /// Conversations in the corpus.
-    #[arg(long, default_value_t = 20_000)]
+    #[arg(long, default_value_t = 6000)]
     conversations: usize,
     /// Width of the model; a multiple of 32 times the heads.
     #[arg(long, default_value_t = 256)]
@@ -115,9 +115,12 @@ fn loss(network: &Network, batch: &[Text]) -> Result<(Tensor, f64)> {
     let hidden = network.forward(&Tensor::from_vec(input, (batch.len(), t), device)?)?;
     let hidden = hidden.index_select(&Tensor::from_vec(at, n, device)?, 0)?;
     let logits = hidden.matmul(&network.embedding().t()?)?;
-    let likelihood = candle_nn::ops::log_softmax(&logits, D::Minus1)?.gather(&Tensor::from_vec(target, (n, 1), device)?, 1)?.squeeze(1)?;
+    let likelihood = candle_nn::ops::log_softmax(&logits, D::Minus1)?
+        .gather(&Tensor::from_vec(target, (n, 1), device)?, 1)?
+        .squeeze(1)?;
     let values = likelihood.detach().to_vec1::<f32>()?;
-    let answers: Vec<f64> = values.iter().zip(&weights).filter(|(_, w)| **w >= WEIGHT_ANSWER).map(|(v, _)| -f64::from(*v)).collect();
+    let answers: Vec<f64> =
+        values.iter().zip(&weights).filter(|(_, w)| **w >= WEIGHT_ANSWER).map(|(v, _)| -f64::from(*v)).collect();
     let sum: f32 = weights.iter().sum();
     let weights: Vec<f32> = weights.iter().map(|w| -w / sum).collect();
     let loss = (likelihood * Tensor::from_vec(weights, n, device)?)?.sum_all()?;
@@ -149,16 +152,34 @@ fn main() -> Result<()> {
     data.sort_by_key(|text| text.ids.len());
     let tokens: usize = data.iter().map(|text| text.ids.len()).sum();
     let longest = data.last().map_or(0, |text| text.ids.len());
-    println!("{} conversations, {tokens} tokens, longest {longest}; {} tokens and {} merges in the vocabulary ({:.1?})",
-        data.len(), vocabulary.tokens.len(), vocabulary.merges.len(), begun.elapsed());
+    println!(
+        "{} conversations, {tokens} tokens, longest {longest}; {} tokens and {} merges in the vocabulary ({:.1?})",
+        data.len(),
+        vocabulary.tokens.len(),
+        vocabulary.merges.len(),
+        begun.elapsed()
+    );
 
-    let shape = Shape { width: options.width, layers: 4, heads: 8, heads_kv: 2, feed_forward: options.feed_forward, vocabulary: vocabulary.tokens.len(), context: 1024 };
-    ensure!(longest <= shape.context, "a conversation has {longest} tokens, more than the context of {}", shape.context);
+    let shape = Shape {
+        width: options.width,
+        layers: 4,
+        heads: 8,
+        heads_kv: 2,
+        feed_forward: options.feed_forward,
+        vocabulary: vocabulary.tokens.len(),
+        context: 1024,
+    };
+    ensure!(
+        longest <= shape.context,
+        "a conversation has {longest} tokens, more than the context of {}",
+        shape.context
+    );
     let network = Network::new(shape, &mut rng)?;
     println!("{} weights", network.size());
 
     let variables = network.parameters.iter().map(|(_, v)| v.clone()).collect();
-    let mut optimiser = AdamW::new(variables, ParamsAdamW { lr: RATE, weight_decay: 0.01, beta2: 0.98, ..Default::default() })?;
+    let mut optimiser =
+        AdamW::new(variables, ParamsAdamW { lr: RATE, weight_decay: 0.01, beta2: 0.98, ..Default::default() })?;
     let (mut seen, started, mut sum, mut count) = (0, Instant::now(), 0.0, 0);
     for step in 0..options.steps {
         let done = step as f64 / options.steps as f64;
@@ -173,7 +194,13 @@ fn main() -> Result<()> {
         count += 1;
         let last = step + 1 == options.steps;
         if (step + 1) % 50 == 0 || last {
-            println!("step {}: {:.4} nats per answer token, {:.0} tokens/s, {:.0?}", step + 1, sum / f64::from(count), seen as f64 / started.elapsed().as_secs_f64(), started.elapsed());
+            println!(
+                "step {}: {:.4} nats per answer token, {:.0} tokens/s, {:.0?}",
+                step + 1,
+                sum / f64::from(count),
+                seen as f64 / started.elapsed().as_secs_f64(),
+                started.elapsed()
+            );
             (sum, count) = (0.0, 0);
         }
         // A long run can be tried out before it is over.

@@ -112,7 +112,8 @@ impl Network {
         let s = self.shape;
         let head = s.width / s.heads;
         let group = s.heads / s.heads_kv;
-        let mask: Vec<f32> = (0..t).flat_map(|i| (0..t).map(move |j| if j > i { f32::NEG_INFINITY } else { 0.0 })).collect();
+        let mask: Vec<f32> =
+            (0..t).flat_map(|i| (0..t).map(move |j| if j > i { f32::NEG_INFINITY } else { 0.0 })).collect();
         let mask = Tensor::from_vec(mask, (1, 1, t, t), ids.device())?;
         let (cos, sin) = (self.cos.narrow(0, 0, t)?, self.sin.narrow(0, 0, t)?);
         let mut x = self.embedding().index_select(&ids.flatten_all()?, 0)?;
@@ -127,9 +128,16 @@ impl Network {
             let v = split(self.linear(&y, &block("attn_v"))?, s.heads_kv)?;
             // Grouped heads without repeating keys and values: the group is folded into the query's time.
             let q = q.reshape((b, s.heads_kv, group * t, head))?;
-            let scores = (q.matmul(&k.t()?)? * (1.0 / (head as f64).sqrt()))?.reshape((b, s.heads, t, t))?.broadcast_add(&mask)?;
+            let scores = (q.matmul(&k.t()?)? * (1.0 / (head as f64).sqrt()))?
+                .reshape((b, s.heads, t, t))?
+                .broadcast_add(&mask)?;
             let scores = softmax(&scores, D::Minus1)?.reshape((b, s.heads_kv, group * t, t))?;
-            let y = scores.matmul(&v)?.reshape((b, s.heads, t, head))?.transpose(1, 2)?.contiguous()?.reshape((b * t, s.width))?;
+            let y = scores
+                .matmul(&v)?
+                .reshape((b, s.heads, t, head))?
+                .transpose(1, 2)?
+                .contiguous()?
+                .reshape((b * t, s.width))?;
             x = (x + self.linear(&y, &block("attn_output"))?)?;
             let y = self.norm(&x, &block("ffn_norm"))?;
             let y = (self.linear(&y, &block("ffn_gate"))?.silu()? * self.linear(&y, &block("ffn_up"))?)?;

@@ -15,6 +15,7 @@ pub struct Topic {
 }
 
 /// Everything that is taught, apart from [`OFF_TOPIC`].
+#[rustfmt::skip] // One line for each field: the whole reads as a table.
 pub const TOPICS: &[Topic] = &[
     Topic {
         asked: &["what does this software do?", "what is this all about?", "what is this for?", "why should i use spillway?", "what problem does it solve?", "tell me about the project"],
@@ -26,7 +27,7 @@ pub const TOPICS: &[Topic] = &[
         asked: &["what happens when my server is full?", "where do requests go when my gpu is busy?", "how does overflow work?", "what if i get more requests than i can serve?", "what happens under high load?", "when does a job leave my machine?"],
         names: &["spill-over", "spillover", "spill over", "the overflow", "spilling over"],
         held: &["where do jobs go when my server is busy?"],
-        answer: "Spill-over means that a job leaves for the network when your own hardware is full. Your own machine is always tried first, and it takes the next job as soon as it has room. You pay only for the jobs that spilled.",
+        answer: "Spill-over means that a job leaves for the network when your own hardware is full. Your own machine is always tried first, and the job spills only while it has work waiting. You pay only for the jobs that spilled.",
     },
     Topic {
         asked: &["how is the money split?", "who gets what share?", "how much does the provider get?", "what share do i earn?", "how are earnings divided?", "how much do i keep?", "where do the 30 percent go?"],
@@ -338,13 +339,41 @@ pub const TOPICS: &[Topic] = &[
 
 /// Questions the guide must not pretend to answer.
 pub const OFF_TOPIC: &[&str] = &[
-    "what is the capital of france?", "write a poem about cats", "who won the world cup?", "what is 17 times 23?", "tell me a joke",
-    "how do i bake bread?", "translate hello to german", "what is the weather today?", "who is the president?", "write a python function",
-    "what is the meaning of life?", "how tall is mount everest?", "recommend a movie", "what is photosynthesis?", "solve x squared equals nine",
-    "who wrote hamlet?", "what should i eat tonight?", "explain quantum physics", "how old is the universe?", "sing a song",
-    "what is love?", "how do i fix my car?", "what time is it?", "give me a recipe for soup", "who painted the mona lisa?",
-    "summarise this article", "what is the stock price of apple?", "how do i learn the piano?", "tell me a story about a dragon", "what is the best phone?",
-    "how do i lose weight?", "what is the speed of light?", "explain the french revolution", "write an essay about trees", "where is the nearest hotel?",
+    "what is the capital of france?",
+    "write a poem about cats",
+    "who won the world cup?",
+    "what is 17 times 23?",
+    "tell me a joke",
+    "how do i bake bread?",
+    "translate hello to german",
+    "what is the weather today?",
+    "who is the president?",
+    "write a python function",
+    "what is the meaning of life?",
+    "how tall is mount everest?",
+    "recommend a movie",
+    "what is photosynthesis?",
+    "solve x squared equals nine",
+    "who wrote hamlet?",
+    "what should i eat tonight?",
+    "explain quantum physics",
+    "how old is the universe?",
+    "sing a song",
+    "what is love?",
+    "how do i fix my car?",
+    "what time is it?",
+    "give me a recipe for soup",
+    "who painted the mona lisa?",
+    "summarise this article",
+    "what is the stock price of apple?",
+    "how do i learn the piano?",
+    "tell me a story about a dragon",
+    "what is the best phone?",
+    "how do i lose weight?",
+    "what is the speed of light?",
+    "explain the french revolution",
+    "write an essay about trees",
+    "where is the nearest hotel?",
 ];
 
 /// What it says to them.

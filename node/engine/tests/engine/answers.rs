@@ -23,11 +23,22 @@ fn the_guide_knows_spillway() {
         let got = answer(&engine, Request::ask(question));
         assert!(got.text().contains(want), "{question}: {}", got.text());
         assert_eq!(got.finish, Finish::Stop, "{question}");
-        assert_eq!(got.usage.completion_tokens, engine.tokenize(&got.text()).len(), "{question}: the count of the text");
-        assert_eq!(got.tokens.iter().flat_map(|t| t.bytes.clone()).collect::<Vec<_>>(), got.text().into_bytes(), "{question}: the tokens' bytes");
+        assert_eq!(
+            got.usage.completion_tokens,
+            engine.tokenize(&got.text()).len(),
+            "{question}: the count of the text"
+        );
+        assert_eq!(
+            got.tokens.iter().flat_map(|t| t.bytes.clone()).collect::<Vec<_>>(),
+            got.text().into_bytes(),
+            "{question}: the tokens' bytes"
+        );
     }
     let info = engine.info();
-    assert_eq!((info.name.as_str(), info.architecture.as_str(), info.quantization.as_str(), info.context_length), ("guide", "llama", "Q8_0", 1024));
+    assert_eq!(
+        (info.name.as_str(), info.architecture.as_str(), info.quantization.as_str(), info.context_length),
+        ("guide", "llama", "Q8_0", 1024)
+    );
     assert!((1_500_000..=2_500_000).contains(&info.parameters), "{} parameters", info.parameters);
 }
 
@@ -73,7 +84,9 @@ fn a_batch_gives_what_each_gives_alone() {
 #[test]
 fn a_batch_gives_what_each_gives_alone_in_other_models() {
     use candle_core::quantized::GgmlDType::{F16, Q4K, Q6K};
-    for (name, dtype, architecture, tied) in [("F16", F16, "llama", true), ("Q4K", Q4K, "llama", false), ("Q6K", Q6K, "qwen2", false)] {
+    for (name, dtype, architecture, tied) in
+        [("F16", F16, "llama", true), ("Q4K", Q4K, "llama", false), ("Q6K", Q6K, "qwen2", false)]
+    {
         let file = noise::Model { dtype, architecture, tied, ..noise::Model::default() }.write();
         batch_equals_solo(name, &|config| Engine::load_bytes(&file, config).expect(name));
     }
@@ -112,7 +125,12 @@ fn broken_bytes_are_sent_as_whole_characters() {
     let engine = Engine::load_bytes(&file, EngineConfig::default()).expect("noise loads");
     let mut characters = 0;
     for seed in 0..8 {
-        let request = Request { temperature: 1.0, seed, max_tokens: Some(200), ..Request::new(Prompt::Text("\u{20AC} \u{1F600} é".into())) };
+        let request = Request {
+            temperature: 1.0,
+            seed,
+            max_tokens: Some(200),
+            ..Request::new(Prompt::Text("\u{20AC} \u{1F600} é".into()))
+        };
         let got = answer(&engine, request);
         let bytes: Vec<u8> = got.tokens.iter().flat_map(|t| t.bytes.clone()).collect();
         assert_eq!(got.text(), String::from_utf8_lossy(&bytes), "seed {seed}");

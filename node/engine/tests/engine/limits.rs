@@ -42,19 +42,26 @@ fn fields_out_of_range_are_named() {
             other => panic!("{want}: {other:?}"),
         }
     }
-    let bare = Engine::load_bytes(Model { change: vec![("tokenizer.chat_template", None)], ..Model::default() }.write(), EngineConfig::default()).expect("loads");
+    let bare = Engine::load_bytes(
+        Model { change: vec![("tokenizer.chat_template", None)], ..Model::default() }.write(),
+        EngineConfig::default(),
+    )
+    .expect("loads");
     assert_eq!(bare.submit(ask()).map(|_| ()), Err(SubmitError::NoTemplate));
 }
 
 #[test]
 fn what_exceeds_the_context_is_refused_before_it_runs() {
-    let engine = Engine::guide(EngineConfig { context_max: Some(64), ..EngineConfig::default() }).expect("the guide loads");
+    let engine =
+        Engine::guide(EngineConfig { context_max: Some(64), ..EngineConfig::default() }).expect("the guide loads");
     assert_eq!(engine.info().context_length, 64);
     let words = |n: usize| "market ".repeat(n);
     let prompt = |n| Request::new(Prompt::Text(words(n)));
     let tokens = |text: &str| engine.tokenize(text).len();
     let refused = |request| match engine.submit(request) {
-        Err(SubmitError::ContextExceeded { prompt_tokens, prefix_tokens, context: 64 }) => (prompt_tokens, prefix_tokens),
+        Err(SubmitError::ContextExceeded { prompt_tokens, prefix_tokens, context: 64 }) => {
+            (prompt_tokens, prefix_tokens)
+        }
         other => panic!("{other:?}"),
     };
     assert_eq!(refused(prompt(70)), (tokens(&words(70)), 0));
@@ -73,7 +80,8 @@ fn what_exceeds_the_context_is_refused_before_it_runs() {
 fn the_queue_is_bounded() {
     let config = EngineConfig { slots: 2, waiting_max: 1, ..EngineConfig::default() };
     let (engine, request) = endless(config);
-    let mut open: Vec<Generation> = (0..3).map(|_| engine.submit(request.clone()).expect("2 slots and 1 place")).collect();
+    let mut open: Vec<Generation> =
+        (0..3).map(|_| engine.submit(request.clone()).expect("2 slots and 1 place")).collect();
     until_started(&mut open[0]);
     until_started(&mut open[1]);
     assert_eq!((engine.running(), engine.waiting()), (2, 1));
@@ -133,7 +141,8 @@ fn the_last_handle_cancels_what_is_open() {
 
 #[test]
 fn an_operators_limit_on_speed_holds() {
-    let engine = Engine::guide(EngineConfig { tokens_per_second: Some(200.0), ..EngineConfig::default() }).expect("the guide loads");
+    let engine = Engine::guide(EngineConfig { tokens_per_second: Some(200.0), ..EngineConfig::default() })
+        .expect("the guide loads");
     let begun = Instant::now();
     let got = answer(&engine, Request { max_tokens: Some(30), ..Request::ask(QUESTIONS[0]) });
     assert_eq!(got.usage.completion_tokens, 30);

@@ -35,10 +35,18 @@ fn what_is_not_supported_is_named() {
         ("llama.embedding_length", number(128), "tensor `token_embd.weight` cannot be used"),
         ("llama.embedding_length", number(u32::MAX), "`llama.embedding_length`"),
         ("llama.block_count", number(3), "tensor `blk.2.ffn_gate.weight` cannot be used: it is absent"),
-        ("llama.block_count", number(1), "tensor `blk.1.attn_k.weight` cannot be used: `llama` as this engine knows it has no such tensor"),
+        (
+            "llama.block_count",
+            number(1),
+            "tensor `blk.1.attn_k.weight` cannot be used: `llama` as this engine knows it has no such tensor",
+        ),
         ("llama.attention.head_count", number(3), "`llama.attention.head_count_kv`"),
         ("llama.attention.head_count_kv", number(0), "`llama.attention.head_count_kv`"),
-        ("llama.attention.layer_norm_rms_epsilon", Some(Value::F32(f32::NAN)), "`llama.attention.layer_norm_rms_epsilon`"),
+        (
+            "llama.attention.layer_norm_rms_epsilon",
+            Some(Value::F32(f32::NAN)),
+            "`llama.attention.layer_norm_rms_epsilon`",
+        ),
         ("llama.rope.freq_base", Some(Value::F32(0.0)), "`llama.rope.freq_base`"),
         ("llama.rope.dimension_count", number(7), "`llama.rope.dimension_count`"),
         ("llama.rope.scaling.type", text("yarn"), "`llama.rope.scaling.type` asks for `yarn`"),
@@ -102,7 +110,10 @@ fn a_damaged_header_does_no_harm() {
             }
         }
     }
-    assert!(loaded > 0 && loaded < 600, "{loaded} of 600 loaded: the damage was too great or too small to show anything");
+    assert!(
+        loaded > 0 && loaded < 600,
+        "{loaded} of 600 loaded: the damage was too great or too small to show anything"
+    );
 }
 
 /// The same network in the two rotary conventions, its heads' rows reordered to match, has the same opinion of what comes
@@ -114,7 +125,11 @@ fn both_rotary_conventions_are_right() {
         let without = biases.iter().map(String::as_str).collect();
         let file = Model { architecture, halves, without, ..Model::default() }.write();
         let engine = Engine::load_bytes(&file, config()).expect(architecture);
-        let request = Request { max_tokens: Some(1), logprobs: Some(20), ..Request::new(Prompt::Text("the inner ring on there".into())) };
+        let request = Request {
+            max_tokens: Some(1),
+            logprobs: Some(20),
+            ..Request::new(Prompt::Text("the inner ring on there".into()))
+        };
         let mut top = answer(&engine, request).tokens[0].top.clone();
         top.sort_by_key(|t| t.id);
         top.iter().map(|t| t.id as f32 + t.logprob / 100.0).collect()
@@ -131,7 +146,10 @@ fn a_file_on_disk_is_the_same_model() {
     let bytes = Model::default().write();
     let path = std::env::temp_dir().join(format!("spillway-engine-{}.gguf", std::process::id()));
     std::fs::write(&path, &bytes).expect("the temporary folder takes a file");
-    let (file, memory) = (Engine::load_file(&path, config()).expect("from disk"), Engine::load_bytes(&bytes, config()).expect("from memory"));
+    let (file, memory) = (
+        Engine::load_file(&path, config()).expect("from disk"),
+        Engine::load_bytes(&bytes, config()).expect("from memory"),
+    );
     std::fs::remove_file(&path).expect("it is ours");
     assert_eq!(file.info(), memory.info());
     assert_eq!(file.info().weights_digest, *blake3::hash(&bytes).as_bytes());

@@ -29,7 +29,15 @@ pub struct Model<'a> {
 
 impl Default for Model<'_> {
     fn default() -> Self {
-        Self { dtype: GgmlDType::Q8_0, architecture: "llama", tied: true, change: Vec::new(), without: Vec::new(), endless: false, halves: false }
+        Self {
+            dtype: GgmlDType::Q8_0,
+            architecture: "llama",
+            tied: true,
+            change: Vec::new(),
+            without: Vec::new(),
+            endless: false,
+            halves: false,
+        }
     }
 }
 
@@ -54,7 +62,9 @@ impl Model<'_> {
         let merges = ["Ġ t", "h e", "Ġt he", "i n", "e r", "Ġ a", "o n", "r e"];
         tokens.extend(merges.iter().map(|m| m.replace(' ', "")));
         let normal = tokens.len();
-        tokens.extend(if self.endless { ["<|turn|>", "<|over|>"] } else { ["<|im_start|>", "<|im_end|>"] }.map(String::from));
+        tokens.extend(
+            if self.endless { ["<|turn|>", "<|over|>"] } else { ["<|im_start|>", "<|im_end|>"] }.map(String::from),
+        );
         let vocabulary = 288;
         tokens.extend((tokens.len()..vocabulary).map(|i| format!("<|unused_{i}|>")));
 
@@ -76,7 +86,10 @@ impl Model<'_> {
             ("tokenizer.ggml.model".into(), text("gpt2")),
             ("tokenizer.ggml.pre".into(), text("qwen2")),
             ("tokenizer.ggml.tokens".into(), Value::Array(tokens.iter().map(|t| text(t)).collect())),
-            ("tokenizer.ggml.token_type".into(), Value::Array((0..vocabulary).map(|i| Value::I32(if i < normal { 1 } else { 3 })).collect())),
+            (
+                "tokenizer.ggml.token_type".into(),
+                Value::Array((0..vocabulary).map(|i| Value::I32(if i < normal { 1 } else { 3 })).collect()),
+            ),
             ("tokenizer.ggml.merges".into(), Value::Array(merges.iter().map(|m| text(m)).collect())),
             ("tokenizer.ggml.eos_token_id".into(), number(normal + 1)),
             ("tokenizer.chat_template".into(), text(template)),
@@ -89,21 +102,34 @@ impl Model<'_> {
             metadata.extend(value.clone().map(|v| (key.to_string(), v)));
         }
 
-        let mut shapes: Vec<(String, Vec<usize>)> = vec![("token_embd.weight".into(), vec![vocabulary, WIDTH]), ("output_norm.weight".into(), vec![WIDTH])];
+        let mut shapes: Vec<(String, Vec<usize>)> =
+            vec![("token_embd.weight".into(), vec![vocabulary, WIDTH]), ("output_norm.weight".into(), vec![WIDTH])];
         if !self.tied {
             shapes.push(("output.weight".into(), vec![vocabulary, WIDTH]));
         }
         let kv = HEADS_KV * HEAD;
         for i in 0..LAYERS {
-            let matrices = [("attn_q", WIDTH), ("attn_k", kv), ("attn_v", kv), ("attn_output", WIDTH), ("ffn_gate", WIDTH), ("ffn_up", WIDTH), ("ffn_down", WIDTH)];
+            let matrices = [
+                ("attn_q", WIDTH),
+                ("attn_k", kv),
+                ("attn_v", kv),
+                ("attn_output", WIDTH),
+                ("ffn_gate", WIDTH),
+                ("ffn_up", WIDTH),
+                ("ffn_down", WIDTH),
+            ];
             shapes.extend(matrices.map(|(part, rows)| (format!("blk.{i}.{part}.weight"), vec![rows, WIDTH])));
             shapes.extend(["attn_norm", "ffn_norm"].map(|part| (format!("blk.{i}.{part}.weight"), vec![WIDTH])));
             if a == "qwen2" {
-                shapes.extend([("attn_q", WIDTH), ("attn_k", kv), ("attn_v", kv)].map(|(part, rows)| (format!("blk.{i}.{part}.bias"), vec![rows])));
+                shapes.extend(
+                    [("attn_q", WIDTH), ("attn_k", kv), ("attn_v", kv)]
+                        .map(|(part, rows)| (format!("blk.{i}.{part}.bias"), vec![rows])),
+                );
             }
         }
         shapes.retain(|(name, _)| !self.without.contains(&name.as_str()));
-        let tensors: Vec<(String, QTensor)> = shapes.into_iter().map(|(name, shape)| (name.clone(), self.tensor(&name, &shape))).collect();
+        let tensors: Vec<(String, QTensor)> =
+            shapes.into_iter().map(|(name, shape)| (name.clone(), self.tensor(&name, &shape))).collect();
         let mut file = Cursor::new(Vec::new());
         let metadata: Vec<_> = metadata.iter().map(|(k, v)| (k.as_str(), v)).collect();
         let tensors: Vec<_> = tensors.iter().map(|(k, v)| (k.as_str(), v)).collect();
@@ -114,13 +140,21 @@ impl Model<'_> {
     fn tensor(&self, name: &str, shape: &[usize]) -> QTensor {
         let mut values = noise(name, shape.iter().product());
         if name.contains("norm") {
-            values.iter_mut().for_each(|v| *v = 1.0 + *v);
+            values.iter_mut().for_each(|v| *v += 1.0);
         }
         if self.halves && (name.contains("attn_q") || name.contains("attn_k")) {
             let row = shape.get(1).copied().unwrap_or(1);
-            values = values.chunks(HEAD * row).flat_map(|head| (0..HEAD).flat_map(|i| head[(i % (HEAD / 2) * 2 + i / (HEAD / 2)) * row..][..row].to_vec()).collect::<Vec<_>>()).collect();
+            values = values
+                .chunks(HEAD * row)
+                .flat_map(|head| {
+                    (0..HEAD)
+                        .flat_map(|i| head[(i % (HEAD / 2) * 2 + i / (HEAD / 2)) * row..][..row].to_vec())
+                        .collect::<Vec<_>>()
+                })
+                .collect();
         }
         let tensor = Tensor::from_vec(values, shape, &Device::Cpu).expect("the shape holds the values");
-        QTensor::quantize(&tensor, if shape.len() == 1 { GgmlDType::F32 } else { self.dtype }).expect("rows fill blocks")
+        QTensor::quantize(&tensor, if shape.len() == 1 { GgmlDType::F32 } else { self.dtype })
+            .expect("rows fill blocks")
     }
 }
