@@ -65,6 +65,8 @@ pub(crate) struct PayingSession {
     pub(crate) record: Paying,
     legs: BTreeMap<JobId, LegMoney>,
     last_signed: Option<Now>,
+    #[cfg(feature = "sabotage")]
+    pub(crate) overdrawn: bool,
 }
 
 fn sum(parts: impl Iterator<Item = Credits>) -> Credits {
@@ -73,7 +75,13 @@ fn sum(parts: impl Iterator<Item = Credits>) -> Credits {
 
 impl PayingSession {
     pub(crate) const fn new(record: Paying) -> Self {
-        Self { record, legs: BTreeMap::new(), last_signed: None }
+        Self {
+            record,
+            legs: BTreeMap::new(),
+            last_signed: None,
+            #[cfg(feature = "sabotage")]
+            overdrawn: false,
+        }
     }
 
     /// What no leg can claim any more.
@@ -157,10 +165,24 @@ impl PayingSession {
 
     /// Whether a new voucher should go out: half of what was paid ahead is used up, or a provider waits for more.
     pub(crate) fn wants_voucher(&self) -> bool {
-        let (due, owed) = (self.due(), self.owed());
+        let (due, owed) = (self.due().min(self.limit()), self.owed());
         let ahead = due.saturating_sub(owed).micro();
         let half_used = self.record.promised.saturating_sub(owed).micro() * 2 <= ahead;
         (due > self.record.promised && half_used) || self.asking().is_some()
+    }
+
+    /// The most that may ever be promised.
+    const fn limit(&self) -> Credits {
+        #[cfg(feature = "sabotage")]
+        if self.overdrawn {
+            return Credits::new(u64::MAX);
+        }
+        self.record.deposit
+    }
+
+    /// Whether all of the deposit is promised and a running leg needs more.
+    pub(crate) fn is_exhausted(&self) -> bool {
+        self.record.promised >= self.limit() && self.due() > self.limit()
     }
 
     /// A leg whose provider waits for a voucher. It may have missed the newest one: the same promise is sent again.
@@ -175,9 +197,8 @@ impl PayingSession {
 
     /// Signs what is due. Promises the same again if nothing more is due.
     pub(crate) fn sign(&mut self, now: Now, network: NetworkId, key: &SecretKey) -> Signed<Voucher> {
-        let due = self.due().max(self.record.promised);
-        #[cfg(not(feature = "sabotage"))]
-        assert!(due <= self.record.deposit, "legs are admitted only below the deposit");
+        // What broken legs set aside may leave less than running legs were admitted for; the deposit stays the end.
+        let due = self.due().min(self.limit()).max(self.record.promised);
         self.record.promised = due;
         self.record.sequence += 1;
         self.last_signed = Some(now);
@@ -247,9 +268,11 @@ impl PayingSessions {
             .map(|session| session.record.session)
     }
 
-    /// Any session with a provider, fitting or not.
+    /// Any session with a provider, fitting or not, and from now on without limit.
     #[cfg(feature = "sabotage")]
-    pub(crate) fn any_of(&self, provider: &Account) -> Option<SessionId> {
-        self.by_id.values().find(|session| session.record.provider == *provider).map(|session| session.record.session)
+    pub(crate) fn any_of(&mut self, provider: &Account) -> Option<SessionId> {
+        let session = self.by_id.values_mut().find(|session| session.record.provider == *provider)?;
+        session.overdrawn = true;
+        Some(session.record.session)
     }
 }

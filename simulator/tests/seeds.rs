@@ -11,6 +11,14 @@ fn seeds_that_failed_once_pass() {
         ("swarm", 108, "a provider and its consumer each waited for the other's next move"),
         ("swarm", 256, "as 108, on a job that cannot be continued"),
         ("swarm", 314, "as 477, until every provider was banned"),
+        (
+            "swarm",
+            18,
+            "the newest voucher was lost with a refused opening, and what was due was less than that promise",
+        ),
+        ("swarm", 137, "a leg that broke beside one just opened left the consumer below what the provider had claimed"),
+        ("swarm", 109, "a broken leg was booked so high that legs still running went above the deposit"),
+        ("swarm", 649, "as 109"),
         ("faults", 1, "a claim for what a frozen provider delivered on a stream that had ended"),
     ] {
         let report = Simulation::new(seed).named(scenario).run();

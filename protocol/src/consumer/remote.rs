@@ -140,6 +140,10 @@ impl Consumer {
                 let held = held.min(cx.config.window_max);
                 if let Some(paying) = self.paying.get_mut(&session) {
                     paying.held(&id, held);
+                    if held > 0 && paying.is_exhausted() {
+                        // It cannot be paid here any more: on with another session.
+                        return self.leg_failed(cx, id, Reason::NoDeposit, None, Bill::Unknown);
+                    }
                 }
                 self.pay(cx, session);
             }
