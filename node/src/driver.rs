@@ -4,7 +4,8 @@
 
 use crate::backend::{BackendEvent, Backends, Running};
 use crate::books::{BookEvent, Books};
-use crate::jobs::{Command, JobEvent, JobRequest, Jobs, Load, MarketModel, MarketView, OfferView};
+use crate::jobs::{Command, JobEvent, JobRequest, Jobs};
+use crate::market_view::market_view;
 use crate::network::{CallKind, FrameReader, FrameWriter, JobStream, Network, NetworkEvent, Reply, Topic};
 use crate::openai::measure::text_of_event;
 use crate::records;
@@ -552,48 +553,8 @@ impl Driver {
         if since < VIEW_AFTER || (!self.view_dirty && since < VIEW_EVERY) {
             return;
         }
-        let now = self.clock.now();
-        let peer = &self.parts.peer;
-        let mut models: BTreeMap<String, MarketModel> = BTreeMap::new();
-        for capacity in self.parts.capacity.borrow().iter().filter(|capacity| capacity.healthy) {
-            let id = capacity.model.clone();
-            models.insert(id.clone(), MarketModel { id, own: true, providers: 0, price_min: None });
-        }
-        let mut offers = Vec::new();
-        for listing in peer.directory().all(now) {
-            let (offer, model, node) = (listing.offer.value(), listing.model(), listing.node());
-            let entry = models.entry(model.id.clone()).or_insert_with(|| MarketModel {
-                id: model.id.clone(),
-                own: false,
-                providers: 0,
-                price_min: None,
-            });
-            entry.providers += 1;
-            if entry.price_min.is_none_or(|price| model.price.output < price.output) {
-                entry.price_min = Some(model.price);
-            }
-            offers.push(OfferView {
-                node,
-                account: listing.account(),
-                region: offer.region.clone(),
-                model: model.id.clone(),
-                price: model.price,
-                slots: model.slots,
-                age_ms: now.ms().saturating_sub(offer.issued_ms),
-                #[expect(
-                    clippy::cast_possible_truncation,
-                    clippy::cast_sign_loss,
-                    reason = "`as` saturates; never negative"
-                )]
-                rtt_ms: peer.reputation().rtt_ms(&node).map(|rtt| rtt as u64),
-                reputation: peer.reputation().lower_bound(&node),
-                addresses: offer.addresses.clone(),
-            });
-        }
-        let running = |capacity: &Capacity| (capacity.model.clone(), peer.running(&capacity.model));
-        let running = self.parts.capacity.borrow().iter().map(running).collect();
-        let load = Load { peers: self.peers, running };
-        self.parts.jobs.set_market(MarketView { models: models.into_values().collect(), offers, load });
+        let view = market_view(&self.parts.peer, &self.parts.capacity.borrow(), self.peers, self.clock.now());
+        self.parts.jobs.set_market(view);
         self.view_dirty = false;
         self.view_at = Instant::now();
     }

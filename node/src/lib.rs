@@ -8,6 +8,7 @@ pub mod edge;
 pub mod gateway;
 pub mod jobs;
 pub mod keystore;
+mod market_view;
 pub mod metrics;
 pub mod network;
 pub mod openai;

@@ -382,7 +382,8 @@ impl Checks {
         let track = self.sessions.entry(session).or_default();
         track.sent += more;
         let (owed, promised) = (track.sent, track.vouched.micro());
-        if sent && more > 0 {
+        // An empty answer's end tells the price of its prompt, and delivers nothing.
+        if sent && units > 0 {
             self.hold(Rule::DeliveredUnpaid, owed <= promised, || {
                 format!("node {host} has delivered {owed} micro-credits on {}, vouchers promise {promised}", session.0)
             });

@@ -19,6 +19,10 @@ fn seeds_that_failed_once_pass() {
         ("swarm", 137, "a leg that broke beside one just opened left the consumer below what the provider had claimed"),
         ("swarm", 109, "a broken leg was booked so high that legs still running went above the deposit"),
         ("swarm", 649, "as 109"),
+        ("swarm", 5780, "a voucher that came with a new job did not release what other jobs of the session held"),
+        ("swarm", 5063, "as 5780"),
+        ("swarm", 5780, "a better voucher inside an opening did not release what another leg of the session held"),
+        ("swarm", 5063, "as 5780"),
         ("faults", 1, "a claim for what a frozen provider delivered on a stream that had ended"),
     ] {
         let report = Simulation::new(seed).named(scenario).run();

@@ -203,6 +203,8 @@ impl Provider {
             own: false,
         });
         cx.timers.set(Alarm::Serve(stream), cx.now.after(cx.config.alive_every));
+        // Its voucher may be what other legs of the session wait for.
+        self.flush_all(cx, id);
     }
 
     /// What a session's vouchers are spoken for: what was delivered, and a window for each running leg.

@@ -147,12 +147,18 @@ impl Provider {
         if forged || value.total > session.record.deposit {
             return self.cancel(cx, stream);
         }
-        if value.total <= session.record.vouched {
-            return; // The same again, or an older one: neither adds anything.
+        let id = session.record.session;
+        // The same again, or an older one, adds nothing to what is kept.
+        if value.total > session.record.vouched {
+            accept_voucher(session, value.total, voucher.to_wire());
+            self.keep(cx, id);
         }
-        accept_voucher(session, value.total, voucher.to_wire());
-        let (id, legs) = (session.record.session, session.legs.clone());
-        self.keep(cx, id);
+        self.flush_all(cx, id);
+    }
+
+    /// Delivers what every leg of a session holds, as far as it is paid: they share its vouchers.
+    fn flush_all(&mut self, cx: &mut Context, id: SessionId) {
+        let legs = self.sessions.get(&id).map(|session| session.legs.clone()).unwrap_or_default();
         for leg in legs {
             self.flush(cx, leg);
         }

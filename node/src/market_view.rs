@@ -1,0 +1,50 @@
+//! What the market looks like to people at a moment: models, offers, load.
+//! Invariant: only what can be asked for now is in it: healthy own backends, and offers that have not expired.
+
+use crate::jobs::{Load, MarketModel, MarketView, OfferView};
+use spillway_protocol::{Capacity, Now, Peer};
+use std::collections::BTreeMap;
+
+/// The view of `peer`, whose own backends are `capacity` and which is connected to `peers` others.
+pub(crate) fn market_view(peer: &Peer, capacity: &[Capacity], peers: usize, now: Now) -> MarketView {
+    let mut models: BTreeMap<String, MarketModel> = BTreeMap::new();
+    for capacity in capacity.iter().filter(|capacity| capacity.healthy) {
+        let id = capacity.model.clone();
+        models.insert(id.clone(), MarketModel { id, own: true, providers: 0, price_min: None });
+    }
+    let mut offers = Vec::new();
+    for listing in peer.directory().all(now) {
+        let (offer, model, node) = (listing.offer.value(), listing.model(), listing.node());
+        let entry = models.entry(model.id.clone()).or_insert_with(|| MarketModel {
+            id: model.id.clone(),
+            own: false,
+            providers: 0,
+            price_min: None,
+        });
+        entry.providers += 1;
+        if entry.price_min.is_none_or(|price| model.price.output < price.output) {
+            entry.price_min = Some(model.price);
+        }
+        offers.push(OfferView {
+            node,
+            account: listing.account(),
+            region: offer.region.clone(),
+            model: model.id.clone(),
+            price: model.price,
+            slots: model.slots,
+            age_ms: now.ms().saturating_sub(offer.issued_ms),
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                reason = "`as` saturates; never negative"
+            )]
+            rtt_ms: peer.reputation().rtt_ms(&node).map(|rtt| rtt as u64),
+            reputation: peer.reputation().lower_bound(&node),
+            addresses: offer.addresses.clone(),
+        });
+    }
+    let running = |capacity: &Capacity| (capacity.model.clone(), peer.running(&capacity.model));
+    let running = capacity.iter().map(running).collect();
+    let load = Load { peers, running };
+    MarketView { models: models.into_values().collect(), offers, load }
+}
