@@ -26,7 +26,7 @@ pub use crate::context::Sabotage;
 /// How often expired offers are dropped.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
 
-/// The market machine of one node. `docs/market.md`.
+/// The market machine of one node. `docs/routing.md`.
 #[derive(Debug)]
 pub struct Peer {
     cx: Context,

@@ -160,7 +160,9 @@ impl Provider {
         let record = &session.record;
         let value = voucher.value();
         let best = value.total.max(record.vouched);
-        let first = add(self.committed(session), serving.ahead());
+        // Running legs are counted as delivered, not with their windows: what is on its way to the consumer was not yet in
+        // the voucher that it signed. They wait for the next one, as always.
+        let first = add(self.delivered(session), serving.ahead());
         let refusal = if voucher.signer() != record.voucher_key {
             Some(Refusal::ForgedVoucher)
         } else if value.total > record.deposit {
@@ -205,12 +207,6 @@ impl Provider {
         cx.timers.set(Alarm::Serve(stream), cx.now.after(cx.config.alive_every));
         // Its voucher may be what other legs of the session wait for.
         self.flush_all(cx, id);
-    }
-
-    /// What a session's vouchers are spoken for: what was delivered, and a window for each running leg.
-    pub(super) fn committed(&self, session: &EarningSession) -> Credits {
-        let legs = session.legs.iter().filter_map(|stream| self.serving.get(stream));
-        legs.map(Serving::ahead).fold(session.record.spent, add)
     }
 
     /// What was delivered on a session, running legs counted.
