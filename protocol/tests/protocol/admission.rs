@@ -1,8 +1,6 @@
 //! What a provider refuses, by name: forged, stale and overdrawn vouchers, foreign and lapsed quotes. Nothing is lost by it.
 
-mod common;
-
-use common::{MODEL, START, World, consumer, job, network, price, provider, secret};
+use crate::common::{MODEL, START, World, consumer, job, network, price, provider, secret};
 use spillway_ledger::{Credits, Digest, NetworkId, Price, SecretKey, SessionId, Signed, SignedBytes, Voucher};
 use spillway_protocol::{Frame, Kind, LedgerCommand, OpenJob, Quote, Record, Refusal};
 use std::time::Duration;

@@ -2,7 +2,7 @@
 //!
 //! `hashes.txt` holds scenario, seed and hash. It changes whenever peers behave differently under these seeds, which is
 //! often right and must always be on purpose: look at why, then write it anew with
-//! `SPILLWAY_FREEZE=1 cargo test -p spillway-simulator --test determinism`.
+//! `SPILLWAY_FREEZE=1 cargo test -p spillway-simulator --test simulator determinism`.
 
 use spillway_simulator::Simulation;
 use std::fmt::Write as _;
@@ -25,7 +25,7 @@ fn the_same_seed_gives_the_same_hash_twice_and_another_seed_another() {
 
 #[test]
 fn hashes_are_the_frozen_ones() {
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/hashes.txt");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/simulator/hashes.txt");
     let mut now = String::new();
     for (scenario, seed) in CASES {
         writeln!(now, "{scenario} {seed} {}", hash(scenario, seed)).expect("writing to a string");
@@ -33,6 +33,6 @@ fn hashes_are_the_frozen_ones() {
     if std::env::var_os("SPILLWAY_FREEZE").is_some() {
         std::fs::write(path, &now).expect("the test folder can be written");
     }
-    let frozen = std::fs::read_to_string(path).expect("tests/hashes.txt");
+    let frozen = std::fs::read_to_string(path).expect("tests/simulator/hashes.txt");
     assert_eq!(frozen, now, "frozen left, this build right; how to freeze anew is said above");
 }

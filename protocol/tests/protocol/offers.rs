@@ -1,8 +1,6 @@
 //! Offers that are taken in, and those that are dropped, each for its reason.
 
-mod common;
-
-use common::{START, job, network, price, secret};
+use crate::common::{START, job, network, price, secret};
 use spillway_ledger::{Account, CodecError, Credits, Digest, NetworkId, NodeId, Signed, SignedError};
 use spillway_protocol::offer::{METER, OFFER_LIFETIME, PRICE_MAX_MICRO};
 use spillway_protocol::{Directory, ModelOffer, Now, Offer, OfferError};

@@ -1,8 +1,6 @@
 //! A job's whole way between peers: where it goes, what it costs, and what happens when somebody fails.
 
-mod common;
-
-use common::{MODEL, World, consumer, job, price, provider};
+use crate::common::{MODEL, World, consumer, job, price, provider};
 use spillway_ledger::{CoSigned, Credits, Receipt, Signed, Usage};
 use spillway_protocol::{Abort, BackendError, Event, Frame, MarketConfig, Prefer, Reason, Record, Refusal, Route};
 use std::time::Duration;
@@ -300,7 +298,7 @@ fn a_receipt_that_overcounts_is_not_signed() {
     let stream = *stream;
     let session = *world.sessions.keys().next().expect("one");
     let receipt = Receipt {
-        network: common::network(),
+        network: crate::common::network(),
         session,
         job: id,
         leg: 0,
@@ -317,7 +315,7 @@ fn a_receipt_that_overcounts_is_not_signed() {
         finish: "stop".into(),
         time_ms: 0,
     };
-    let receipt = Signed::sign(receipt, &common::secret(2, 2)).to_wire();
+    let receipt = Signed::sign(receipt, &crate::common::secret(2, 2)).to_wire();
     let frame = Frame::Done { finish: "stop".into(), receipt };
     let peer = world.nodes[cheap].id;
     world.event(gateway, Event::FrameReceived { stream, peer, frame, text: vec![] });

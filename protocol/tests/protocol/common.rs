@@ -1,6 +1,5 @@
 //! A market in one thread: peers, a scripted backend each, a ledger that grants everything, a network without delay.
 //! A test looks at what the peers' clients got and at what went over the wire.
-#![expect(dead_code, reason = "each test file uses its own part")]
 
 use spillway_ledger::{
     Account, Credits, Digest, JobId, NetworkId, NodeId, Price, SecretKey, SessionId, Signed, Usage, Voucher,
@@ -43,7 +42,6 @@ pub fn job(id: u8) -> Job {
 }
 
 pub struct Session {
-    pub business: [u8; 16],
     pub consumer: usize,
     pub provider: usize,
     pub deposit: Credits,
@@ -305,14 +303,8 @@ impl World {
                 let consumer = self.nodes[index].account;
                 let session = SessionId::derive(&network(), &consumer, self.sessions.len() as u64);
                 let far = self.account_of(provider);
-                let state = Session {
-                    business,
-                    consumer: index,
-                    provider: far,
-                    deposit,
-                    settled: Credits::ZERO,
-                    vouched: Credits::ZERO,
-                };
+                let state =
+                    Session { consumer: index, provider: far, deposit, settled: Credits::ZERO, vouched: Credits::ZERO };
                 self.sessions.insert(session, state);
                 for node in [far, index] {
                     let opened = Event::SessionOpened {

@@ -1,0 +1,7 @@
+//! Peers against each other, and against what a hostile one may send. One binary, so that it links once.
+
+mod admission;
+mod common;
+mod market;
+mod offers;
+mod wire;

@@ -1,0 +1,7 @@
+//! The simulator against itself, and the market against the simulator. One binary, so that it links once.
+
+mod cli;
+mod determinism;
+mod sabotage;
+mod seeds;
+mod swarm;
