@@ -8,7 +8,7 @@ use rand_chacha::ChaCha8Rng;
 use super::*;
 
 /// How many histories the default run plays; `SPILLWAY_HISTORIES` asks for more.
-const HISTORIES: u64 = 2_000;
+const HISTORIES: u64 = 500;
 /// Entries in each.
 const STEPS: u64 = 20;
 
