@@ -72,6 +72,7 @@ struct Client {
 }
 
 struct StreamTask {
+    /// The kind of job, learned from the stream's first frame.
     kind: Kind,
     outbox: mpsc::Sender<Frame>,
     reader: AbortHandle,
@@ -83,7 +84,6 @@ struct Driver {
     inbox: mpsc::Sender<Inbox>,
     clients: HashMap<JobId, Client>,
     streams: HashMap<StreamId, StreamTask>,
-    /// The kind of job on each outgoing stream that is not open yet is learned from its first frame.
     work: HashMap<WorkId, Running>,
     probes: HashMap<ProbeId, Reply>,
     own_offers: BTreeMap<String, Signed<Offer>>,

@@ -150,7 +150,7 @@ impl Peer {
         while let Some(alarm) = cx.timers.pop(cx.now) {
             match alarm {
                 Alarm::Job(job) => self.consumer.overdue(cx, job),
-                Alarm::Voucher(session) => self.consumer.voucher_due(cx, session),
+                Alarm::Voucher(session) => self.consumer.pay(cx, session),
                 Alarm::Refund(session) => self.consumer.refund_due(cx, session),
                 Alarm::Serve(stream) => self.provider.overdue(cx, stream),
                 Alarm::Settle(session) => self.provider.settle_due(cx, session),

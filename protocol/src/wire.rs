@@ -2,7 +2,7 @@
 //! Invariant: a frame is never allocated before its length was checked against its limit.
 
 use crate::job::{BODY_BYTES_MAX, Kind, MODEL_BYTES_MAX};
-use spillway_ledger::{CodecError, Digest, Document, JobId, NetworkId, Signature, SignedBytes, Usage, decode, encode};
+use spillway_ledger::{CodecError, Document, JobId, NetworkId, Signature, SignedBytes, decode, encode};
 
 /// The protocol name of a job's stream; the version is negotiated by it.
 pub const JOB_PROTOCOL: &str = "/spillway/job/1";
@@ -269,13 +269,4 @@ pub struct ProbeReply {
 impl Document for ProbeReply {
     const DOMAIN: &'static str = "spillway/probe-reply/1";
     const BYTES_MAX: usize = 2048;
-}
-
-/// What a provider states for one leg of a job; part of the receipt.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Delivered {
-    /// What was delivered.
-    pub usage: Usage,
-    /// blake3 of the delivered text.
-    pub transcript: Digest,
 }

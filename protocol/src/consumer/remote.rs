@@ -88,7 +88,7 @@ impl Consumer {
     }
 
     /// Sends a voucher if one is wanted and may be signed already.
-    pub(super) fn pay(&mut self, cx: &mut Context, session: SessionId) {
+    pub(crate) fn pay(&mut self, cx: &mut Context, session: SessionId) {
         let Some(paying) = self.paying.get(&session) else { return };
         if !paying.wants_voucher() {
             return;
@@ -111,10 +111,6 @@ impl Consumer {
         let Some(stream) = stream else { return };
         let voucher = self.sign(cx, session);
         cx.emit(Effect::Send { stream, frame: Frame::Voucher(voucher.to_wire()) });
-    }
-
-    pub(crate) fn voucher_due(&mut self, cx: &mut Context, session: SessionId) {
-        self.pay(cx, session);
     }
 
     pub(crate) fn owns(&self, stream: StreamId) -> bool {
