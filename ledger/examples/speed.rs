@@ -44,13 +44,16 @@ fn main() {
         name: "speed".to_owned(),
         time_ms: START_MS,
         issuer: issuer.account(),
-        authority: authority.public(),
+        committee: vec![authority.public()],
         treasury: key(5).account(),
         validators: key(6).account(),
         split: Split::default(),
         grace_ms: 1_000,
         mint_max_per_epoch: Credits::MAX,
         epoch_blocks: 1_000,
+        validator_bond: Credits::ZERO,
+        unbond_ms: 0,
+        payout_min: Credits::ZERO,
         bootstrap: Vec::new(),
     };
     let folder = tempfile::tempdir().expect("a temporary folder");

@@ -8,15 +8,14 @@ use crate::entry::Entry;
 use crate::keys::{Digest, PublicKey, SecretKey, Signature};
 use crate::merkle::merkle_root;
 use crate::money::Credits;
-use crate::signed::{ENVELOPE_BYTES, SignedBytes};
+use crate::signed::SignedBytes;
+use crate::vote::{Step, Vote};
+use crate::voucher::NetworkId;
 
 /// The most entries in one block.
 pub const ENTRIES_MAX: usize = 1_024;
 /// The most validators, and so the most signatures in a certificate.
 pub const VALIDATORS_MAX: usize = 128;
-
-/// What a validator signs to make a block final.
-const COMMIT_DOMAIN: &str = "spillway/commit/1";
 
 /// A block's summary.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, SchemaRead, SchemaWrite)]
@@ -35,11 +34,13 @@ pub struct Header {
     pub supply: Credits,
     /// The digest of who may make it final.
     pub validators: Digest,
+    /// The digest of who may make the next block final: headers alone show how a committee changed.
+    pub next_validators: Digest,
 }
 
 impl Document for Header {
     const DOMAIN: &'static str = "spillway/header/1";
-    const BYTES_MAX: usize = 8 + 32 + 8 + 32 + 32 + 8 + 32;
+    const BYTES_MAX: usize = 8 + 32 + 8 + 32 + 32 + 8 + 32 + 32;
 }
 
 impl Header {
@@ -73,8 +74,8 @@ impl Document for Block {
     }
 }
 
-// A full block of the largest entries fits the limit: nobody has to count bytes while filling one.
-const _: () = assert!(Header::BYTES_MAX + 8 + ENTRIES_MAX * (ENVELOPE_BYTES + Entry::BYTES_MAX) <= Block::BYTES_MAX);
+/// The most bytes that a block's entries may take together: what [`Block::BYTES_MAX`] leaves beside the header.
+pub const ENTRIES_BYTES_MAX: usize = Block::BYTES_MAX - Header::BYTES_MAX - 8;
 
 impl Block {
     /// The root that the header must carry for these entries.
@@ -84,9 +85,24 @@ impl Block {
     }
 }
 
-/// Who may make blocks final: sorted, without doubles.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// Who may make blocks final: strictly sorted keys, one vote each.
+#[derive(Clone, Debug, PartialEq, Eq, SchemaRead, SchemaWrite)]
 pub struct ValidatorSet(Vec<PublicKey>);
+
+impl Document for ValidatorSet {
+    const DOMAIN: &'static str = "spillway/validators/1";
+    const BYTES_MAX: usize = 8 + VALIDATORS_MAX * 32;
+
+    fn check(&self) -> Result<(), &'static str> {
+        if !(1..=VALIDATORS_MAX).contains(&self.0.len()) {
+            return Err("validators must be 1 to 128 keys");
+        }
+        if !self.0.is_sorted_by(|a, b| a < b) {
+            return Err("validators must be strictly sorted");
+        }
+        Ok(())
+    }
+}
 
 impl ValidatorSet {
     /// The set of one: an authority that orders blocks alone.
@@ -101,7 +117,26 @@ impl ValidatorSet {
         (1..=VALIDATORS_MAX).contains(&keys.len()).then_some(ValidatorSet(keys))
     }
 
-    /// How many signatures make a block final: more than two thirds.
+    /// The keys, strictly sorted.
+    pub fn keys(&self) -> &[PublicKey] {
+        &self.0
+    }
+
+    /// Whether `key` may vote.
+    pub fn contains(&self, key: &PublicKey) -> bool {
+        self.0.binary_search(key).is_ok()
+    }
+
+    /// The set with `key` in it, or not in it. A set that would be empty or too large stays as it is.
+    #[must_use]
+    pub fn with(&self, key: PublicKey, member: bool) -> ValidatorSet {
+        let mut keys = self.0.clone();
+        keys.retain(|other| *other != key);
+        keys.extend(member.then_some(key));
+        ValidatorSet::new(keys).unwrap_or_else(|| self.clone())
+    }
+
+    /// How many votes make a block final: more than two thirds.
     pub fn quorum(&self) -> usize {
         self.0.len() * 2 / 3 + 1
     }
@@ -109,7 +144,7 @@ impl ValidatorSet {
     /// Names the set in a header.
     pub fn digest(&self) -> Digest {
         let keys: Vec<&[u8]> = self.0.iter().map(|key| key.as_bytes().as_slice()).collect();
-        Digest::of("spillway/validators/1", &keys)
+        Digest::of(ValidatorSet::DOMAIN, &keys)
     }
 }
 
@@ -122,12 +157,6 @@ pub enum CertificateError {
     /// Signers must be sorted, without doubles.
     #[error("the certificate's signatures are not strictly sorted by key")]
     Unsorted,
-    /// Signed by someone who may not.
-    #[error("{0} is no validator")]
-    NotValidator(PublicKey),
-    /// One signature does not hold.
-    #[error("the signature of {0} does not hold")]
-    BadSignature(PublicKey),
     /// Too few signatures.
     #[error("{got} signatures, where {need} are needed")]
     NoQuorum {
@@ -136,31 +165,46 @@ pub enum CertificateError {
         /// How many there must be.
         need: usize,
     },
+    /// Signed by someone who may not.
+    #[error("{0} is no validator")]
+    NotValidator(PublicKey),
+    /// One signature does not hold.
+    #[error("the signature of {0} does not hold")]
+    BadSignature(PublicKey),
 }
 
-/// The signatures that make a block final.
+/// The votes that make a block final.
 #[derive(Clone, Debug, PartialEq, Eq, SchemaRead, SchemaWrite)]
 pub struct Certificate {
     /// The block's digest.
     pub block: Digest,
-    /// Who signed, strictly sorted by key; at most [`VALIDATORS_MAX`].
+    /// The round in which it was decided.
+    pub round: u32,
+    /// Who signed the [`Vote`] that commits the block, strictly sorted by key; at most [`VALIDATORS_MAX`].
     pub signatures: Vec<(PublicKey, Signature)>,
 }
 
 impl Certificate {
     /// The certificate of a lone authority.
-    pub fn solo(block: Digest, authority: &SecretKey) -> Self {
-        Certificate { block, signatures: vec![Certificate::sign(&block, authority)] }
+    pub fn solo(network: &NetworkId, header: &Header, authority: &SecretKey) -> Self {
+        let signatures = vec![Certificate::sign(network, header, 0, authority)];
+        Certificate { block: header.digest(), round: 0, signatures }
     }
 
     /// One validator's part of a certificate.
-    pub fn sign(block: &Digest, validator: &SecretKey) -> (PublicKey, Signature) {
-        (validator.public(), validator.sign(COMMIT_DOMAIN, block.as_bytes()))
+    pub fn sign(network: &NetworkId, header: &Header, round: u32, validator: &SecretKey) -> (PublicKey, Signature) {
+        let vote = encode(&Certificate::vote(network, header.height, header.digest(), round));
+        (validator.public(), validator.sign(Vote::DOMAIN, &vote))
     }
 
-    /// Checks that enough of `validators` signed `block`.
-    pub fn verify(&self, block: &Digest, validators: &ValidatorSet) -> Result<(), CertificateError> {
-        if self.block != *block {
+    /// Checks that enough of `validators` committed the block with this header.
+    pub fn verify(
+        &self,
+        network: &NetworkId,
+        header: &Header,
+        validators: &ValidatorSet,
+    ) -> Result<(), CertificateError> {
+        if self.block != header.digest() {
             return Err(CertificateError::OtherBlock);
         }
         if !self.signatures.is_sorted_by(|a, b| a.0 < b.0) {
@@ -170,15 +214,20 @@ impl Certificate {
         if self.signatures.len() < need {
             return Err(CertificateError::NoQuorum { got: self.signatures.len(), need });
         }
+        let vote = encode(&Certificate::vote(network, header.height, self.block, self.round));
         for (key, signature) in &self.signatures {
-            if validators.0.binary_search(key).is_err() {
+            if !validators.contains(key) {
                 return Err(CertificateError::NotValidator(*key));
             }
-            if !key.verify(COMMIT_DOMAIN, self.block.as_bytes(), signature) {
+            if !key.verify(Vote::DOMAIN, &vote, signature) {
                 return Err(CertificateError::BadSignature(*key));
             }
         }
         Ok(())
+    }
+
+    fn vote(network: &NetworkId, height: u64, block: Digest, round: u32) -> Vote {
+        Vote { network: *network, height, round, step: Step::Precommit, block: Some(block) }
     }
 }
 
@@ -193,7 +242,7 @@ pub struct CertifiedBlock {
 
 impl Document for CertifiedBlock {
     const DOMAIN: &'static str = "spillway/certified-block/1";
-    const BYTES_MAX: usize = Block::BYTES_MAX + 32 + 8 + VALIDATORS_MAX * 96;
+    const BYTES_MAX: usize = Block::BYTES_MAX + 32 + 4 + 8 + VALIDATORS_MAX * 96;
 
     fn check(&self) -> Result<(), &'static str> {
         self.block.check()?;

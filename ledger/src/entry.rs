@@ -5,12 +5,17 @@
 use wincode::{SchemaRead, SchemaWrite};
 
 use crate::codec::Document;
+use crate::closing::Closing;
+use crate::evidence::Evidence;
 use crate::keys::{Account, Digest, PublicKey};
 use crate::money::{Credits, Price, Usage};
+use crate::payout::{PayoutId, RejectReason};
+use crate::receipt::Receipt;
 use crate::signed::SignedBytes;
+use crate::vote::{Proposal, Vote};
 use crate::voucher::{NetworkId, SessionId, Voucher};
 
-/// The longest deposit reference, in bytes.
+/// The longest deposit or payment reference, in bytes.
 pub const REFERENCE_BYTES_MAX: usize = 64;
 
 /// What an entry does.
@@ -66,6 +71,64 @@ pub enum Action {
         /// The session.
         session: SessionId,
     },
+    /// The consumer locks more in an open session.
+    TopUp {
+        /// The session.
+        session: SessionId,
+        /// How much more.
+        amount: Credits,
+    },
+    /// One side ends a session with what the other side signed.
+    Close {
+        /// The [`Closing`], signed by the account of the session's other side.
+        closing: SignedBytes,
+    },
+    /// The entry's account puts credits at stake for its good conduct.
+    Bond {
+        /// How many.
+        amount: Credits,
+    },
+    /// The entry's account wants some of its bond back; it stays at stake for the genesis' `unbond_ms`.
+    Unbond {
+        /// How many.
+        amount: Credits,
+    },
+    /// The entry's account wants to be paid in cash. The payout's id is [`PayoutId::derive`] of the network, the account
+    /// and this entry's nonce.
+    PayoutRequest {
+        /// How much is locked for it.
+        amount: Credits,
+        /// The digest of whom to pay in the outer world.
+        payee: Digest,
+    },
+    /// The issuer paid, and the credits are gone.
+    Burn {
+        /// The payout.
+        payout: PayoutId,
+        /// The bank's or processor's reference; 1 to 64 printable ASCII characters, never used before.
+        reference: String,
+    },
+    /// The issuer does not pay, and the credits go back.
+    PayoutReject {
+        /// The payout.
+        payout: PayoutId,
+        /// Why.
+        reason: RejectReason,
+    },
+    /// Anyone shows that someone signed two things of which only one can be true.
+    Evidence {
+        /// The two things.
+        evidence: Evidence,
+    },
+    /// A validator votes for a change of who the validators are.
+    Elect {
+        /// Who should be one, or not be one any more.
+        validator: PublicKey,
+        /// Which of the two.
+        member: bool,
+        /// From which height on, if enough have voted the same by then.
+        at: u64,
+    },
 }
 
 /// An action, and who asks for it when.
@@ -87,11 +150,11 @@ pub struct Entry {
 
 impl Document for Entry {
     const DOMAIN: &'static str = "spillway/entry/1";
-    const BYTES_MAX: usize = 512;
+    const BYTES_MAX: usize = 2_560;
 
     fn check(&self) -> Result<(), &'static str> {
         match &self.action {
-            Action::Mint { reference, .. } => {
+            Action::Mint { reference, .. } | Action::Burn { reference, .. } => {
                 let length = 1..=REFERENCE_BYTES_MAX;
                 if !length.contains(&reference.len()) || !reference.bytes().all(|b| (0x20..0x7f).contains(&b)) {
                     return Err("reference must be 1 to 64 printable ASCII characters");
@@ -102,8 +165,35 @@ impl Document for Entry {
                     return Err("voucher is longer than a voucher can be");
                 }
             }
-            Action::Transfer { .. } | Action::Open { .. } | Action::Refund { .. } => {}
+            Action::Close { closing } => {
+                if closing.document.len() > Closing::BYTES_MAX {
+                    return Err("closing is longer than a closing can be");
+                }
+            }
+            Action::Evidence { evidence } => {
+                let max = match evidence {
+                    Evidence::Votes { .. } => Vote::BYTES_MAX,
+                    Evidence::Proposals { .. } => Proposal::BYTES_MAX,
+                    Evidence::Receipts { .. } => Receipt::BYTES_MAX,
+                };
+                let (first, second) = evidence.documents();
+                if first.document.len().max(second.document.len()) > max {
+                    return Err("evidence holds a document longer than its kind can be");
+                }
+            }
+            Action::Transfer { .. }
+            | Action::Open { .. }
+            | Action::Refund { .. }
+            | Action::TopUp { .. }
+            | Action::Bond { .. }
+            | Action::Unbond { .. }
+            | Action::PayoutRequest { .. }
+            | Action::PayoutReject { .. }
+            | Action::Elect { .. } => {}
         }
         Ok(())
     }
 }
+
+// Two of the largest receipts fit an entry.
+const _: () = assert!(2 * (crate::signed::ENVELOPE_BYTES + Receipt::BYTES_MAX) + 128 <= Entry::BYTES_MAX);

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, VecDeque};
 use crate::block::ENTRIES_MAX;
 use crate::entry::Entry;
 use crate::keys::{Account, Digest};
-use crate::signed::Signed;
+use crate::screen::Screened;
 
 /// The most entries that wait.
 pub const QUEUE_MAX: usize = 8 * ENTRIES_MAX;
@@ -23,7 +23,7 @@ pub struct Ticket(pub Digest);
 /// One entry that waits.
 #[derive(Clone, Debug)]
 struct Waiting {
-    entry: Signed<Entry>,
+    entry: Screened,
     ticket: Ticket,
     /// Could not be applied when it came, but what waits before it, or time, may change that.
     hopeful: bool,
@@ -32,7 +32,9 @@ struct Waiting {
 /// The queue.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Queue {
-    waiting: VecDeque<Waiting>,
+    /// By the digest of the entry's wire form.
+    waiting: BTreeMap<Digest, Waiting>,
+    order: VecDeque<Digest>,
     tickets: BTreeMap<(Account, [u8; 16]), Ticket>,
     of_account: BTreeMap<Account, usize>,
     hopeful: usize,
@@ -44,8 +46,13 @@ impl Queue {
         self.tickets.get(&(entry.account, entry.business)).copied()
     }
 
+    /// The entry with this wire form, where it waits.
+    pub(crate) fn known(&self, wire: &Digest) -> Option<&Screened> {
+        self.waiting.get(wire).map(|waiting| &waiting.entry)
+    }
+
     pub(crate) fn len(&self) -> usize {
-        self.waiting.len()
+        self.order.len()
     }
 
     /// How many entries of `account` wait.
@@ -57,46 +64,58 @@ impl Queue {
     pub(crate) fn has_room(&self, account: &Account, hopeful: bool) -> bool {
         let of_account = self.of_account.get(account).copied().unwrap_or(0);
         let hopeful_room = !hopeful || self.hopeful < QUEUE_HOPEFUL_MAX;
-        self.waiting.len() < QUEUE_MAX && of_account < QUEUE_ACCOUNT_MAX && hopeful_room
+        self.order.len() < QUEUE_MAX && of_account < QUEUE_ACCOUNT_MAX && hopeful_room
     }
 
     /// Adds an entry for which there is room and whose business id does not wait yet.
-    pub(crate) fn push(&mut self, entry: Signed<Entry>, hopeful: bool) -> Ticket {
-        let ticket = Ticket(entry.digest());
-        let account = entry.value().account;
-        self.tickets.insert((account, entry.value().business), ticket);
+    pub(crate) fn push(&mut self, entry: Screened, hopeful: bool) -> Ticket {
+        let ticket = Ticket(entry.entry().digest());
+        let account = entry.entry().value().account;
+        self.tickets.insert((account, entry.entry().value().business), ticket);
         *self.of_account.entry(account).or_default() += 1;
         self.hopeful += usize::from(hopeful);
-        self.waiting.push_back(Waiting { entry, ticket, hopeful });
+        let wire = entry.entry().wire().digest();
+        self.order.push_back(wire);
+        self.waiting.insert(wire, Waiting { entry, ticket, hopeful });
         ticket
     }
 
-    /// The first entries, as many as a block may have.
-    pub(crate) fn first_block(&self) -> impl Iterator<Item = (&Signed<Entry>, Ticket)> {
-        self.waiting.iter().take(ENTRIES_MAX).map(|waiting| (&waiting.entry, waiting.ticket))
+    /// The entries, the oldest first.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = (&Screened, Ticket)> {
+        self.order.iter().map(|wire| &self.waiting[wire]).map(|waiting| (&waiting.entry, waiting.ticket))
     }
 
     /// Forgets the first `count` entries.
     pub(crate) fn drop_first(&mut self, count: usize) {
-        for Waiting { entry, hopeful, .. } in self.waiting.drain(..count) {
-            let account = entry.value().account;
-            self.tickets.remove(&(account, entry.value().business));
-            self.hopeful -= usize::from(hopeful);
-            if let Some(count) = self.of_account.get_mut(&account) {
-                *count -= 1;
-                if *count == 0 {
-                    self.of_account.remove(&account);
-                }
-            }
+        for wire in self.order.drain(..count).collect::<Vec<_>>() {
+            self.forget(&wire);
         }
     }
 
     /// Keeps only the entries that `keep` says yes to; it is told how many of the account were kept before.
-    pub(crate) fn retain(&mut self, mut keep: impl FnMut(&Signed<Entry>, u64) -> bool) {
-        for Waiting { entry, hopeful, .. } in std::mem::take(self).waiting {
-            let before = self.of_account(&entry.value().account);
-            if keep(&entry, before) {
-                self.push(entry, hopeful);
+    pub(crate) fn retain(&mut self, mut keep: impl FnMut(&Screened, u64) -> bool) {
+        let mut kept: BTreeMap<Account, u64> = BTreeMap::new();
+        for wire in std::mem::take(&mut self.order) {
+            let entry = &self.waiting[&wire].entry;
+            let before = kept.entry(entry.entry().value().account).or_default();
+            if keep(entry, *before) {
+                *before += 1;
+                self.order.push_back(wire);
+            } else {
+                self.forget(&wire);
+            }
+        }
+    }
+
+    fn forget(&mut self, wire: &Digest) {
+        let Waiting { entry, hopeful, .. } = self.waiting.remove(wire).expect("what is in the order waits");
+        let entry = entry.entry().value();
+        self.tickets.remove(&(entry.account, entry.business));
+        self.hopeful -= usize::from(hopeful);
+        if let Some(count) = self.of_account.get_mut(&entry.account) {
+            *count -= 1;
+            if *count == 0 {
+                self.of_account.remove(&entry.account);
             }
         }
     }

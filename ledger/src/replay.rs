@@ -6,7 +6,9 @@ use crate::book::{Applied, ApplyError, Book};
 use crate::entry::Entry;
 use crate::genesis::Genesis;
 use crate::keys::Digest;
-use crate::signed::{Signed, SignedError};
+use crate::screen::Screened;
+use crate::signed::{Signed, SignedBytes, SignedError};
+use crate::voucher::NetworkId;
 
 /// Why a block does not follow from what came before, in order of precedence. Its proposer's fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -51,20 +53,25 @@ pub enum BlockError {
         error: ApplyError,
     },
     /// Its entries lead to another supply.
-    #[error("supply is not what was minted")]
+    #[error("supply is not what was minted less what was burned")]
     Supply,
+    /// Its entries lead to other validators.
+    #[error("next_validators is not the digest of who decides the next block")]
+    NextValidators,
     /// Its entries lead to another state.
     #[error("state_root is not the root of the state that the entries lead to")]
     StateRoot,
 }
 
 /// Who has already checked the signatures inside a block.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Signatures {
+#[derive(Clone, Copy)]
+pub(crate) enum Signatures<'a> {
     /// Nobody: verify them all.
     Verify,
     /// We did, before we stored it; the certificate shows that it is still that block.
     Trust,
+    /// We did for some: those are looked up by the digest of their wire form.
+    Known(&'a dyn Fn(&Digest) -> Option<Screened>),
 }
 
 /// The book at the end of a chain, and what the next block must build on.
@@ -74,7 +81,6 @@ pub(crate) struct Replay {
     pub(crate) height: u64,
     pub(crate) parent: Digest,
     pub(crate) time_ms: u64,
-    pub(crate) validators: ValidatorSet,
 }
 
 impl Replay {
@@ -85,15 +91,24 @@ impl Replay {
             height: 0,
             parent: genesis.network_id().0,
             time_ms: genesis.time_ms,
-            validators: ValidatorSet::solo(genesis.authority),
         }
+    }
+
+    /// The network's id.
+    pub(crate) fn network(&self) -> NetworkId {
+        self.book.network()
+    }
+
+    /// Who decides the next block.
+    pub(crate) fn validators(&self) -> ValidatorSet {
+        self.book.validators_at(self.height + 1)
     }
 
     /// Checks the certificate, executes the block, and stands after it. An error changes nothing.
     pub(crate) fn follow(
         &mut self,
         block: &CertifiedBlock,
-        signatures: Signatures,
+        signatures: Signatures<'_>,
     ) -> Result<Vec<Applied>, BlockError> {
         let applied = self.attempt(block, signatures)?;
         self.accept(&block.block.header);
@@ -105,11 +120,11 @@ impl Replay {
     pub(crate) fn attempt(
         &mut self,
         block: &CertifiedBlock,
-        signatures: Signatures,
+        signatures: Signatures<'_>,
     ) -> Result<Vec<Applied>, BlockError> {
         self.check_header(&block.block.header)?;
-        let digest = block.block.header.digest();
-        block.certificate.verify(&digest, &self.validators).map_err(BlockError::Certificate)?;
+        let verdict = block.certificate.verify(&self.network(), &block.block.header, &self.validators());
+        verdict.map_err(BlockError::Certificate)?;
         self.execute(&block.block, signatures)
     }
 
@@ -132,14 +147,14 @@ impl Replay {
         if header.time_ms < self.time_ms {
             return Err(BlockError::Time);
         }
-        if header.validators != self.validators.digest() {
+        if header.validators != self.validators().digest() {
             return Err(BlockError::Validators);
         }
         Ok(())
     }
 
     /// Executes a block whose header was checked, under the book's journal. An error has rolled it back.
-    pub(crate) fn execute(&mut self, block: &Block, signatures: Signatures) -> Result<Vec<Applied>, BlockError> {
+    pub(crate) fn execute(&mut self, block: &Block, signatures: Signatures<'_>) -> Result<Vec<Applied>, BlockError> {
         if Block::entries_root(&block.entries) != block.header.entries_root {
             return Err(BlockError::EntriesRoot);
         }
@@ -151,23 +166,20 @@ impl Replay {
         result
     }
 
-    fn execute_entries(&mut self, block: &Block, signatures: Signatures) -> Result<Vec<Applied>, BlockError> {
+    fn execute_entries(&mut self, block: &Block, signatures: Signatures<'_>) -> Result<Vec<Applied>, BlockError> {
         let Header { height, time_ms, .. } = block.header;
+        self.book.begin_block(height, time_ms);
         let mut all = Vec::with_capacity(block.entries.len());
-        for (index, wire) in block.entries.iter().enumerate() {
-            let opened = match signatures {
-                Signatures::Verify => Signed::<Entry>::open(wire.clone()),
-                Signatures::Trust => Signed::<Entry>::open_certified(wire.clone()),
-            };
-            let entry = opened.map_err(|error| BlockError::Entry { index, error })?;
-            let applied = match signatures {
-                Signatures::Verify => self.book.apply(&entry, height, time_ms),
-                Signatures::Trust => self.book.apply_checked(&entry, height, time_ms),
-            };
+        for (index, entry) in screened(&block.entries, signatures).into_iter().enumerate() {
+            let entry = entry.map_err(|error| BlockError::Entry { index, error })?;
+            let applied = self.book.apply_screened(&entry, height, time_ms);
             all.push(applied.map_err(|error| BlockError::Apply { index, error })?);
         }
-        if self.book.minted() != block.header.supply {
+        if self.book.supply() != block.header.supply {
             return Err(BlockError::Supply);
+        }
+        if self.book.validators_at(height + 1).digest() != block.header.next_validators {
+            return Err(BlockError::NextValidators);
         }
         if self.book.state_root() != block.header.state_root {
             return Err(BlockError::StateRoot);
@@ -176,15 +188,36 @@ impl Replay {
     }
 
     /// The header over entries that were just applied under the book's journal.
-    pub(crate) fn seal(&mut self, entries: &[crate::signed::SignedBytes], time_ms: u64) -> Header {
+    pub(crate) fn seal(&mut self, entries: &[SignedBytes], time_ms: u64) -> Header {
+        let height = self.height + 1;
         Header {
-            height: self.height + 1,
+            height,
             parent: self.parent,
             time_ms,
             entries_root: Block::entries_root(entries),
             state_root: self.book.state_root(),
-            supply: self.book.minted(),
-            validators: self.validators.digest(),
+            supply: self.book.supply(),
+            // Changed entries may have changed who is next, never who decides this one.
+            validators: self.validators().digest(),
+            next_validators: self.book.validators_at(height + 1).digest(),
         }
     }
+}
+
+/// A block's entries with what their signatures show; all cores verify what nobody has.
+fn screened(entries: &[SignedBytes], signatures: Signatures<'_>) -> Vec<Result<Screened, SignedError>> {
+    let known = match signatures {
+        Signatures::Verify => return Screened::open_all(entries),
+        Signatures::Trust => {
+            let open = |wire: &SignedBytes| Signed::<Entry>::open_certified(wire.clone()).map(Screened::trusted);
+            return entries.iter().map(open).collect();
+        }
+        Signatures::Known(known) => known,
+    };
+    let mut answers: Vec<_> = entries.iter().map(|wire| known(&wire.digest()).map(Ok)).collect();
+    let asked = answers.iter().zip(entries).filter(|(answer, _)| answer.is_none());
+    let unknown: Vec<SignedBytes> = asked.map(|(_, wire)| wire.clone()).collect();
+    let mut opened = Screened::open_all(&unknown).into_iter();
+    answers.iter_mut().filter(|answer| answer.is_none()).for_each(|answer| *answer = opened.next());
+    answers.into_iter().map(|answer| answer.expect("each was known or has been opened")).collect()
 }

@@ -1,10 +1,13 @@
-//! How entries become blocks. Here: by one authority; the trait is what a committee fills in as well.
+//! How entries become blocks: a replica keeps the books and what waits, an authority or a committee decides what is next.
 //! Invariant: an entry is acknowledged as applied only after its block is on the disk.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+use std::ops::{Deref, DerefMut};
 use std::path::Path;
 
-use crate::block::{Block, Certificate, CertifiedBlock};
+use crate::block::{
+    Block, Certificate, CertificateError, CertifiedBlock, ENTRIES_BYTES_MAX, ENTRIES_MAX, ValidatorSet,
+};
 use crate::book::{Applied, ApplyError, Book};
 use crate::chain::{Chain, FollowError, OpenError};
 use crate::entry::Entry;
@@ -12,9 +15,14 @@ use crate::genesis::Genesis;
 use crate::keys::{Account, Digest, SecretKey};
 use crate::queue::Queue;
 use crate::replay::{BlockError, Signatures};
+use crate::screen::Screened;
 use crate::signed::Signed;
 use crate::state::AccountProof;
 use crate::store::StoreError;
+use crate::voucher::NetworkId;
+
+/// How many validated blocks of one height a replica remembers.
+const VALIDATED_MAX: usize = 16;
 
 pub use crate::queue::{QUEUE_ACCOUNT_MAX, QUEUE_HOPEFUL_MAX, QUEUE_MAX, Ticket};
 
@@ -54,9 +62,10 @@ pub struct Committed {
 pub trait Replicator {
     /// Queues an entry. A retry gets the answer of the first try.
     fn submit(&mut self, entry: Signed<Entry>) -> Result<Submitted, SubmitError>;
-    /// The next block, made of waiting entries at `now_ms`; `None` where none can be applied. Changes no state.
+    /// The next block, made of waiting entries at `now_ms`; `None` where none can be applied. Those that cannot are
+    /// dropped from the queue; nothing else changes.
     fn propose(&mut self, now_ms: u64) -> Option<Block>;
-    /// Whether a proposed block follows from the last one. Changes no state.
+    /// Whether a proposed block follows from the last one. Changes nothing.
     fn validate(&mut self, block: &Block) -> Result<(), BlockError>;
     /// Takes a final block; returns once it is durable.
     fn commit(&mut self, block: CertifiedBlock) -> Result<Vec<Applied>, FollowError>;
@@ -68,49 +77,21 @@ pub trait Replicator {
     fn book(&self) -> &Book;
 }
 
-/// One authority that orders blocks alone: the embedded default. Same blocks as with many, a certificate of one.
+/// The books of one validator, and the entries that wait for a block there.
 #[derive(Debug)]
-pub struct Solo {
+pub struct Replica {
     chain: Chain,
-    authority: SecretKey,
     queue: Queue,
     refused: VecDeque<(Ticket, ApplyError)>,
+    /// Blocks of the next height whose signatures we have verified, by digest; the oldest first.
+    validated: VecDeque<Digest>,
 }
 
-impl Solo {
+impl Replica {
     /// Opens the ledger in `folder`, making an empty one for a new folder. Only one process at a time.
-    /// `authority` must be the genesis' authority.
-    pub fn open(folder: impl AsRef<Path>, genesis: &Genesis, authority: SecretKey) -> Result<Solo, OpenError> {
-        genesis.validate()?;
-        if authority.public() != genesis.authority {
-            return Err(OpenError::NotAuthority);
-        }
+    pub fn open(folder: impl AsRef<Path>, genesis: &Genesis) -> Result<Replica, OpenError> {
         let chain = Chain::open(folder.as_ref(), genesis)?;
-        Ok(Solo { chain, authority, queue: Queue::default(), refused: VecDeque::new() })
-    }
-
-    /// Makes one block of up to 1,024 waiting entries at `now_ms` (or the last block's time, if that is later), and
-    /// returns once it is durable. `None` where no waiting entry could be applied. Those that could not are dropped and
-    /// reported by [`Solo::take_refused`].
-    pub fn produce(&mut self, now_ms: u64) -> Result<Option<Committed>, FollowError> {
-        if self.chain.halted() {
-            return Err(FollowError::Halted);
-        }
-        let Attempt { block, applied, refused } = loop {
-            match self.attempt(now_ms) {
-                Some(attempt) => break attempt,
-                None if self.queue.len() == 0 => return Ok(None),
-                // A block's worth of entries was dropped; try those behind them.
-                None => {}
-            }
-        };
-        let taken = block.entries.len() + refused.len();
-        let certificate = Certificate::solo(block.header.digest(), &self.authority);
-        let block = CertifiedBlock { block, certificate };
-        self.chain.store_attempt(&block)?;
-        self.queue.drop_first(taken);
-        self.report(refused);
-        Ok(Some(Committed { block, applied }))
+        Ok(Replica { chain, queue: Queue::default(), refused: VecDeque::new(), validated: VecDeque::new() })
     }
 
     /// The entries that were dropped since the last call, and why; the newest [`QUEUE_MAX`] of them.
@@ -126,6 +107,16 @@ impl Solo {
     /// The nonce that the account's next entry must have, with those that wait counted.
     pub fn next_nonce(&self, account: &Account) -> u64 {
         self.book().nonce(account).saturating_add(self.queue.of_account(account))
+    }
+
+    /// The network's id.
+    pub fn network(&self) -> NetworkId {
+        self.chain.replay.network()
+    }
+
+    /// Who decides the next block.
+    pub fn validators(&self) -> ValidatorSet {
+        self.chain.replay.validators()
     }
 
     /// The digest of the last block; before the first, the network's id.
@@ -160,12 +151,18 @@ impl Solo {
 
     /// Queues an entry, if it could be applied now or might be later. A retry gets the answer of the first try.
     pub fn submit(&mut self, entry: Signed<Entry>) -> Result<Submitted, SubmitError> {
-        let account = entry.value().account;
-        if let Some(ticket) = self.queue.ticket(entry.value()) {
+        self.submit_screened(Screened::new(entry))
+    }
+
+    /// As [`Replica::submit`], for an entry whose signatures have been looked at: do that first, without the replica's
+    /// lock and on all cores, see [`Screened::open_all`].
+    pub fn submit_screened(&mut self, entry: Screened) -> Result<Submitted, SubmitError> {
+        let account = entry.entry().value().account;
+        if let Some(ticket) = self.queue.ticket(entry.entry().value()) {
             return Ok(Submitted::Ticket(ticket));
         }
         let waiting = self.queue.of_account(&account);
-        let hopeful = match self.book().judge_pending(&entry, self.height() + 1, self.time_ms(), waiting) {
+        let hopeful = match self.book().judge_screened(&entry, self.height() + 1, self.time_ms(), waiting) {
             Ok(_) => false,
             Err(ApplyError::AlreadyApplied { height }) => return Ok(Submitted::Already { height }),
             // What waits before it, or the next block's time, may still make it valid.
@@ -179,83 +176,170 @@ impl Solo {
         Ok(Submitted::Ticket(self.queue.push(entry, hopeful)))
     }
 
-    /// Applies waiting entries under the book's journal. `None`, with the journal closed, where none could be applied.
+    /// The next block without any entry, at `now_ms` or the last block's time, if that is later.
+    pub fn propose_empty(&mut self, now_ms: u64) -> Block {
+        let replay = &mut self.chain.replay;
+        let time_ms = now_ms.max(replay.time_ms);
+        replay.book.begin();
+        replay.book.begin_block(replay.height + 1, time_ms);
+        let header = replay.seal(&[], time_ms);
+        replay.book.rollback();
+        Block { header, entries: Vec::new() }
+    }
+
+    /// Applies waiting entries under the book's journal, which stays open. `None`, with it closed, where none could be.
+    /// Entries that could not be applied are dropped and reported.
     fn attempt(&mut self, now_ms: u64) -> Option<Attempt> {
         let replay = &mut self.chain.replay;
         let (height, time_ms) = (replay.height + 1, now_ms.max(replay.time_ms));
         let (mut entries, mut applied, mut refused) = (Vec::new(), Vec::new(), Vec::new());
+        let mut bytes = 0;
         replay.book.begin();
-        for (entry, ticket) in self.queue.first_block() {
-            // A voucher's signature is the first thing that `submit` looks at, so it holds for all that wait.
-            match replay.book.apply_checked(entry, height, time_ms) {
+        replay.book.begin_block(height, time_ms);
+        for (entry, ticket) in self.queue.iter() {
+            bytes += entry.entry().wire().encoded_len();
+            if entries.len() == ENTRIES_MAX || bytes > ENTRIES_BYTES_MAX {
+                break;
+            }
+            match replay.book.apply_screened(entry, height, time_ms) {
                 Ok(done) => {
-                    entries.push(entry.to_wire());
+                    entries.push(entry.entry().to_wire());
                     applied.push(done);
                 }
-                Err(error) => refused.push((ticket, error)),
+                Err(error) => {
+                    bytes -= entry.entry().wire().encoded_len();
+                    refused.push((ticket, error));
+                }
             }
         }
-        if entries.is_empty() {
+        let header = (!entries.is_empty()).then(|| replay.seal(&entries, time_ms));
+        if header.is_none() {
             replay.book.rollback();
-            self.queue.drop_first(refused.len());
-            self.report(refused);
-            return None;
         }
-        let header = replay.seal(&entries, time_ms);
-        Some(Attempt { block: Block { header, entries }, applied, refused })
-    }
-
-    fn report(&mut self, refused: Vec<(Ticket, ApplyError)>) {
+        let dropped: BTreeSet<Ticket> = refused.iter().map(|(ticket, _)| *ticket).collect();
+        if !dropped.is_empty() {
+            self.queue.retain(|entry, _| !dropped.contains(&Ticket(entry.entry().digest())));
+        }
         self.refused.extend(refused);
         let excess = self.refused.len().saturating_sub(QUEUE_MAX);
         self.refused.drain(..excess);
+        Some(Attempt { block: Block { header: header?, entries }, applied })
     }
 }
 
-/// A block that the book's journal is still open for.
+/// A block that the book's journal is still open for, of the queue's first entries.
 struct Attempt {
     block: Block,
     applied: Vec<Applied>,
-    /// Entries that were tried for it and could not be applied.
-    refused: Vec<(Ticket, ApplyError)>,
 }
 
-impl Replicator for Solo {
+impl Replicator for Replica {
     fn submit(&mut self, entry: Signed<Entry>) -> Result<Submitted, SubmitError> {
-        Solo::submit(self, entry)
+        Replica::submit(self, entry)
     }
 
     fn propose(&mut self, now_ms: u64) -> Option<Block> {
         let Attempt { block, .. } = self.attempt(now_ms)?;
         self.chain.replay.book.rollback();
+        self.validated.push_back(block.header.digest());
         Some(block)
     }
 
     fn validate(&mut self, block: &Block) -> Result<(), BlockError> {
+        let digest = block.header.digest();
         self.chain.replay.check_header(&block.header)?;
-        self.chain.replay.execute(block, Signatures::Verify)?;
+        let queue = &self.queue;
+        let known = |wire: &Digest| queue.known(wire).cloned();
+        let signatures = if self.validated.contains(&digest) { Signatures::Trust } else { Signatures::Known(&known) };
+        self.chain.replay.execute(block, signatures)?;
         self.chain.replay.book.rollback();
+        if !self.validated.contains(&digest) {
+            self.validated.push_back(digest);
+            let excess = self.validated.len().saturating_sub(VALIDATED_MAX);
+            self.validated.drain(..excess);
+        }
         Ok(())
     }
 
     /// Waiting entries that are in the block are dropped from the queue.
     fn commit(&mut self, block: CertifiedBlock) -> Result<Vec<Applied>, FollowError> {
-        let applied = self.chain.commit(&block, Signatures::Verify)?;
+        let queue = &self.queue;
+        let known = |wire: &Digest| queue.known(wire).cloned();
+        // The header's digest covers the entries' root, and so each signature in the block.
+        let validated = self.validated.contains(&block.block.header.digest());
+        let signatures = if validated { Signatures::Trust } else { Signatures::Known(&known) };
+        let applied = self.chain.commit(&block, signatures)?;
+        self.validated.clear();
         let book = &self.chain.replay.book;
         let height = self.chain.replay.height + 1;
-        self.queue.retain(|entry, before| book.admit(entry, height, before).is_ok());
+        self.queue.retain(|entry, before| book.admit(entry.entry(), height, before).is_ok());
         Ok(applied)
     }
 
     fn blocks(&self, from: u64, max: usize) -> Result<Vec<CertifiedBlock>, StoreError> {
-        Solo::blocks(self, from, max)
+        Replica::blocks(self, from, max)
     }
 
     fn height(&self) -> u64 {
-        Solo::height(self)
+        Replica::height(self)
     }
 
     fn book(&self) -> &Book {
-        Solo::book(self)
+        Replica::book(self)
+    }
+}
+
+/// One authority that orders blocks alone: the embedded default. A replica with the key of a committee of one.
+#[derive(Debug)]
+pub struct Solo {
+    replica: Replica,
+    authority: SecretKey,
+}
+
+impl Solo {
+    /// Opens the ledger in `folder`, making an empty one for a new folder. Only one process at a time.
+    /// `authority` must be the genesis' whole committee.
+    pub fn open(folder: impl AsRef<Path>, genesis: &Genesis, authority: SecretKey) -> Result<Solo, OpenError> {
+        genesis.validate()?;
+        if genesis.committee != [authority.public()] {
+            return Err(OpenError::NotAuthority);
+        }
+        Ok(Solo { replica: Replica::open(folder, genesis)?, authority })
+    }
+
+    /// Makes one block of up to 1,024 waiting entries at `now_ms` (or the last block's time, if that is later), and
+    /// returns once it is durable. `None` where no waiting entry could be applied. Those that could not are dropped and
+    /// reported by [`Replica::take_refused`].
+    pub fn produce(&mut self, now_ms: u64) -> Result<Option<Committed>, FollowError> {
+        let Solo { replica, authority } = self;
+        if replica.chain.halted() {
+            return Err(FollowError::Halted);
+        }
+        let validators = replica.validators();
+        if validators != ValidatorSet::solo(authority.public()) {
+            let need = validators.quorum();
+            return Err(BlockError::Certificate(CertificateError::NoQuorum { got: 1, need }).into());
+        }
+        let Some(Attempt { block, applied }) = replica.attempt(now_ms) else { return Ok(None) };
+        let taken = block.entries.len();
+        let certificate = Certificate::solo(&replica.network(), &block.header, authority);
+        let block = CertifiedBlock { block, certificate };
+        replica.chain.store_attempt(&block)?;
+        replica.queue.drop_first(taken);
+        Ok(Some(Committed { block, applied }))
+    }
+}
+
+impl Deref for Solo {
+    type Target = Replica;
+
+    fn deref(&self) -> &Replica {
+        &self.replica
+    }
+}
+
+impl DerefMut for Solo {
+    fn deref_mut(&mut self) -> &mut Replica {
+        &mut self.replica
     }
 }

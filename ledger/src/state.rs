@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 
 use wincode::{SchemaRead, SchemaWrite};
 
-use crate::codec::Document;
+use crate::codec::{Document, encode};
 use crate::keys::{Account, Digest};
 use crate::money::Credits;
 
@@ -32,18 +32,41 @@ impl SumNode {
     }
 }
 
-/// The leaf of one account.
-pub fn account_leaf(account: &Account, balance: Credits, nonce: u64, open_sessions: u32) -> SumNode {
-    let balance_bytes = balance.micro().to_le_bytes();
-    let (nonce, open) = (nonce.to_le_bytes(), open_sessions.to_le_bytes());
-    let parts: [&[u8]; 4] = [account.0.as_bytes(), &balance_bytes, &nonce, &open];
-    SumNode { digest: Digest::of("spillway/state/account/1", &parts), sum: balance.micro() }
+/// What one account has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, SchemaRead, SchemaWrite)]
+pub struct AccountState {
+    /// What it can spend.
+    pub balance: Credits,
+    /// What it has put at stake.
+    pub bond: Credits,
+    /// What of its stake it has asked back, and is still at stake.
+    pub unbonding: Credits,
+    /// When that comes back, in Unix milliseconds of block time; 0 where nothing does.
+    pub unbonding_due_ms: u64,
+    /// Its next nonce.
+    pub nonce: u64,
+    /// How many sessions it has open as a consumer.
+    pub open_sessions: u32,
+    /// How many of its payouts wait for the issuer.
+    pub payouts: u32,
 }
 
-/// The root over both trees.
-pub fn state_root(accounts: &SumNode, sessions: &SumNode) -> Digest {
-    let (a, s) = (accounts.sum.to_le_bytes(), sessions.sum.to_le_bytes());
-    Digest::of("spillway/state/1", &[accounts.digest.as_bytes(), &a, sessions.digest.as_bytes(), &s])
+impl Document for AccountState {
+    const DOMAIN: &'static str = "spillway/state/account/1";
+    const BYTES_MAX: usize = 5 * 8 + 2 * 4;
+}
+
+/// The leaf of one account; `None` where its credits do not add up to a number.
+pub fn account_leaf(account: &Account, state: &AccountState) -> Option<SumNode> {
+    let sum = state.balance.checked_add(state.bond)?.checked_add(state.unbonding)?.micro();
+    Some(SumNode { digest: Digest::of(AccountState::DOMAIN, &[account.0.as_bytes(), &encode(state)]), sum })
+}
+
+/// The root over both trees and over what is no credits: see [`AccountProof`].
+pub fn state_root(accounts: &SumNode, locks: &SumNode, rest: &Digest) -> Digest {
+    let (a, s) = (accounts.sum.to_le_bytes(), locks.sum.to_le_bytes());
+    let parts: [&[u8]; 5] = [accounts.digest.as_bytes(), &a, locks.digest.as_bytes(), &s, rest.as_bytes()];
+    Digest::of("spillway/state/1", &parts)
 }
 
 /// A sum tree whose leaves live in slots: the lowest free slot is taken first, so the same history fills the same slots
@@ -170,23 +193,21 @@ impl SumTree {
     }
 }
 
-/// Shows one account's balance, and the whole supply, under a block header's state root.
+/// Shows what one account has, and the whole supply, under a block header's state root.
 #[derive(Clone, Debug, PartialEq, Eq, SchemaRead, SchemaWrite)]
 pub struct AccountProof {
     /// Whose account.
     pub account: Account,
-    /// What it holds.
-    pub balance: Credits,
-    /// Its next nonce.
-    pub nonce: u64,
-    /// How many sessions it has open as a consumer.
-    pub open_sessions: u32,
+    /// What it has.
+    pub state: AccountState,
     /// The account's slot.
     pub slot: u64,
     /// The nodes beside the path, from the leaf upwards.
     pub beside: Vec<SumNode>,
-    /// The top of the sessions' tree.
-    pub sessions: SumNode,
+    /// The top of the tree of what is locked: open sessions and payouts under way.
+    pub locks: SumNode,
+    /// The digest of the running totals and of elections under way.
+    pub rest: Digest,
 }
 
 impl Document for AccountProof {
@@ -207,13 +228,14 @@ impl AccountProof {
         if self.check().is_err() {
             return false;
         }
-        let mut node = account_leaf(&self.account, self.balance, self.nonce, self.open_sessions);
+        let Some(mut node) = account_leaf(&self.account, &self.state) else { return false };
         for (depth, beside) in self.beside.iter().enumerate() {
             let (left, right) = if self.slot >> depth & 1 == 0 { (&node, beside) } else { (beside, &node) };
             let Some(above) = SumNode::above(left, right) else { return false };
             node = above;
         }
-        node.sum.checked_add(self.sessions.sum) == Some(supply.micro()) && state_root(&node, &self.sessions) == *root
+        let sum = node.sum.checked_add(self.locks.sum);
+        sum == Some(supply.micro()) && state_root(&node, &self.locks, &self.rest) == *root
     }
 }
 

@@ -166,6 +166,7 @@ fn verify_block(replay: &mut Replay, block: &CertifiedBlock) -> Result<(), Verif
         | BlockError::Validators
         | BlockError::Certificate(_)
         | BlockError::Supply
+        | BlockError::NextValidators
         | BlockError::StateRoot => fault(None, error.to_string()),
     })
 }

@@ -30,6 +30,7 @@ macro_rules! digest_text {
         }
     };
 }
+pub(crate) use digest_text;
 
 /// Names a network: the digest of its genesis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize, SchemaRead, SchemaWrite)]

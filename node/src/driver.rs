@@ -417,8 +417,24 @@ impl Driver {
                     self.handle(Event::SessionSettled { session, settled: state.settled, closed: true });
                 }
             }
-            Applied::Minted { .. } | Applied::Transferred { .. } | Applied::Opened { .. } | Applied::Settled { .. } => {
+            Applied::Closed { session, total, consumer, provider, .. }
+                if consumer == account || provider == account =>
+            {
+                self.handle(Event::SessionSettled { session, settled: total, closed: true });
             }
+            Applied::Minted { .. }
+            | Applied::Transferred { .. }
+            | Applied::Opened { .. }
+            | Applied::Settled { .. }
+            | Applied::ToppedUp { .. }
+            | Applied::Closed { .. }
+            | Applied::Bonded { .. }
+            | Applied::Unbonding { .. }
+            | Applied::PayoutRequested { .. }
+            | Applied::Burned { .. }
+            | Applied::PayoutRejected { .. }
+            | Applied::Punished { .. }
+            | Applied::Elected { .. } => {}
         }
         let balance = self.parts.books.read(|book| book.balance(&account));
         self.handle(Event::Balance(balance));

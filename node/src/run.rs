@@ -106,8 +106,8 @@ pub async fn run(
         LedgerRole::Solo => {
             let authority = keystore::load(&folder.join("authority.key")).context("ledger.role = \"solo\"")?;
             ensure!(
-                authority.public() == genesis.authority,
-                "ledger.role = \"solo\": authority.key is not the key that genesis names"
+                genesis.committee == [authority.public()],
+                "ledger.role = \"solo\": authority.key is not the one key of genesis' committee"
             );
             BooksRole::Solo { authority }
         }

@@ -106,13 +106,16 @@ pub fn genesis(seed: u64, scenario: &Scenario) -> (Genesis, SecretKey) {
         name: format!("simulation {seed}"),
         time_ms: START.ms(),
         issuer: account(0),
-        authority: secret(1).public(),
+        committee: vec![secret(1).public()],
         treasury: account(2),
         validators: account(3),
         split: Split::default(),
         grace_ms: scenario.market.grace_s * 1000,
         mint_max_per_epoch: Credits::new(1 << 60),
         epoch_blocks: 1000,
+        validator_bond: Credits::ZERO,
+        unbond_ms: 0,
+        payout_min: Credits::ZERO,
         bootstrap: Vec::new(),
     };
     (genesis, secret(0))
@@ -262,6 +265,25 @@ fn note(
             news.extend([seen.consumer, seen.provider].map(|account| (account, seen.settled(*session))));
             vec![seen.consumer]
         }
+        Applied::Closed { session, total, parts, .. } => {
+            let seen = sessions.get_mut(session).expect("the book closes what it has opened");
+            seen.settled = *total;
+            seen.to_provider = seen.to_provider.checked_add(parts.provider).expect("below the deposit");
+            seen.closed = true;
+            news.extend([seen.consumer, seen.provider].map(|account| (account, seen.settled(*session))));
+            vec![seen.consumer, seen.provider]
+        }
+        Applied::ToppedUp { session, consumer, deposit, .. } => {
+            sessions.get_mut(session).expect("only what was opened is topped up").deposit = *deposit;
+            vec![*consumer]
+        }
+        Applied::Bonded { account, .. }
+        | Applied::Unbonding { account, .. }
+        | Applied::Burned { account, .. }
+        | Applied::PayoutRejected { account, .. } => vec![*account],
+        Applied::PayoutRequested { state, .. } => vec![state.account],
+        Applied::Punished { offender, reporter, .. } => vec![*offender, *reporter],
+        Applied::Elected { voter, .. } => vec![*voter],
     }
 }
 

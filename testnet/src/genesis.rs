@@ -18,6 +18,12 @@ pub const GENESIS_FILE: &str = "genesis.json";
 
 /// Blocks of one minting epoch.
 const EPOCH_BLOCKS: u64 = 1_000;
+/// What a validator of a testnet has at stake.
+const VALIDATOR_BOND: Credits = Credits::new(100_000_000);
+/// A bond of a testnet comes back after a minute.
+const UNBOND_MS: u64 = 60_000;
+/// The least that a testnet pays out: one credit.
+const PAYOUT_MIN: Credits = Credits::new(1_000_000);
 /// The most that one epoch may mint: a million credits.
 const MINT_MAX_PER_EPOCH: Credits = Credits::new(1_000_000_000_000);
 /// How long after a session's end its deposit can be taken back, in milliseconds; `MarketConfig::session_grace`.
@@ -75,13 +81,16 @@ pub fn found(folder: &Path, name: &str) -> Result<Genesis> {
         name: name.into(),
         time_ms: u64::try_from(now.as_millis()).context("the clock is out of range")?,
         issuer,
-        authority: key_file(&folder.join(AUTHORITY_KEY))?.public(),
+        committee: vec![key_file(&folder.join(AUTHORITY_KEY))?.public()],
         treasury: Account(key_file(&folder.join("treasury.key"))?.public()),
         validators: Account(key_file(&folder.join("validators.key"))?.public()),
         split: Split::default(),
         grace_ms: GRACE_MS,
         mint_max_per_epoch: MINT_MAX_PER_EPOCH,
         epoch_blocks: EPOCH_BLOCKS,
+        validator_bond: VALIDATOR_BOND,
+        unbond_ms: UNBOND_MS,
+        payout_min: PAYOUT_MIN,
         bootstrap: Vec::new(),
     };
     genesis.validate().context("genesis")?;

@@ -82,7 +82,7 @@ impl Statement {
                 };
                 self.sessions.insert(*session, line);
             }
-            Applied::Settled { session, gross, parts, .. } => {
+            Applied::Settled { session, gross, parts, .. } | Applied::Closed { session, gross, parts, .. } => {
                 let Some(line) = self.sessions.get_mut(session) else { bail!("a settlement of an unknown session") };
                 line.gross += gross.micro();
                 line.settlements += 1;
@@ -92,7 +92,17 @@ impl Statement {
                 self.validators += parts.validators.micro();
                 self.treasury += parts.treasury.micro();
             }
-            Applied::Minted { .. } | Applied::Transferred { .. } | Applied::Refunded { .. } => {}
+            Applied::Minted { .. }
+            | Applied::Transferred { .. }
+            | Applied::Refunded { .. }
+            | Applied::ToppedUp { .. }
+            | Applied::Bonded { .. }
+            | Applied::Unbonding { .. }
+            | Applied::PayoutRequested { .. }
+            | Applied::Burned { .. }
+            | Applied::PayoutRejected { .. }
+            | Applied::Punished { .. }
+            | Applied::Elected { .. } => {}
         }
         Ok(())
     }

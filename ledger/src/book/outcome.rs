@@ -3,8 +3,10 @@
 
 use wincode::{SchemaRead, SchemaWrite};
 
+use crate::codec::Document;
 use crate::keys::{Account, Digest, PublicKey};
 use crate::money::{Credits, Price, Usage};
+use crate::payout::{PayoutId, PayoutState, RejectReason};
 use crate::split::Parts;
 use crate::voucher::SessionId;
 
@@ -33,6 +35,11 @@ pub struct SessionState {
     pub open: bool,
     /// The height of the block that opened it.
     pub opened_height: u64,
+}
+
+impl Document for SessionState {
+    const DOMAIN: &'static str = "spillway/state/session/1";
+    const BYTES_MAX: usize = 4 * 32 + 3 * 8 + 4 * 8 + 1 + 8;
 }
 
 impl SessionState {
@@ -108,6 +115,111 @@ pub enum Applied {
         /// How much.
         amount: Credits,
     },
+    /// A deposit grew.
+    ToppedUp {
+        /// The session.
+        session: SessionId,
+        /// Who locked more.
+        consumer: Account,
+        /// How much more.
+        amount: Credits,
+        /// What has been locked since the session began.
+        deposit: Credits,
+    },
+    /// Both sides ended a session.
+    Closed {
+        /// The session.
+        session: SessionId,
+        /// Who was paid for the work.
+        provider: Account,
+        /// Who paid.
+        consumer: Account,
+        /// What has been settled since the session began.
+        total: Credits,
+        /// What this adds to that.
+        gross: Credits,
+        /// How the gross was divided.
+        parts: Parts,
+        /// The work it pays for.
+        usage: Usage,
+        /// The Merkle root of the receipts for that work.
+        receipts: Digest,
+        /// What went back to the consumer.
+        change: Credits,
+    },
+    /// Credits were put at stake.
+    Bonded {
+        /// Whose.
+        account: Account,
+        /// How many.
+        amount: Credits,
+    },
+    /// Credits will come back from the stake.
+    Unbonding {
+        /// Whose.
+        account: Account,
+        /// How many.
+        amount: Credits,
+        /// When, in Unix milliseconds of block time.
+        due_ms: u64,
+    },
+    /// Credits were locked to be paid out.
+    PayoutRequested {
+        /// Names it.
+        payout: PayoutId,
+        /// Who asked for what, when.
+        state: PayoutState,
+    },
+    /// A payout was paid, and its credits are gone.
+    Burned {
+        /// The payout.
+        payout: PayoutId,
+        /// Who was paid.
+        account: Account,
+        /// How much.
+        amount: Credits,
+        /// The bank's or processor's reference.
+        reference: String,
+    },
+    /// A payout was not paid, and its credits went back.
+    PayoutRejected {
+        /// The payout.
+        payout: PayoutId,
+        /// Who has them back.
+        account: Account,
+        /// How many.
+        amount: Credits,
+        /// Why.
+        reason: RejectReason,
+    },
+    /// An offence was shown, and its author lost what it had at stake.
+    Punished {
+        /// Who did it.
+        offender: Account,
+        /// Who showed it.
+        reporter: Account,
+        /// Names the offence.
+        offence: Digest,
+        /// What was taken.
+        slashed: Credits,
+        /// What of that the reporter got; the rest is the treasury's.
+        reward: Credits,
+        /// Whether a validator lost its place, from the next block on.
+        removed: bool,
+    },
+    /// A validator voted on another.
+    Elected {
+        /// Who voted.
+        voter: Account,
+        /// On whom.
+        validator: PublicKey,
+        /// Whether it should be a validator.
+        member: bool,
+        /// From which height on.
+        at: u64,
+        /// Whether that is decided now.
+        decided: bool,
+    },
 }
 
 /// Why an entry may not be applied, in order of precedence. The signer's fault unless said otherwise.
@@ -143,8 +255,8 @@ pub enum ApplyError {
         /// The next one.
         expected: u64,
     },
-    /// Only the issuer mints.
-    #[error("only the issuer may mint")]
+    /// Only the issuer mints, burns and rejects payouts.
+    #[error("only the issuer may do this")]
     NotIssuer,
     /// Nothing is no amount.
     #[error("the amount is zero")]
@@ -181,6 +293,18 @@ pub enum ApplyError {
         /// The limit.
         max: u32,
     },
+    /// Close some payouts first.
+    #[error("the account has {max} payouts under way already")]
+    TooManyPayouts {
+        /// The limit.
+        max: u32,
+    },
+    /// Too little to be paid out.
+    #[error("a payout is at least {min}")]
+    BelowMinimum {
+        /// The least.
+        min: Credits,
+    },
     /// Not enough.
     #[error("the account has {have}, but {need} are needed")]
     InsufficientBalance {
@@ -189,10 +313,71 @@ pub enum ApplyError {
         /// What was asked for.
         need: Credits,
     },
+    /// More than is at stake.
+    #[error("the account has bonded {have}, but {need} are needed")]
+    InsufficientBond {
+        /// The bond.
+        have: Credits,
+        /// What was asked for.
+        need: Credits,
+    },
+    /// A validator keeps its bond.
+    #[error("a validator keeps a bond of {need}")]
+    BondInUse {
+        /// The least.
+        need: Credits,
+    },
+    /// One part of a bond comes back at a time; ask again then.
+    #[error("a part of the bond comes back at {until_ms} ms already")]
+    UnbondPending {
+        /// When, in Unix milliseconds of block time.
+        until_ms: u64,
+    },
+    /// Never asked for, or finished.
+    #[error("no such payout waits")]
+    UnknownPayout,
+    /// The two things do not contradict each other, or their signatures do not hold.
+    #[error("the evidence shows no offence")]
+    NoOffence,
+    /// Punished already.
+    #[error("the offence was punished before")]
+    KnownOffence,
+    /// The offender has no bond and is no validator.
+    #[error("the offender has nothing at stake")]
+    NothingAtStake,
+    /// Only validators vote.
+    #[error("the entry's account is not a validator")]
+    NotValidator,
+    /// Too soon, or too far away.
+    #[error("at must lie after height {after} and at most at {max}")]
+    BadElectionHeight {
+        /// The block's height.
+        after: u64,
+        /// The latest allowed.
+        max: u64,
+    },
+    /// It is so already.
+    #[error("this election would change nothing")]
+    NothingToElect,
+    /// The committee would be empty or too large.
+    #[error("a committee has 1 to 128 validators")]
+    CommitteeSize,
+    /// Each votes once.
+    #[error("the account has voted in this election")]
+    AlreadyVoted,
+    /// Wait for some to end.
+    #[error("the account has voted in {max} elections under way already")]
+    TooManyElections {
+        /// The limit.
+        max: usize,
+    },
     /// Not signed by the session's voucher key, or altered since.
     #[error("the voucher is forged")]
     ForgedVoucher,
-    /// The voucher names a session of another network.
+    /// Not signed by the session's other side, or altered since.
+    #[error("the closing is forged")]
+    ForgedClosing,
+    /// The voucher or closing names a session of another network.
     #[error("the voucher is for a session of another network")]
     WrongSession,
     /// Never opened, or closed so long ago that it is forgotten.
@@ -204,6 +389,9 @@ pub enum ApplyError {
     /// Only the session's consumer is refunded.
     #[error("the entry's account is not the session's consumer")]
     NotConsumer,
+    /// Only the session's two sides close it.
+    #[error("the entry's account is neither side of the session")]
+    NotParty,
     /// Settled for good, or refunded.
     #[error("the session is closed")]
     SessionClosed,
@@ -246,6 +434,14 @@ impl ApplyError {
             | E::BadExpiry { .. }
             | E::TooManySessions { .. }
             | E::InsufficientBalance { .. }
+            | E::TooManyPayouts { .. }
+            | E::InsufficientBond { .. }
+            | E::BondInUse { .. }
+            | E::UnbondPending { .. }
+            | E::UnknownPayout
+            | E::NothingAtStake
+            | E::NotValidator
+            | E::TooManyElections { .. }
             | E::UnknownSession
             | E::TooEarly { .. } => true,
             E::WrongNetwork
@@ -260,7 +456,16 @@ impl ApplyError {
             | E::DuplicateReference
             | E::SupplyFull
             | E::SelfSession
+            | E::BelowMinimum { .. }
+            | E::NoOffence
+            | E::KnownOffence
+            | E::BadElectionHeight { .. }
+            | E::NothingToElect
+            | E::CommitteeSize
+            | E::AlreadyVoted
             | E::ForgedVoucher
+            | E::ForgedClosing
+            | E::NotParty
             | E::WrongSession
             | E::NotProvider
             | E::NotConsumer
@@ -276,18 +481,22 @@ impl ApplyError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
     /// Credits appeared or vanished.
-    #[error("balances of {balances} and locked deposits of {locked} are not the {minted} minted")]
+    #[error("accounts of {accounts}, locked deposits of {locked} and payouts of {payouts} are not the supply of {supply}")]
     Conservation {
-        /// The sum of all balances, in micro-credits.
-        balances: u128,
+        /// The sum of all balances and stakes, in micro-credits.
+        accounts: u128,
         /// The sum of all locked deposits, in micro-credits.
         locked: u128,
-        /// What was minted.
-        minted: Credits,
+        /// The sum of all payouts under way, in micro-credits.
+        payouts: u128,
+        /// What was minted less what was burned.
+        supply: Credits,
     },
-    /// The running total of locked deposits is not their sum.
-    #[error("{counted} are locked, the book says {said}")]
-    Locked {
+    /// A running total is not the sum that it stands for.
+    #[error("{what} add up to {counted}, the book says {said}")]
+    Total {
+        /// Of what.
+        what: &'static str,
         /// The sum, in micro-credits.
         counted: u128,
         /// The running total.
@@ -296,7 +505,7 @@ pub enum Violation {
     /// A session settled more than its deposit, or the provider got less than 70 %.
     #[error("session {0} paid more than it had, or too little to its provider")]
     Session(SessionId),
-    /// An account's count of open sessions is wrong.
-    #[error("account {0} has another number of open sessions than it says")]
-    OpenSessions(Account),
+    /// An account's count of open sessions or payouts is wrong.
+    #[error("account {0} has another number of open sessions or payouts than it says")]
+    Counts(Account),
 }

@@ -3,12 +3,13 @@
 
 use std::collections::BTreeMap;
 
-use super::{Book, SessionState, Totals, Violation};
+use super::{Book, SessionState, Totals, Violation, minus};
 use crate::genesis::Genesis;
 use crate::keys::{Account, Digest};
 use crate::money::Credits;
+use crate::payout::{PayoutId, PayoutState};
 use crate::split::PROVIDER_BP_MIN;
-use crate::state::{AccountProof, state_root};
+use crate::state::{AccountProof, AccountState, state_root};
 use crate::voucher::{NetworkId, SessionId};
 
 impl Book {
@@ -29,17 +30,37 @@ impl Book {
 
     /// What an account can spend.
     pub fn balance(&self, account: &Account) -> Credits {
-        self.accounts.get(account).map_or(Credits::ZERO, |row| row.balance)
+        self.account(account).balance
     }
 
     /// The nonce that the account's next entry must have.
     pub fn nonce(&self, account: &Account) -> u64 {
-        self.accounts.get(account).map_or(0, |row| row.nonce)
+        self.account(account).nonce
+    }
+
+    /// What an account has put at stake, what it asked back of it not counted.
+    pub fn bond(&self, account: &Account) -> Credits {
+        self.account(account).bond
+    }
+
+    /// All that the book says of an account; of one it has never seen, nothing.
+    pub fn account_state(&self, account: &Account) -> AccountState {
+        self.account(account)
+    }
+
+    /// A payout that waits for the issuer.
+    pub fn payout(&self, payout: &PayoutId) -> Option<&PayoutState> {
+        self.payouts.get(payout).map(|row| &row.state)
+    }
+
+    /// Every payout that waits for the issuer, in the order of ids.
+    pub fn payouts(&self) -> impl Iterator<Item = (&PayoutId, &PayoutState)> {
+        self.payouts.iter().map(|(id, row)| (id, &row.state))
     }
 
     /// Every account that ever held credits or acted, with its balance, in the order of keys.
     pub fn accounts(&self) -> impl Iterator<Item = (&Account, Credits)> {
-        self.accounts.iter().map(|(account, row)| (account, row.balance))
+        self.accounts.iter().map(|(account, row)| (account, row.state.balance))
     }
 
     /// A session that is open, or was closed within the last [`super::CLOSED_KEPT_BLOCKS`] blocks.
@@ -57,6 +78,11 @@ impl Book {
         self.totals.minted
     }
 
+    /// All credits that there are: what was minted less what was burned.
+    pub fn supply(&self) -> Credits {
+        minus(self.totals.minted, self.totals.burned)
+    }
+
     /// What is locked in open sessions.
     pub fn locked(&self) -> Credits {
         self.totals.locked
@@ -67,17 +93,31 @@ impl Book {
         self.totals
     }
 
-    /// The root over all accounts and open sessions. Halts if their sum is not what was minted: then the book is wrong,
-    /// and nothing may be signed.
+    /// The root over all accounts, open sessions and payouts. Halts if their sum is not the supply: then the book is
+    /// wrong, and nothing may be signed.
     ///
     /// # Panics
     /// On that violation only.
     pub fn state_root(&mut self) -> Digest {
-        let (accounts, sessions) = (self.account_tree.top(), self.session_tree.top());
-        assert_eq!(sessions.sum, self.totals.locked.micro(), "what sessions lock is what the book says is locked");
-        let held = u128::from(accounts.sum) + u128::from(sessions.sum);
-        assert_eq!(held, u128::from(self.totals.minted.micro()), "no credit appears or vanishes");
-        state_root(&accounts, &sessions)
+        let (accounts, locks) = (self.account_tree.top(), self.lock_tree.top());
+        let locked = u128::from(self.totals.locked.micro()) + u128::from(self.totals.payouts.micro());
+        assert_eq!(u128::from(locks.sum), locked, "what is locked is what the book says is locked");
+        let held = u128::from(accounts.sum) + u128::from(locks.sum);
+        assert_eq!(held, u128::from(self.supply().micro()), "no credit appears or vanishes");
+        state_root(&accounts, &locks, &self.rest())
+    }
+
+    /// The digest of what is neither an account nor locked: totals, validators, and the elections under way.
+    fn rest(&self) -> Digest {
+        const FITS: &str = "a few numbers and keys fit the encoder's limit";
+        let mut parts = vec![wincode::serialize(&self.totals).expect(FITS), self.validators.digest().as_bytes().to_vec()];
+        for (election, votes) in &self.elections {
+            parts.push(wincode::serialize(election).expect(FITS));
+            parts.push(vec![u8::from(votes.decided)]);
+            parts.extend(votes.voters.iter().map(|voter| voter.as_bytes().to_vec()));
+        }
+        let parts: Vec<&[u8]> = parts.iter().map(Vec::as_slice).collect();
+        Digest::of("spillway/state/rest/1", &parts)
     }
 
     /// The proof of an account under [`Book::state_root`]; `None` for an account that the book has never seen.
@@ -85,18 +125,17 @@ impl Book {
         let row = *self.accounts.get(account)?;
         Some(AccountProof {
             account: *account,
-            balance: row.balance,
-            nonce: row.nonce,
-            open_sessions: row.open_sessions,
+            state: row.state,
             slot: row.slot as u64,
             beside: self.account_tree.path(row.slot),
-            sessions: self.session_tree.top(),
+            locks: self.lock_tree.top(),
+            rest: self.rest(),
         })
     }
 
     /// Counts everything anew and compares. What every block checks by sums is checked here row by row.
     pub fn check(&self) -> Result<(), Violation> {
-        let mut open: BTreeMap<Account, u32> = BTreeMap::new();
+        let mut counts: BTreeMap<Account, (u32, u32)> = BTreeMap::new();
         let mut locked = 0_u128;
         for (id, row) in &self.sessions {
             let state = &row.state;
@@ -107,22 +146,37 @@ impl Book {
             }
             if state.open {
                 locked += u128::from(state.locked().micro());
-                *open.entry(state.consumer).or_default() += 1;
+                counts.entry(state.consumer).or_default().0 += 1;
             }
         }
-        if locked != u128::from(self.totals.locked.micro()) {
-            return Err(Violation::Locked { counted: locked, said: self.totals.locked });
+        let mut payouts = 0_u128;
+        for row in self.payouts.values() {
+            payouts += u128::from(row.state.amount.micro());
+            counts.entry(row.state.account).or_default().1 += 1;
         }
-        let mut balances = 0_u128;
-        for (account, row) in &self.accounts {
-            balances += u128::from(row.balance.micro());
-            if open.get(account).copied().unwrap_or(0) != row.open_sessions {
-                return Err(Violation::OpenSessions(*account));
+        let (mut accounts, mut bonded) = (0_u128, 0_u128);
+        for (account, AccountState { balance, bond, unbonding, open_sessions, payouts, .. }) in
+            self.accounts.iter().map(|(account, row)| (account, row.state))
+        {
+            bonded += u128::from(bond.micro()) + u128::from(unbonding.micro());
+            accounts += u128::from(balance.micro());
+            if counts.get(account).copied().unwrap_or_default() != (open_sessions, payouts) {
+                return Err(Violation::Counts(*account));
             }
         }
-        let minted = self.totals.minted;
-        if balances + locked != u128::from(minted.micro()) {
-            return Err(Violation::Conservation { balances, locked, minted });
+        accounts += bonded;
+        for (what, counted, said) in [
+            ("locked deposits", locked, self.totals.locked),
+            ("payouts under way", payouts, self.totals.payouts),
+            ("bonds", bonded, self.totals.bonded),
+        ] {
+            if counted != u128::from(said.micro()) {
+                return Err(Violation::Total { what, counted, said });
+            }
+        }
+        let supply = self.supply();
+        if accounts + locked + payouts != u128::from(supply.micro()) {
+            return Err(Violation::Conservation { accounts, locked, payouts, supply });
         }
         Ok(())
     }
@@ -130,7 +184,11 @@ impl Book {
     /// Everything the book remembers, hashes aside.
     #[cfg(test)]
     pub(crate) fn contents(&self) -> String {
-        let Book { height, accounts, sessions, closed, done, done_until, references, totals, .. } = self;
-        format!("{height} {accounts:?} {sessions:?} {closed:?} {done:?} {done_until:?} {references:?} {totals:?}")
+        let Book { height, accounts, due, sessions, payouts, closed, done, done_until, references, .. } = self;
+        let Book { offences, validators, elections, totals, .. } = self;
+        format!(
+            "{height} {accounts:?} {due:?} {sessions:?} {payouts:?} {closed:?} {done:?} {done_until:?} {references:?} \
+             {offences:?} {validators:?} {elections:?} {totals:?}"
+        )
     }
 }

@@ -73,7 +73,7 @@ fn two_followers_reach_the_authoritys_root() {
         assert_eq!(follower.book().clone().state_root(), root(&solo));
         let header = blocks[4].block.header;
         let proof = follower.account_proof(&cast.stranger.account()).expect("known");
-        assert!(proof.balance == Credits::new(7) && proof.verify(&header.state_root, header.supply));
+        assert!(proof.state.balance == Credits::new(7) && proof.verify(&header.state_root, header.supply));
     }
     drop(solo);
     let [verified_a, verified_b] = [&a, &b].map(|folder| verify_folder(folder.path()).expect("verified"));
@@ -94,7 +94,7 @@ fn a_follower_refuses_what_does_not_follow() {
     follower.commit(blocks[0].clone()).expect("the first");
 
     let certified = |key: &SecretKey, block: Block| {
-        let certificate = Certificate::solo(block.header.digest(), key);
+        let certificate = Certificate::solo(&cast.network(), &block.header, key);
         CertifiedBlock { block, certificate }
     };
     let altered = |change: &dyn Fn(&mut Block)| {
@@ -121,7 +121,7 @@ fn a_follower_refuses_what_does_not_follow() {
         (
             "signed by nobody",
             CertifiedBlock {
-                certificate: Certificate { block: next.certificate.block, signatures: Vec::new() },
+                certificate: Certificate { block: next.certificate.block, round: 0, signatures: Vec::new() },
                 ..next.clone()
             },
             BlockError::Certificate(CertificateError::NoQuorum { got: 0, need: 1 }),
@@ -136,6 +136,7 @@ fn a_follower_refuses_what_does_not_follow() {
             CertifiedBlock {
                 certificate: Certificate {
                     block: next.certificate.block,
+                    round: 0,
                     signatures: blocks[2].certificate.signatures.clone(),
                 },
                 ..next.clone()
@@ -295,7 +296,7 @@ fn propose_and_validate_change_nothing_and_commit_does() {
     assert_eq!(other.validate(&lie), Err(BlockError::Supply));
     assert_eq!((root(&leader), root(&other), leader.height()), (empty, empty, 0));
 
-    let certificate = Certificate::solo(proposal.header.digest(), &cast.authority);
+    let certificate = Certificate::solo(&cast.network(), &proposal.header, &cast.authority);
     let certified = CertifiedBlock { block: proposal, certificate };
     for node in [&mut leader, &mut other] {
         node.commit(certified.clone()).expect("final");
@@ -381,7 +382,7 @@ fn verify_names_the_block_the_entry_and_the_rule() {
     };
     let recertify = |block: &mut CertifiedBlock| {
         block.block.header.entries_root = Block::entries_root(&block.block.entries);
-        block.certificate = Certificate::solo(block.block.header.digest(), &cast.authority);
+        block.certificate = Certificate::solo(&cast.network(), &block.block.header, &cast.authority);
     };
 
     let cases: Vec<Tampering> = vec![
@@ -401,7 +402,7 @@ fn verify_names_the_block_the_entry_and_the_rule() {
         (3, altered(3, &|b| b.certificate.signatures.clear()), 3, None, "certificate: 0 signatures"),
         (
             3,
-            altered(3, &|b| b.certificate = Certificate::solo(b.certificate.block, &key(66))),
+            altered(3, &|b| b.certificate = Certificate::solo(&cast.network(), &b.block.header, &key(66))),
             3,
             None,
             "is no validator",

@@ -211,7 +211,7 @@ fn documents_that_break_their_own_rules_are_refused() {
         (entry(mint("line\nbreak")), Err(bad_reference)),
         (entry(mint("é")), Err(bad_reference)),
         (entry(cast.settle_action(long_voucher, 1, false)), Err(long)),
-        (vec![0; Entry::BYTES_MAX + 1], Err(CodecError::TooLong { max: 512, got: 513 })),
+        (vec![0; Entry::BYTES_MAX + 1], Err(CodecError::TooLong { max: 2_560, got: 2_561 })),
     ];
     for (bytes, want) in entries {
         assert_eq!(decode::<Entry>(&bytes).map(|_| ()), want);
@@ -282,7 +282,10 @@ fn genesis_names_the_field_that_is_wrong() {
         ("name", change(&|g| g.name = "x".repeat(65))),
         ("name", change(&|g| g.name = "tab\t".to_owned())),
         ("issuer", change(&|g| g.issuer = weak)),
-        ("authority", change(&|g| g.authority = weak.0)),
+        ("committee", change(&|g| g.committee = vec![weak.0])),
+        ("committee", change(&|g| g.committee = Vec::new())),
+        ("committee", change(&|g| g.committee = vec![key(1).public(); 2])),
+        ("unbond_ms", change(&|g| g.unbond_ms = genesis::UNBOND_MS_MAX + 1)),
         ("treasury", change(&|g| g.treasury = weak)),
         ("validators", change(&|g| g.validators = weak)),
         ("grace_ms", change(&|g| g.grace_ms = u64::MAX)),

@@ -38,13 +38,16 @@ fn cast() -> Cast {
         name: "test".to_owned(),
         time_ms: START_MS,
         issuer: issuer.account(),
-        authority: authority.public(),
+        committee: vec![authority.public()],
         treasury: key(3).account(),
         validators: key(4).account(),
         split: Split::default(),
         grace_ms: GRACE_MS,
         mint_max_per_epoch: Credits::new(10_000_000),
         epoch_blocks: 100,
+        validator_bond: Credits::new(1_000),
+        unbond_ms: 5_000,
+        payout_min: Credits::new(10),
         bootstrap: vec!["/ip4/127.0.0.1/udp/4001/quic-v1".to_owned()],
     };
     Cast {

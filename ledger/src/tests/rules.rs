@@ -437,12 +437,20 @@ fn an_account_is_proven_with_the_whole_supply() {
     assert!(accounts.len() > 30);
     for account in accounts {
         let proof = book.account_proof(&account).expect("a known account");
-        assert_eq!(proof.balance, book.balance(&account));
+        assert_eq!(proof.state, book.account_state(&account));
         let proof: state::AccountProof = decode(&encode(&proof)).expect("a proof survives the wire");
         assert!(proof.verify(&root, supply), "{account}");
+        let lie = |change: &dyn Fn(&mut AccountState)| {
+            let mut state = proof.state;
+            change(&mut state);
+            state
+        };
         for lie in [
-            AccountProof { balance: credits(proof.balance.micro() + 1), ..proof.clone() },
-            AccountProof { nonce: proof.nonce + 1, ..proof.clone() },
+            AccountProof { state: lie(&|s| s.balance = credits(s.balance.micro() + 1)), ..proof.clone() },
+            AccountProof { state: lie(&|s| s.bond = credits(1)), ..proof.clone() },
+            AccountProof { state: lie(&|s| s.unbonding = credits(u64::MAX)), ..proof.clone() },
+            AccountProof { state: lie(&|s| s.nonce += 1), ..proof.clone() },
+            AccountProof { rest: Digest::ZERO, ..proof.clone() },
             AccountProof { account: cast.authority.account(), ..proof.clone() },
             AccountProof { slot: proof.slot ^ 1, ..proof.clone() },
             AccountProof { slot: proof.slot + (1 << proof.beside.len()), ..proof.clone() },

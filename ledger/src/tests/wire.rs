@@ -41,17 +41,77 @@ pub(super) fn example_block(cast: &Cast) -> CertifiedBlock {
     }
     let entries: Vec<SignedBytes> = entries.iter().map(Signed::to_wire).collect();
     let header = replay.seal(&entries, START_MS);
-    let certificate = Certificate::solo(header.digest(), &cast.authority);
+    let certificate = Certificate::solo(&cast.network(), &header, &cast.authority);
     CertifiedBlock { block: Block { header, entries }, certificate }
 }
 
-fn entries(cast: &Cast) -> [(&'static str, Signed<Entry>); 5] {
+/// A vote for a block that is named by one letter.
+pub(super) fn vote(cast: &Cast, block: &[u8]) -> Vote {
+    let block = Some(Digest::of("test", &[block]));
+    Vote { network: cast.network(), height: 7, round: 1, step: Step::Prevote, block }
+}
+
+fn proposal(cast: &Cast, block: &[u8]) -> Proposal {
+    let block = Digest::of("test", &[block]);
+    Proposal { network: cast.network(), height: 7, round: 2, block, valid_round: Some(1) }
+}
+
+fn closing(cast: &Cast) -> Closing {
+    let (usage, receipts) = (Usage { input: 5, cached: 6, output: 7 }, merkle_root(&[Digest::ZERO]));
+    Closing { network: cast.network(), session: cast.session(0), total: Credits::new(400), usage, receipts }
+}
+
+/// Evidence of each kind.
+pub(super) fn evidence(cast: &Cast) -> [Evidence; 3] {
+    let votes = [b"a", b"b"].map(|block| Signed::sign(vote(cast, block), &cast.authority).to_wire());
+    let proposals = [b"a", b"b"].map(|block| Signed::sign(proposal(cast, block), &cast.authority).to_wire());
+    let receipts = [1_305, 1_306].map(|cost| {
+        let receipt = Receipt { cost: Credits::new(cost), ..example_receipt(cast) };
+        Signed::sign(receipt, &cast.provider).to_wire()
+    });
+    let ([first, second], [one, two], [this, that]) = (votes, proposals, receipts);
     [
+        Evidence::Votes { first, second },
+        Evidence::Proposals { first: one, second: two },
+        Evidence::Receipts { first: this, second: that },
+    ]
+}
+
+fn entries(cast: &Cast) -> Vec<(&'static str, Signed<Entry>)> {
+    let payout = PayoutId::derive(&cast.network(), &cast.provider.account(), 3);
+    let closing = Signed::sign(closing(cast), &cast.consumer).to_wire();
+    let [votes, proposals, receipts] = evidence(cast).map(|evidence| Action::Evidence { evidence });
+    let sign = |key: &SecretKey, action| cast.signed(key, 9, action);
+    let reference = || "bank 17".to_owned();
+    vec![
         ("entry-mint", cast.mint(3, cast.consumer.account(), 1_000)),
         ("entry-transfer", cast.transfer(&cast.consumer, 4, cast.stranger.account(), 5)),
         ("entry-open", cast.open(0, 600)),
         ("entry-settle", cast.settle(6, cast.session(0), 300, 200, true)),
         ("entry-refund", cast.signed(&cast.consumer, 7, Action::Refund { session: cast.session(0) })),
+        (
+            "entry-top-up",
+            sign(&cast.consumer, Action::TopUp { session: cast.session(0), amount: Credits::new(50) }),
+        ),
+        ("entry-close", sign(&cast.provider, Action::Close { closing })),
+        ("entry-bond", sign(&cast.provider, Action::Bond { amount: Credits::new(60) })),
+        ("entry-unbond", sign(&cast.provider, Action::Unbond { amount: Credits::new(61) })),
+        (
+            "entry-payout-request",
+            sign(&cast.provider, Action::PayoutRequest { amount: Credits::new(62), payee: Digest::of("test", &[b"p"]) }),
+        ),
+        ("entry-burn", sign(&cast.issuer, Action::Burn { payout, reference: reference() })),
+        (
+            "entry-payout-reject",
+            sign(&cast.issuer, Action::PayoutReject { payout, reason: RejectReason::Compliance }),
+        ),
+        ("entry-evidence-votes", sign(&cast.stranger, votes)),
+        ("entry-evidence-proposals", sign(&cast.stranger, proposals)),
+        ("entry-evidence-receipts", sign(&cast.stranger, receipts)),
+        (
+            "entry-elect",
+            sign(&cast.authority, Action::Elect { validator: cast.stranger.public(), member: true, at: 12 }),
+        ),
     ]
 }
 
@@ -74,6 +134,9 @@ fn bytes_are_as_they_were_frozen() {
     let block = example_block(&cast);
     put("block-certified", &block.to_bytes());
     put("block-digest", block.block.header.digest().as_bytes());
+    put("vote", &Signed::sign(vote(&cast, b"a"), &cast.authority).to_bytes());
+    put("proposal", &Signed::sign(proposal(&cast, b"a"), &cast.authority).to_bytes());
+    put("closing", &Signed::sign(closing(&cast), &cast.consumer).to_bytes());
     put("network", cast.network().0.as_bytes());
     put("session", cast.session(0).0.as_bytes());
     let leaves = [Digest::ZERO, cast.network().0, cast.session(0).0];
@@ -165,6 +228,87 @@ mod mirror {
         Refund {
             session: Bytes32,
         },
+        TopUp {
+            session: Bytes32,
+            amount: u64,
+        },
+        Close {
+            closing: SignedBytes,
+        },
+        Bond {
+            amount: u64,
+        },
+        Unbond {
+            amount: u64,
+        },
+        PayoutRequest {
+            amount: u64,
+            payee: Bytes32,
+        },
+        Burn {
+            payout: Bytes32,
+            reference: String,
+        },
+        PayoutReject {
+            payout: Bytes32,
+            reason: RejectReason,
+        },
+        Evidence {
+            evidence: Evidence,
+        },
+        Elect {
+            validator: Bytes32,
+            member: bool,
+            at: u64,
+        },
+    }
+
+    #[derive(Serialize)]
+    pub(super) enum RejectReason {
+        UnknownPayee,
+        Returned,
+        Compliance,
+        Withdrawn,
+    }
+
+    #[derive(Serialize)]
+    pub(super) enum Evidence {
+        Votes { first: SignedBytes, second: SignedBytes },
+        Proposals { first: SignedBytes, second: SignedBytes },
+        Receipts { first: SignedBytes, second: SignedBytes },
+    }
+
+    #[derive(Serialize)]
+    pub(super) enum Step {
+        Prevote,
+        Precommit,
+    }
+
+    #[derive(Serialize)]
+    pub(super) struct Vote {
+        pub(super) network: Bytes32,
+        pub(super) height: u64,
+        pub(super) round: u32,
+        pub(super) step: Step,
+        pub(super) block: Option<Bytes32>,
+    }
+
+    #[derive(Serialize)]
+    pub(super) struct Proposal {
+        pub(super) network: Bytes32,
+        pub(super) height: u64,
+        pub(super) round: u32,
+        pub(super) block: Bytes32,
+        pub(super) valid_round: Option<u32>,
+    }
+
+    #[derive(Serialize)]
+    pub(super) struct Closing {
+        pub(super) network: Bytes32,
+        pub(super) session: Bytes32,
+        pub(super) total: u64,
+        pub(super) usage: (u64, u64, u64),
+        pub(super) receipts: Bytes32,
     }
 
     #[derive(Serialize)]
@@ -186,8 +330,10 @@ mod mirror {
         pub(super) state_root: Bytes32,
         pub(super) supply: u64,
         pub(super) validators: Bytes32,
+        pub(super) next_validators: Bytes32,
         pub(super) entries: Vec<SignedBytes>,
         pub(super) certified: Bytes32,
+        pub(super) round: u32,
         pub(super) signatures: Vec<(Bytes32, Bytes64)>,
     }
 }
@@ -235,6 +381,40 @@ fn mirror_entry(entry: &Entry) -> mirror::Entry {
             last: *last,
         },
         Action::Refund { session } => mirror::Action::Refund { session: *session.0.as_bytes() },
+        Action::TopUp { session, amount } => {
+            mirror::Action::TopUp { session: *session.0.as_bytes(), amount: amount.micro() }
+        }
+        Action::Close { closing } => mirror::Action::Close { closing: mirror_signed(closing) },
+        Action::Bond { amount } => mirror::Action::Bond { amount: amount.micro() },
+        Action::Unbond { amount } => mirror::Action::Unbond { amount: amount.micro() },
+        Action::PayoutRequest { amount, payee } => {
+            mirror::Action::PayoutRequest { amount: amount.micro(), payee: *payee.as_bytes() }
+        }
+        Action::Burn { payout, reference } => {
+            mirror::Action::Burn { payout: *payout.0.as_bytes(), reference: reference.clone() }
+        }
+        Action::PayoutReject { payout, reason } => mirror::Action::PayoutReject {
+            payout: *payout.0.as_bytes(),
+            reason: match reason {
+                RejectReason::UnknownPayee => mirror::RejectReason::UnknownPayee,
+                RejectReason::Returned => mirror::RejectReason::Returned,
+                RejectReason::Compliance => mirror::RejectReason::Compliance,
+                RejectReason::Withdrawn => mirror::RejectReason::Withdrawn,
+            },
+        },
+        Action::Evidence { evidence } => {
+            let (first, second) = evidence.documents();
+            let (first, second) = (mirror_signed(first), mirror_signed(second));
+            let evidence = match evidence {
+                Evidence::Votes { .. } => mirror::Evidence::Votes { first, second },
+                Evidence::Proposals { .. } => mirror::Evidence::Proposals { first, second },
+                Evidence::Receipts { .. } => mirror::Evidence::Receipts { first, second },
+            };
+            mirror::Action::Evidence { evidence }
+        }
+        Action::Elect { validator, member, at } => {
+            mirror::Action::Elect { validator: *validator.as_bytes(), member: *member, at: *at }
+        }
     };
     mirror::Entry {
         network: *entry.network.0.as_bytes(),
@@ -264,6 +444,36 @@ fn the_format_is_bincodes() {
     check("voucher", voucher.bytes(), bincode::serialize(&mirrored).expect("bytes"));
     let envelope = bincode::serialize(&mirror_signed(voucher.wire())).expect("bytes");
     check("envelope", &voucher.to_bytes(), envelope);
+
+    let v = vote(&cast, b"a");
+    for (step, theirs) in [(Step::Prevote, mirror::Step::Prevote), (Step::Precommit, mirror::Step::Precommit)] {
+        let mirrored = mirror::Vote {
+            network: *v.network.0.as_bytes(),
+            height: v.height,
+            round: v.round,
+            step: theirs,
+            block: v.block.map(|block| *block.as_bytes()),
+        };
+        check("vote", &encode(&Vote { step, ..v }), bincode::serialize(&mirrored).expect("bytes"));
+    }
+    let p = proposal(&cast, b"a");
+    let mirrored = mirror::Proposal {
+        network: *p.network.0.as_bytes(),
+        height: p.height,
+        round: p.round,
+        block: *p.block.as_bytes(),
+        valid_round: p.valid_round,
+    };
+    check("proposal", &encode(&p), bincode::serialize(&mirrored).expect("bytes"));
+    let c = closing(&cast);
+    let mirrored = mirror::Closing {
+        network: *c.network.0.as_bytes(),
+        session: *c.session.0.as_bytes(),
+        total: c.total.micro(),
+        usage: units(&c.usage),
+        receipts: *c.receipts.as_bytes(),
+    };
+    check("closing", &encode(&c), bincode::serialize(&mirrored).expect("bytes"));
 
     for (name, entry) in entries(&cast) {
         check(name, entry.bytes(), bincode::serialize(&mirror_entry(entry.value())).expect("bytes"));
@@ -300,8 +510,10 @@ fn the_format_is_bincodes() {
         state_root: *header.state_root.as_bytes(),
         supply: header.supply.micro(),
         validators: *header.validators.as_bytes(),
+        next_validators: *header.next_validators.as_bytes(),
         entries: block.block.entries.iter().map(mirror_signed).collect(),
         certified: *block.certificate.block.as_bytes(),
+        round: block.certificate.round,
         signatures: block.certificate.signatures.iter().map(|(key, s)| (*key.as_bytes(), halves(s))).collect(),
     };
     check("block", &block.to_bytes(), bincode::serialize(&mirrored).expect("bytes"));

@@ -7,7 +7,7 @@ use super::{follow, serve, solo};
 use crate::network::{Network, Reply, Verdict};
 use spillway_ledger::chain::OpenError;
 use spillway_ledger::{
-    Account, Applied, Book, CertifiedBlock, Follower, Genesis, NodeId, SecretKey, Solo, StoreError, ValidatorSet,
+    Account, Applied, Book, CertifiedBlock, Follower, Genesis, NodeId, SecretKey, Solo, StoreError,
     decode,
 };
 use std::path::Path;
@@ -104,7 +104,6 @@ pub(super) struct Inner {
     pub(super) network: Network,
     pub(super) submitter: Submitter,
     pub(super) writer: Writer,
-    validators: ValidatorSet,
     /// The height of the last block whose events were sent.
     pub(super) height: watch::Receiver<u64>,
     /// Wakes the follower.
@@ -169,7 +168,6 @@ impl Books {
             network,
             submitter: Submitter::new(genesis.network_id(), account),
             writer,
-            validators: ValidatorSet::solo(genesis.authority),
             height,
             news,
             serving: Arc::new(Semaphore::new(SERVED_MAX)),
@@ -216,7 +214,13 @@ impl Books {
         if notice.header.height <= *self.0.height.borrow() {
             return verdict.ignore(); // Late, not wrong.
         }
-        if notice.certificate.verify(&notice.header.digest(), &self.0.validators).is_err() {
+        let (network, validators) = self.read(|book| (book.network(), book.validators_at(book.height() + 1)));
+        if notice.header.validators != validators.digest() {
+            // Of a committee that we do not know yet: worth a look, but not worth passing on.
+            self.0.news.notify_one();
+            return verdict.ignore();
+        }
+        if notice.certificate.verify(&network, &notice.header, &validators).is_err() {
             return verdict.reject();
         }
         verdict.accept();

@@ -27,13 +27,16 @@ fn genesis() -> Genesis {
         name: "test".into(),
         time_ms: 1,
         issuer: key(ISSUER).account(),
-        authority: key(AUTHORITY).public(),
+        committee: vec![key(AUTHORITY).public()],
         treasury: key(3).account(),
         validators: key(4).account(),
         split: Split::default(),
         grace_ms: 1000,
         mint_max_per_epoch: Credits::new(1_000_000_000),
         epoch_blocks: 1000,
+        validator_bond: Credits::ZERO,
+        unbond_ms: 0,
+        payout_min: Credits::ZERO,
         bootstrap: Vec::new(),
     }
 }
@@ -288,7 +291,7 @@ async fn a_retry_is_in_once_and_a_refusal_is_final() {
 async fn a_false_authority_s_blocks_are_not_taken() {
     // Sound blocks, but of an authority that genesis does not name.
     let at_liar = folder();
-    let other = Genesis { authority: key(66).public(), issuer: key(66).account(), ..genesis() };
+    let other = Genesis { committee: vec![key(66).public()], issuer: key(66).account(), ..genesis() };
     let mut solo = Solo::open(at_liar.path(), &other, key(66)).expect("a sound folder");
     let mint = Entry {
         network: other.network_id(),

@@ -2,7 +2,7 @@
 //! Invariant: every line comes from applying the entry again, so it says what the book did and not what the entry asked.
 
 use serde_json::{Value, json};
-use spillway_ledger::{Applied, Book, CertifiedBlock, Entry, Genesis, Signed};
+use spillway_ledger::{Applied, Book, CertifiedBlock, Entry, Genesis, Parts, Signed};
 use std::collections::VecDeque;
 
 /// Lines kept; older ones are forgotten.
@@ -86,12 +86,7 @@ fn line(applied: &Applied) -> Value {
             "amount_micro": gross,
             "gross_micro": gross,
             "claim_micro": claim,
-            "parts": {
-                "provider": parts.provider,
-                "gateway": parts.gateway,
-                "validators": parts.validators,
-                "treasury": parts.treasury,
-            },
+            "parts": shares(parts),
             "input": usage.input,
             "output": usage.output,
             "receipts": receipts,
@@ -105,5 +100,79 @@ fn line(applied: &Applied) -> Value {
             "to": consumer,
             "amount_micro": amount,
         }),
+        Applied::ToppedUp { session, consumer, amount, deposit } => json!({
+            "action": "top_up",
+            "session": session.0,
+            "consumer": consumer,
+            "amount_micro": amount,
+            "deposit_micro": deposit,
+        }),
+        Applied::Closed { session, provider, consumer, total, gross, parts, usage, receipts, change } => json!({
+            "action": "close",
+            "session": session.0,
+            "consumer": consumer,
+            "provider": provider,
+            "to": provider,
+            "amount_micro": gross,
+            "gross_micro": gross,
+            "claim_micro": total,
+            "parts": shares(parts),
+            "input": usage.input,
+            "output": usage.output,
+            "receipts": receipts,
+            "last": true,
+            "change_micro": change,
+        }),
+        Applied::Bonded { account, amount } => json!({"action": "bond", "from": account, "amount_micro": amount}),
+        Applied::Unbonding { account, amount, due_ms } => {
+            json!({"action": "unbond", "to": account, "amount_micro": amount, "due_ms": due_ms})
+        }
+        Applied::PayoutRequested { payout, state } => json!({
+            "action": "payout_request",
+            "payout": payout,
+            "from": state.account,
+            "amount_micro": state.amount,
+            "payee": state.payee,
+        }),
+        Applied::Burned { payout, account, amount, reference } => json!({
+            "action": "burn",
+            "payout": payout,
+            "from": account,
+            "amount_micro": amount,
+            "reference": reference,
+        }),
+        Applied::PayoutRejected { payout, account, amount, reason } => json!({
+            "action": "payout_reject",
+            "payout": payout,
+            "to": account,
+            "amount_micro": amount,
+            "reason": reason,
+        }),
+        Applied::Punished { offender, reporter, offence, slashed, reward, removed } => json!({
+            "action": "evidence",
+            "offender": offender,
+            "to": reporter,
+            "offence": offence,
+            "amount_micro": slashed,
+            "reward_micro": reward,
+            "removed": removed,
+        }),
+        Applied::Elected { voter, validator, member, at, decided } => json!({
+            "action": "elect",
+            "voter": voter,
+            "validator": validator,
+            "member": member,
+            "at": at,
+            "decided": decided,
+        }),
     }
+}
+
+fn shares(parts: &Parts) -> Value {
+    json!({
+        "provider": parts.provider,
+        "gateway": parts.gateway,
+        "validators": parts.validators,
+        "treasury": parts.treasury,
+    })
 }
