@@ -10,6 +10,8 @@ use crate::block::CertifiedBlock;
 use crate::book::{Applied, Book};
 use crate::genesis::{Genesis, GenesisError};
 use crate::keys::Digest;
+use crate::proof::{self, Proof};
+use crate::receipt::CoSigned;
 use crate::replay::{BlockError, Replay, Signatures};
 use crate::store::{Batch, Store, StoreError, Table};
 use crate::tip::TipFile;
@@ -23,7 +25,7 @@ pub const LEDGER_FILE: &str = "ledger.redb";
 pub const TIP_FILE: &str = "ledger.tip";
 
 /// The largest genesis file, in bytes.
-const GENESIS_BYTES_MAX: u64 = 64 << 10;
+pub(crate) const GENESIS_BYTES_MAX: u64 = 64 << 10;
 /// How many blocks are read from the store at once.
 const CHUNK_BLOCKS: usize = 64;
 
@@ -171,7 +173,7 @@ impl Chain {
             self.halted = true;
             return Err(error.into());
         }
-        self.replay.accept(header);
+        self.replay.accept(block);
         // A lost note only makes a later check weaker: the block itself is on the disk.
         let _noted = self.tip.write(header.height, &self.replay.parent);
         Ok(())
@@ -211,6 +213,22 @@ impl Chain {
                 })
             })
             .collect()
+    }
+}
+
+impl Chain {
+    /// The proof that the settlement at `index` of the block of `height` pays for `receipt`.
+    pub(crate) fn prove_receipt(
+        &self,
+        (height, index): (u64, usize),
+        receipt: &CoSigned,
+        receipts: &[Digest],
+    ) -> Result<Option<Proof>, StoreError> {
+        let Some(block) = self.blocks(height, 1)?.pop().filter(|block| block.block.header.height == height) else {
+            return Ok(None);
+        };
+        let anchor = self.replay.anchor(block.block.header, block.certificate);
+        Ok(proof::of_receipt(anchor, &block.block, index, receipt, receipts))
     }
 }
 
@@ -326,6 +344,23 @@ impl Follower {
     /// The proof of an account under the last block's state root.
     pub fn account_proof(&mut self, account: &crate::keys::Account) -> Option<crate::state::AccountProof> {
         self.chain.replay.book.account_proof(account)
+    }
+
+    /// The proof file of an account after the last block; `None` for an account that the book has never seen.
+    pub fn prove_account(&mut self, account: &crate::keys::Account) -> Option<Proof> {
+        self.chain.replay.prove_account(account)
+    }
+
+    /// The proof file of a receipt: that the settlement at `place` (height, and index in the block) pays for it.
+    /// `receipts` are the digests of all receipts that the settlement pays for, as their provider signed them, in its
+    /// order. `None` where it does not.
+    pub fn prove_receipt(
+        &self,
+        place: (u64, usize),
+        receipt: &CoSigned,
+        receipts: &[Digest],
+    ) -> Result<Option<Proof>, StoreError> {
+        self.chain.prove_receipt(place, receipt, receipts)
     }
 
     /// Up to `max` blocks from height `from` on.

@@ -4,8 +4,8 @@
 
 use wincode::{SchemaRead, SchemaWrite};
 
-use crate::codec::Document;
 use crate::closing::Closing;
+use crate::codec::Document;
 use crate::evidence::Evidence;
 use crate::keys::{Account, Digest, PublicKey};
 use crate::money::{Credits, Price, Usage};

@@ -101,11 +101,9 @@ impl Genesis {
         if self.name.is_empty() || self.name.len() > NAME_BYTES_MAX || !printable(&self.name) {
             return err("name", "must be 1 to 64 printable ASCII characters");
         }
-        for (field, key) in [
-            ("issuer", &self.issuer.0),
-            ("treasury", &self.treasury.0),
-            ("validators", &self.validators.0),
-        ] {
+        for (field, key) in
+            [("issuer", &self.issuer.0), ("treasury", &self.treasury.0), ("validators", &self.validators.0)]
+        {
             if !key.is_strong() {
                 return err(field, "must be a valid ed25519 public key that is not weak");
             }

@@ -20,6 +20,7 @@ pub mod keys;
 pub mod merkle;
 pub mod money;
 pub mod payout;
+pub mod proof;
 mod queue;
 pub mod receipt;
 mod replay;
@@ -48,6 +49,7 @@ pub use keys::{Account, Digest, KeyError, NodeId, PublicKey, SecretKey, Signatur
 pub use merkle::{MerkleProof, merkle_proof, merkle_root, verify_proof};
 pub use money::{Credits, Price, Usage};
 pub use payout::{PayoutId, PayoutState, RejectReason};
+pub use proof::{Fact, Proof, ProofError, Proven};
 pub use receipt::{CoSigned, JobId, Receipt};
 pub use replay::BlockError;
 pub use replicator::{Committed, Replica, Replicator, Solo, SubmitError, Submitted, Ticket};

@@ -138,7 +138,8 @@ impl CoSigned {
         self.consumer
     }
 
-    /// Names the receipt and both signers: the leaf under a settlement's receipts root.
+    /// Names the receipt and both signers. The leaf under a settlement's receipts root is another: the digest of the
+    /// provider's half, [`CoSigned::provider`], because a consumer may leave before it signs.
     pub fn digest(&self) -> Digest {
         let provider = self.provider.signer();
         let parts: [&[u8]; 3] = [provider.as_bytes(), self.consumer.0.as_bytes(), self.provider.bytes()];

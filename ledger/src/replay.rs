@@ -1,11 +1,12 @@
 //! Blocks turned into a book, one after the other; the part of a chain that touches no disk.
 //! Invariant: the book is what executing every block from the genesis gives, and a block that is refused left no trace.
 
-use crate::block::{Block, CertificateError, CertifiedBlock, Header, ValidatorSet};
+use crate::block::{Block, Certificate, CertificateError, CertifiedBlock, Header, ValidatorSet};
 use crate::book::{Applied, ApplyError, Book};
 use crate::entry::Entry;
 use crate::genesis::Genesis;
-use crate::keys::Digest;
+use crate::keys::{Account, Digest};
+use crate::proof::{self, Anchor, Handover, Proof};
 use crate::screen::Screened;
 use crate::signed::{Signed, SignedBytes, SignedError};
 use crate::voucher::NetworkId;
@@ -81,6 +82,10 @@ pub(crate) struct Replay {
     pub(crate) height: u64,
     pub(crate) parent: Digest,
     pub(crate) time_ms: u64,
+    /// Every block whose committee handed over to another.
+    pub(crate) handovers: Vec<Handover>,
+    /// The last block's header and certificate.
+    pub(crate) last: Option<(Header, Certificate)>,
 }
 
 impl Replay {
@@ -91,6 +96,8 @@ impl Replay {
             height: 0,
             parent: genesis.network_id().0,
             time_ms: genesis.time_ms,
+            handovers: Vec::new(),
+            last: None,
         }
     }
 
@@ -111,7 +118,7 @@ impl Replay {
         signatures: Signatures<'_>,
     ) -> Result<Vec<Applied>, BlockError> {
         let applied = self.attempt(block, signatures)?;
-        self.accept(&block.block.header);
+        self.accept(block);
         Ok(applied)
     }
 
@@ -129,11 +136,31 @@ impl Replay {
     }
 
     /// Makes what an attempt changed permanent.
-    pub(crate) fn accept(&mut self, header: &Header) {
+    pub(crate) fn accept(&mut self, block: &CertifiedBlock) {
+        let header = &block.block.header;
         self.book.keep();
         self.height = header.height;
-        self.parent = header.digest();
+        self.parent = block.certificate.block;
         self.time_ms = header.time_ms;
+        self.handovers.extend(proof::handover(block, &self.validators()));
+        self.last = Some((*header, block.certificate.clone()));
+    }
+
+    /// What makes a final header checkable by itself.
+    pub(crate) fn anchor(&self, header: Header, certificate: Certificate) -> Anchor {
+        Anchor {
+            genesis: serde_json::to_string(self.book.genesis()).expect("a genesis is plain JSON"),
+            handovers: self.handovers.iter().filter(|one| one.header.height < header.height).cloned().collect(),
+            header,
+            certificate,
+        }
+    }
+
+    /// The proof of an account after the last block.
+    pub(crate) fn prove_account(&mut self, account: &Account) -> Option<Proof> {
+        let (header, certificate) = self.last.clone()?;
+        let account = self.book.account_proof(account)?;
+        Some(Proof::Account { anchor: self.anchor(header, certificate), account })
     }
 
     pub(crate) fn check_header(&self, header: &Header) -> Result<(), BlockError> {

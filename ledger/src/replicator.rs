@@ -13,7 +13,9 @@ use crate::chain::{Chain, FollowError, OpenError};
 use crate::entry::Entry;
 use crate::genesis::Genesis;
 use crate::keys::{Account, Digest, SecretKey};
+use crate::proof::Proof;
 use crate::queue::Queue;
+use crate::receipt::CoSigned;
 use crate::replay::{BlockError, Signatures};
 use crate::screen::Screened;
 use crate::signed::Signed;
@@ -142,6 +144,23 @@ impl Replica {
     /// The proof of an account under the last block's state root.
     pub fn account_proof(&mut self, account: &Account) -> Option<AccountProof> {
         self.chain.replay.book.account_proof(account)
+    }
+
+    /// The proof file of an account after the last block; `None` for an account that the book has never seen.
+    pub fn prove_account(&mut self, account: &Account) -> Option<Proof> {
+        self.chain.replay.prove_account(account)
+    }
+
+    /// The proof file of a receipt: that the settlement at `place` (height, and index in the block) pays for it.
+    /// `receipts` are the digests of all receipts that the settlement pays for, as their provider signed them, in its
+    /// order. `None` where it does not.
+    pub fn prove_receipt(
+        &self,
+        place: (u64, usize),
+        receipt: &CoSigned,
+        receipts: &[Digest],
+    ) -> Result<Option<Proof>, StoreError> {
+        self.chain.prove_receipt(place, receipt, receipts)
     }
 
     /// Up to `max` blocks from height `from` on.

@@ -2,8 +2,8 @@
 //! Invariant: nothing here can fail: every check was made before.
 
 use super::committee::Election;
-use super::judge::{burn_reference, mint_reference};
 use super::journal::Undo;
+use super::judge::{burn_reference, mint_reference};
 use super::{Applied, Book, Done, minus, plus};
 use crate::entry::Entry;
 use crate::keys::{Account, Digest};

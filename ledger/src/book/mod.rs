@@ -5,8 +5,8 @@
 
 mod committee;
 mod enact;
-mod judge;
 mod journal;
+mod judge;
 mod outcome;
 mod payouts;
 mod read;

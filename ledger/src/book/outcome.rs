@@ -481,7 +481,9 @@ impl ApplyError {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Violation {
     /// Credits appeared or vanished.
-    #[error("accounts of {accounts}, locked deposits of {locked} and payouts of {payouts} are not the supply of {supply}")]
+    #[error(
+        "accounts of {accounts}, locked deposits of {locked} and payouts of {payouts} are not the supply of {supply}"
+    )]
     Conservation {
         /// The sum of all balances and stakes, in micro-credits.
         accounts: u128,

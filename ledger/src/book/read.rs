@@ -110,7 +110,8 @@ impl Book {
     /// The digest of what is neither an account nor locked: totals, validators, and the elections under way.
     fn rest(&self) -> Digest {
         const FITS: &str = "a few numbers and keys fit the encoder's limit";
-        let mut parts = vec![wincode::serialize(&self.totals).expect(FITS), self.validators.digest().as_bytes().to_vec()];
+        let mut parts =
+            vec![wincode::serialize(&self.totals).expect(FITS), self.validators.digest().as_bytes().to_vec()];
         for (election, votes) in &self.elections {
             parts.push(wincode::serialize(election).expect(FITS));
             parts.push(vec![u8::from(votes.decided)]);

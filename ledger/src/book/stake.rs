@@ -11,12 +11,7 @@ use crate::money::Credits;
 const REWARD_DIVISOR: u64 = 10;
 
 impl Book {
-    pub(super) fn judge_unbond(
-        &self,
-        account: Account,
-        amount: Credits,
-        time_ms: u64,
-    ) -> Result<Applied, ApplyError> {
+    pub(super) fn judge_unbond(&self, account: Account, amount: Credits, time_ms: u64) -> Result<Applied, ApplyError> {
         some(amount)?;
         let state = self.account(&account);
         let Some(rest) = state.bond.checked_sub(amount) else {

@@ -89,22 +89,19 @@ fn entries(cast: &Cast) -> Vec<(&'static str, Signed<Entry>)> {
         ("entry-open", cast.open(0, 600)),
         ("entry-settle", cast.settle(6, cast.session(0), 300, 200, true)),
         ("entry-refund", cast.signed(&cast.consumer, 7, Action::Refund { session: cast.session(0) })),
-        (
-            "entry-top-up",
-            sign(&cast.consumer, Action::TopUp { session: cast.session(0), amount: Credits::new(50) }),
-        ),
+        ("entry-top-up", sign(&cast.consumer, Action::TopUp { session: cast.session(0), amount: Credits::new(50) })),
         ("entry-close", sign(&cast.provider, Action::Close { closing })),
         ("entry-bond", sign(&cast.provider, Action::Bond { amount: Credits::new(60) })),
         ("entry-unbond", sign(&cast.provider, Action::Unbond { amount: Credits::new(61) })),
         (
             "entry-payout-request",
-            sign(&cast.provider, Action::PayoutRequest { amount: Credits::new(62), payee: Digest::of("test", &[b"p"]) }),
+            sign(
+                &cast.provider,
+                Action::PayoutRequest { amount: Credits::new(62), payee: Digest::of("test", &[b"p"]) },
+            ),
         ),
         ("entry-burn", sign(&cast.issuer, Action::Burn { payout, reference: reference() })),
-        (
-            "entry-payout-reject",
-            sign(&cast.issuer, Action::PayoutReject { payout, reason: RejectReason::Compliance }),
-        ),
+        ("entry-payout-reject", sign(&cast.issuer, Action::PayoutReject { payout, reason: RejectReason::Compliance })),
         ("entry-evidence-votes", sign(&cast.stranger, votes)),
         ("entry-evidence-proposals", sign(&cast.stranger, proposals)),
         ("entry-evidence-receipts", sign(&cast.stranger, receipts)),
