@@ -35,7 +35,7 @@ pub struct Handover {
 /// A final header, and all it takes to see that it is final.
 #[derive(Clone, Debug, PartialEq, Eq, SchemaRead, SchemaWrite)]
 pub struct Anchor {
-    /// The network's genesis, as JSON.
+    /// The network's genesis, as JSON without spaces or bootstrap addresses.
     pub genesis: String,
     /// Every change of the committee up to the header, in order.
     pub handovers: Vec<Handover>,
@@ -280,6 +280,10 @@ impl Anchor {
     /// Checks that the header is final, and gives the genesis that it follows from.
     fn verify(&self) -> Result<Genesis, ProofError> {
         let genesis: Genesis = serde_json::from_str(&self.genesis).map_err(|_| ProofError::GenesisFormat)?;
+        // Like every document, a proof has one form.
+        if serde_json::to_string(&genesis).is_ok_and(|text| text != self.genesis) {
+            return Err(ProofError::GenesisFormat);
+        }
         genesis.validate()?;
         let network = genesis.network_id();
         let mut committee = genesis.first_validators();

@@ -1,9 +1,12 @@
 //! The ledger's tests, as tables over one small world of fixed keys.
 
 mod chain;
+mod committee;
+mod custody;
 mod damage;
 mod histories;
 mod hostile;
+mod proofs;
 mod rules;
 mod shares;
 mod wire;

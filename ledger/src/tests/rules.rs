@@ -8,7 +8,7 @@ const NOW: u64 = START_MS + 5_000;
 const EXPIRED: u64 = START_MS + 10_000 + GRACE_MS;
 
 /// The consumer minted 1,000 and locked 600 of it in the session of nonce 0; 200 of that are settled.
-fn funded(cast: &Cast) -> Book {
+pub(super) fn funded(cast: &Cast) -> Book {
     let mut book = Book::new(&cast.genesis);
     let session = cast.session(0);
     for entry in
@@ -20,7 +20,7 @@ fn funded(cast: &Cast) -> Book {
 }
 
 /// Applies `entry`, expects `want`, and where that is an error also that nothing changed.
-fn check(name: &str, book: &Book, entry: &Signed<Entry>, at: (u64, u64), want: Result<(), ApplyError>) {
+pub(super) fn check(name: &str, book: &Book, entry: &Signed<Entry>, at: (u64, u64), want: Result<(), ApplyError>) {
     let mut after = book.clone();
     let got = after.apply(entry, at.0, at.1);
     assert_eq!(got.as_ref().map(|_| ()).map_err(|error| *error), want, "{name}: {got:?}");
@@ -29,7 +29,7 @@ fn check(name: &str, book: &Book, entry: &Signed<Entry>, at: (u64, u64), want: R
     assert_eq!(same, want.is_err(), "{name}: an error changes nothing, and a success something");
 }
 
-fn credits(micro: u64) -> Credits {
+pub(super) fn credits(micro: u64) -> Credits {
     Credits::new(micro)
 }
 

@@ -7,7 +7,7 @@ use serde::Serialize;
 use super::*;
 
 /// A receipt with every field different.
-fn example_receipt(cast: &Cast) -> Receipt {
+pub(super) fn example_receipt(cast: &Cast) -> Receipt {
     Receipt {
         network: cast.network(),
         session: cast.session(0),
@@ -51,12 +51,12 @@ pub(super) fn vote(cast: &Cast, block: &[u8]) -> Vote {
     Vote { network: cast.network(), height: 7, round: 1, step: Step::Prevote, block }
 }
 
-fn proposal(cast: &Cast, block: &[u8]) -> Proposal {
+pub(super) fn proposal(cast: &Cast, block: &[u8]) -> Proposal {
     let block = Digest::of("test", &[block]);
     Proposal { network: cast.network(), height: 7, round: 2, block, valid_round: Some(1) }
 }
 
-fn closing(cast: &Cast) -> Closing {
+pub(super) fn closing(cast: &Cast) -> Closing {
     let (usage, receipts) = (Usage { input: 5, cached: 6, output: 7 }, merkle_root(&[Digest::ZERO]));
     Closing { network: cast.network(), session: cast.session(0), total: Credits::new(400), usage, receipts }
 }
