@@ -2,6 +2,7 @@
 //! Invariant: a signature counts only under `verify_strict` and a key that is not weak, everywhere. Looser rules accept
 //! a forged signature under a small-order key, and nodes that mix rules fork.
 
+use std::cell::RefCell;
 use std::fmt;
 use std::str::FromStr;
 
@@ -70,6 +71,9 @@ macro_rules! hex_text {
 }
 pub(crate) use hex_text;
 
+/// How many decoded keys a thread remembers; some 200 bytes each.
+const DECODED_MAX: usize = 256;
+
 /// An ed25519 public key. One decoded from the wire is not yet known to be valid: [`PublicKey::verify`] finds out, and
 /// [`PublicKey::is_strong`] tells it apart where nothing is verified.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, SchemaRead, SchemaWrite)]
@@ -82,6 +86,23 @@ impl PublicKey {
     pub fn from_bytes(bytes: &[u8; 32]) -> Result<Self, KeyError> {
         let key = PublicKey(*bytes);
         key.decode().map(|_| key)
+    }
+
+    /// As [`PublicKey::decode`], remembering: the same few keys sign most of what a thread sees.
+    fn decoded(&self) -> Result<VerifyingKey, KeyError> {
+        thread_local! {
+            static DECODED: RefCell<[Option<VerifyingKey>; DECODED_MAX]> = const { RefCell::new([None; DECODED_MAX]) };
+        }
+        DECODED.with_borrow_mut(|decoded| {
+            // Keys are as good as random; who makes some that share a slot only makes them slow.
+            let slot = &mut decoded[usize::from(u16::from_le_bytes([self.0[0], self.0[1]])) % DECODED_MAX];
+            if let Some(key) = slot.filter(|key| key.as_bytes() == &self.0) {
+                return Ok(key);
+            }
+            let key = self.decode()?;
+            *slot = Some(key);
+            Ok(key)
+        })
     }
 
     fn decode(&self) -> Result<VerifyingKey, KeyError> {
@@ -105,7 +126,7 @@ impl PublicKey {
 
     /// Whether [`PublicKey::from_bytes`] would accept these bytes.
     pub fn is_strong(&self) -> bool {
-        self.decode().is_ok()
+        self.decoded().is_ok()
     }
 
     /// The first eight hexadecimal digits, for people.
@@ -120,7 +141,7 @@ impl PublicKey {
 
     /// As [`PublicKey::verify`], with a weak or invalid key as an error.
     pub(crate) fn try_verify(&self, domain: &str, bytes: &[u8], signature: &Signature) -> Result<bool, KeyError> {
-        let key = self.decode()?;
+        let key = self.decoded()?;
         let signature = ed25519_dalek::Signature::from_bytes(&signature.0);
         Ok(key.verify_strict(&message(domain, bytes), &signature).is_ok())
     }

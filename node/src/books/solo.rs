@@ -1,19 +1,18 @@
-//! The authority's thread: takes entries, makes blocks, tells everyone.
+//! The authority's threads: one verifies signatures, the other makes blocks of what holds and tells everyone.
 //! Invariant: each submission is answered once, after its block is on the disk or the entry is refused. As soon as
-//! something waits, a block is made of all that waits.
+//! something waits, a block is made of all that waits; while it is written, the next one's signatures are verified.
 
 use super::handle::{Copy, Keeper, events_of};
 use super::wire::{LedgerReply, Notice, Remedy};
 use crate::network::{Reply, Topic};
 use spillway_ledger::block::ENTRIES_MAX;
-use spillway_ledger::{
-    ApplyError, Committed, Entry, Signed, SignedBytes, Solo, SubmitError, Submitted, Ticket, encode,
-};
+use spillway_ledger::{ApplyError, Committed, Screened, SignedBytes, Solo, SubmitError, Submitted, Ticket, encode};
 use std::collections::HashMap;
 use std::io;
 use std::sync::PoisonError;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{SystemTime, UNIX_EPOCH};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
 /// Submissions that wait for the thread; beyond it, submitters are told to come back.
 const SUBMISSIONS_MAX: usize = 4096;
@@ -41,19 +40,33 @@ impl Answer {
     }
 }
 
-/// Starts the thread. It ends when the books stop or their last handle is gone.
+/// Entries whose signatures hold, for one block.
+type Group = Vec<(Screened, Answer)>;
+
+/// Starts the threads. They end when the books stop or their last handle is gone.
 pub(super) fn start(keeper: Keeper) -> io::Result<mpsc::Sender<Submission>> {
     let (submissions, received) = mpsc::channel(SUBMISSIONS_MAX);
+    let (ready, groups) = sync_channel(1);
     let runtime = tokio::runtime::Handle::current();
-    std::thread::Builder::new().name("books".into()).spawn(move || run(keeper, received, &runtime))?;
+    let stopping = keeper.stopping.clone();
+    let screening = runtime.clone();
+    std::thread::Builder::new().name("books".into()).spawn(move || write(keeper, &groups, &runtime))?;
+    let screen = move || screen(stopping, received, &ready, &screening);
+    std::thread::Builder::new().name("books-verify".into()).spawn(screen)?;
     Ok(submissions)
 }
 
-fn run(mut keeper: Keeper, mut submissions: mpsc::Receiver<Submission>, runtime: &tokio::runtime::Handle) {
+/// Signatures are the dear part, and need no lock.
+fn screen(
+    mut stopping: watch::Receiver<bool>,
+    mut submissions: mpsc::Receiver<Submission>,
+    ready: &SyncSender<Group>,
+    runtime: &tokio::runtime::Handle,
+) {
     loop {
         let first = runtime.block_on(async {
             tokio::select! {
-                _ = keeper.stopping.wait_for(|stop| *stop) => None,
+                _ = stopping.wait_for(|stop| *stop) => None,
                 first = submissions.recv() => first,
             }
         });
@@ -63,24 +76,33 @@ fn run(mut keeper: Keeper, mut submissions: mpsc::Receiver<Submission>, runtime:
             let Ok(next) = submissions.try_recv() else { break };
             group.push(next);
         }
+        let (wires, answers): (Vec<SignedBytes>, Vec<Answer>) =
+            group.into_iter().map(|submission| (submission.entry, submission.answer)).unzip();
+        let mut screened = Vec::with_capacity(wires.len());
+        for (entry, answer) in Screened::open_all(&wires).into_iter().zip(answers) {
+            match entry {
+                Ok(entry) => screened.push((entry, answer)),
+                Err(error) => answer.give(&LedgerReply::refused(&error, Remedy::None)),
+            }
+        }
+        if !screened.is_empty() && ready.send(screened).is_err() {
+            return;
+        }
+    }
+}
+
+fn write(mut keeper: Keeper, groups: &Receiver<Group>, runtime: &tokio::runtime::Handle) {
+    while let Ok(group) = groups.recv() {
         make_block(&mut keeper, group, runtime);
     }
 }
 
 /// Puts a group of entries on the ledger and answers each.
-fn make_block(keeper: &mut Keeper, group: Vec<Submission>, runtime: &tokio::runtime::Handle) {
-    // Signatures are the dear part, and need no lock.
-    let mut opened = Vec::with_capacity(group.len());
-    for Submission { entry, answer } in group {
-        match Signed::<Entry>::open(entry) {
-            Ok(entry) => opened.push((entry, answer)),
-            Err(error) => answer.give(&LedgerReply::refused(&error, Remedy::None)),
-        }
-    }
+fn make_block(keeper: &mut Keeper, group: Group, runtime: &tokio::runtime::Handle) {
     let outcome = {
         let mut copy = keeper.copy.write().unwrap_or_else(PoisonError::into_inner);
         let Copy::Solo(solo) = &mut *copy else { unreachable!("this thread is started for an authority only") };
-        commit(solo, opened)
+        commit(solo, group)
     };
     let Some(committed) = outcome.committed else {
         return outcome.answers.into_iter().for_each(|(answer, reply)| answer.give(&reply));
@@ -102,12 +124,12 @@ struct Outcome {
     answers: Vec<(Answer, LedgerReply)>,
 }
 
-fn commit(solo: &mut Solo, entries: Vec<(Signed<Entry>, Answer)>) -> Outcome {
+fn commit(solo: &mut Solo, entries: Group) -> Outcome {
     let mut answers = Vec::with_capacity(entries.len());
     // A retry may come while the first try still waits: one ticket, several answers.
     let mut waiting: HashMap<Ticket, Vec<Answer>> = HashMap::new();
     for (entry, answer) in entries {
-        match solo.submit(entry) {
+        match solo.submit_screened(entry) {
             Ok(Submitted::Ticket(ticket)) => waiting.entry(ticket).or_default().push(answer),
             Ok(Submitted::Already { height }) => answers.push((answer, LedgerReply::In { height })),
             Err(SubmitError::Refused(error)) => answers.push((answer, refusal(solo, &error))),
