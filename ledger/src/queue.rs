@@ -5,9 +5,11 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use crate::block::ENTRIES_MAX;
+use crate::codec::Document;
 use crate::entry::Entry;
 use crate::keys::{Account, Digest};
 use crate::screen::Screened;
+use crate::signed::SignedBytes;
 
 /// The most entries that wait.
 pub const QUEUE_MAX: usize = 8 * ENTRIES_MAX;
@@ -19,6 +21,13 @@ pub const QUEUE_HOPEFUL_MAX: usize = 256;
 /// Names an entry that waits for a block: the digest of the signed entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ticket(pub Digest);
+
+impl Ticket {
+    /// The ticket of a signed entry in its wire form.
+    pub fn of(wire: &SignedBytes) -> Ticket {
+        Ticket(Digest::of(Entry::DOMAIN, &[wire.signer.as_bytes(), &wire.document]))
+    }
+}
 
 /// One entry that waits.
 #[derive(Clone, Debug)]
@@ -69,7 +78,7 @@ impl Queue {
 
     /// Adds an entry for which there is room and whose business id does not wait yet.
     pub(crate) fn push(&mut self, entry: Screened, hopeful: bool) -> Ticket {
-        let ticket = Ticket(entry.entry().digest());
+        let ticket = Ticket::of(entry.entry().wire());
         let account = entry.entry().value().account;
         self.tickets.insert((account, entry.entry().value().business), ticket);
         *self.of_account.entry(account).or_default() += 1;

@@ -18,7 +18,7 @@ use crate::queue::Queue;
 use crate::receipt::CoSigned;
 use crate::replay::{BlockError, Signatures};
 use crate::screen::Screened;
-use crate::signed::Signed;
+use crate::signed::{Signed, SignedBytes};
 use crate::state::AccountProof;
 use crate::store::StoreError;
 use crate::voucher::NetworkId;
@@ -237,12 +237,18 @@ impl Replica {
         }
         let dropped: BTreeSet<Ticket> = refused.iter().map(|(ticket, _)| *ticket).collect();
         if !dropped.is_empty() {
-            self.queue.retain(|entry, _| !dropped.contains(&Ticket(entry.entry().digest())));
+            self.queue.retain(|entry, _| !dropped.contains(&Ticket::of(entry.entry().wire())));
         }
+        self.report(refused);
+        Some(Attempt { block: Block { header: header?, entries }, applied })
+    }
+}
+
+impl Replica {
+    fn report(&mut self, refused: Vec<(Ticket, ApplyError)>) {
         self.refused.extend(refused);
         let excess = self.refused.len().saturating_sub(QUEUE_MAX);
         self.refused.drain(..excess);
-        Some(Attempt { block: Block { header: header?, entries }, applied })
     }
 }
 
@@ -280,7 +286,8 @@ impl Replicator for Replica {
         Ok(())
     }
 
-    /// Waiting entries that are in the block are dropped from the queue.
+    /// Waiting entries that are in the block are dropped from the queue; those that can no longer be applied are too, and
+    /// are reported by [`Replica::take_refused`].
     fn commit(&mut self, block: CertifiedBlock) -> Result<Vec<Applied>, FollowError> {
         let queue = &self.queue;
         let known = |wire: &Digest| queue.known(wire).cloned();
@@ -291,7 +298,18 @@ impl Replicator for Replica {
         self.validated.clear();
         let book = &self.chain.replay.book;
         let height = self.chain.replay.height + 1;
-        self.queue.retain(|entry, before| book.admit(entry.entry(), height, before).is_ok());
+        let included: BTreeSet<Digest> = block.block.entries.iter().map(SignedBytes::digest).collect();
+        let mut refused = Vec::new();
+        self.queue.retain(|entry, before| {
+            let verdict = book.admit(entry.entry(), height, before);
+            if let Err(error) = verdict
+                && !included.contains(&entry.entry().wire().digest())
+            {
+                refused.push((Ticket::of(entry.entry().wire()), error));
+            }
+            verdict.is_ok()
+        });
+        self.report(refused);
         Ok(applied)
     }
 
