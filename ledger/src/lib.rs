@@ -46,7 +46,7 @@ pub use entry::{Action, Entry};
 pub use evidence::{Evidence, Offence};
 pub use genesis::{Genesis, GenesisError};
 pub use keys::{Account, Digest, KeyError, NodeId, PublicKey, SecretKey, Signature};
-pub use merkle::{MerkleProof, merkle_proof, merkle_root, verify_proof};
+pub use merkle::{MerkleProof, merkle_proof, merkle_root, merkle_roots, verify_proof};
 pub use money::{Credits, Price, Usage};
 pub use payout::{PayoutId, PayoutState, RejectReason};
 pub use proof::{Fact, Proof, ProofError, Proven};

@@ -28,6 +28,22 @@ pub fn merkle_root(leaves: &[Digest]) -> Digest {
     seal(leaves.len() as u64, level.first())
 }
 
+/// [`merkle_root`] of the first leaf, of the first two, and so on to all of them; each takes a few hashes more.
+pub fn merkle_roots(leaves: &[Digest]) -> impl Iterator<Item = Digest> {
+    // The tops of the full trees that the leaves so far make up, the largest first: one for each bit of their number.
+    let mut tops: Vec<Digest> = Vec::new();
+    leaves.iter().zip(1_u64..).map(move |(digest, count)| {
+        let mut node = leaf(digest);
+        for _ in 0..count.trailing_zeros() {
+            let left = tops.pop().expect("each bit that the count gives up has a top");
+            node = parent(&[left, node]);
+        }
+        tops.push(node);
+        let top = tops.iter().copied().rev().reduce(|right, left| parent(&[left, right]));
+        seal(count, top.as_ref())
+    })
+}
+
 /// The proof that `leaves[index]` lies under [`merkle_root`] of `leaves`; `None` where there is no such leaf.
 pub fn merkle_proof(leaves: &[Digest], index: usize) -> Option<MerkleProof> {
     if index >= leaves.len() {
@@ -116,6 +132,14 @@ mod tests {
                 assert!(!verify_proof(&root, digest, &padded), "{index} of {count} with a step too many");
             }
         }
+    }
+
+    #[test]
+    fn the_roots_of_all_beginnings_are_their_roots() {
+        let leaves = leaves(70);
+        let each: Vec<Digest> = (1..=leaves.len()).map(|count| merkle_root(&leaves[..count])).collect();
+        assert_eq!(merkle_roots(&leaves).collect::<Vec<_>>(), each);
+        assert_eq!(merkle_roots(&[]).next(), None);
     }
 
     #[test]

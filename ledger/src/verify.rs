@@ -29,6 +29,8 @@ pub struct Verified {
     pub sessions: u64,
     /// What was minted.
     pub minted: Credits,
+    /// What was burned: paid out in cash.
+    pub burned: Credits,
     /// What was settled, all shares together.
     pub settled_gross: Credits,
     /// What providers had of that.
@@ -75,7 +77,8 @@ impl From<OpenError> for VerifyError {
     }
 }
 
-/// Executes the ledger in `folder` from its genesis on. No node may have it open.
+/// Executes the ledger in `folder` from its genesis on. No node may have it open. Nothing is written, so the folder may be
+/// a copy on a read-only disk.
 pub fn verify_folder(folder: impl AsRef<Path>) -> Result<Verified, VerifyError> {
     let folder = folder.as_ref();
     let missing =
@@ -85,7 +88,7 @@ pub fn verify_folder(folder: impl AsRef<Path>) -> Result<Verified, VerifyError> 
     if !path.is_file() {
         return Err(missing(LEDGER_FILE));
     }
-    let store = Store::open(&path).map_err(OpenError::Store)?;
+    let store = Store::open_read_only(&path).map_err(OpenError::Store)?;
 
     let mut replay = Replay::new(&genesis);
     let mut fault = None;
@@ -104,10 +107,8 @@ pub fn verify_folder(folder: impl AsRef<Path>) -> Result<Verified, VerifyError> 
     walked?;
 
     let path = folder.join(TIP_FILE);
-    if path.is_file() {
-        let (_, had) = TipFile::open(&path).map_err(|source| OpenError::Io { path, source })?;
-        check_tip(had, &replay)?;
-    }
+    let had = TipFile::read(&path).map_err(|source| OpenError::Io { path, source })?;
+    check_tip(had, &replay)?;
     verified(&genesis, replay)
 }
 
@@ -140,6 +141,7 @@ fn verified(genesis: &Genesis, mut replay: Replay) -> Result<Verified, VerifyErr
         entries: totals.entries,
         sessions: totals.sessions,
         minted: totals.minted,
+        burned: totals.burned,
         settled_gross: totals.settled_gross,
         settled_provider: totals.settled_provider,
         height: replay.height,

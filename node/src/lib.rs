@@ -12,5 +12,6 @@ mod market_view;
 pub mod metrics;
 pub mod network;
 pub mod openai;
+pub mod payouts;
 pub mod records;
 pub mod run;

@@ -2,12 +2,16 @@
 //! Invariant: one batch holds all that one drain of the market asked to keep; it is durable or absent as a whole.
 
 use spillway_ledger::store::{Batch, Store, Table};
-use spillway_ledger::{Credits, JobId};
+use spillway_ledger::{Credits, Digest, JobId, SessionId};
 use spillway_protocol::record::{Record, RecordKind};
 use std::collections::BTreeMap;
 
 /// Rows read at a time.
 const PAGE: usize = 1024;
+/// What the rows of [`Table::Meta`] that keep receipts' order begin with.
+const LEAF: &[u8] = b"leaf/";
+/// The most receipts of one session whose order is read.
+const LEAVES_MAX: usize = 1 << 17;
 
 /// The table and key of a record. Both kinds of session share a table, told apart by the key's first byte.
 fn place(record: &Record) -> (Table, Vec<u8>) {
@@ -20,9 +24,22 @@ fn place(record: &Record) -> (Table, Vec<u8>) {
     }
 }
 
-/// Adds a record to what is to be kept.
+/// Where the receipt is named that was the session's `index`th, from 0.
+fn leaf_key(session: &SessionId, index: u32) -> Vec<u8> {
+    [LEAF, session.0.as_bytes(), &index.to_be_bytes()].concat()
+}
+
+/// Adds a record to what is to be kept. The order of an earning session's receipts is kept beside it, for good: without
+/// it, no receipt could be shown to lie under a settlement's root once the session is over.
 pub fn keep(batch: &mut Batch, record: &Record) {
     let (table, key) = place(record);
+    if let Record::Earning(earning) = record {
+        // Each receipt is the newest of some record, so one row for each record keeps them all.
+        let count = u32::try_from(earning.receipts.len()).expect("a record is at most 4 MiB");
+        if let Some(newest) = earning.receipts.last() {
+            batch.put(Table::Meta, leaf_key(&earning.session, count - 1), newest.as_bytes());
+        }
+    }
     match record {
         Record::PayingOver(_) | Record::EarningOver(_) => {
             batch.delete(table, key);
@@ -39,6 +56,35 @@ pub fn keep(batch: &mut Batch, record: &Record) {
 /// If the store cannot be read. A record that cannot be understood is an error, too: money hangs on it.
 pub fn restore(store: &Store) -> anyhow::Result<Vec<Record>> {
     read_all(store, Table::Sessions)
+}
+
+/// The digests of a session's receipts, in the order they were signed: the leaves under its settlements' roots. Empty
+/// for a session that this node did not earn in.
+///
+/// # Errors
+/// If the store cannot be read, or a row is missing or none of ours.
+pub fn leaves(store: &Store, session: &SessionId) -> anyhow::Result<Vec<Digest>> {
+    let prefix = [LEAF, session.0.as_bytes()].concat();
+    let mut leaves = Vec::new();
+    let mut from = leaf_key(session, 0);
+    loop {
+        let rows = store.range(Table::Meta, &from, PAGE)?;
+        for (key, value) in &rows {
+            if !key.starts_with(&prefix) || leaves.len() == LEAVES_MAX {
+                return Ok(leaves);
+            }
+            let index = u32::try_from(leaves.len()).expect("bounded above");
+            let digest = <[u8; 32]>::try_from(value.as_slice());
+            let (true, Ok(digest)) = (*key == leaf_key(session, index), digest) else {
+                anyhow::bail!("the receipts of session {} are incomplete from number {index} on", session.0);
+            };
+            leaves.push(Digest::from_bytes(digest));
+        }
+        if rows.len() < PAGE {
+            return Ok(leaves);
+        }
+        from = leaf_key(session, u32::try_from(leaves.len()).expect("bounded above"));
+    }
 }
 
 /// What each job may have cost by the vouchers signed for it, as the last run left it.
@@ -69,5 +115,63 @@ fn read_all(store: &Store, table: Table) -> anyhow::Result<Vec<Record>> {
                 .map_err(|error| anyhow::anyhow!("record {} of {table:?}: {error}", hex::encode(key)))?;
             records.push(record);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use spillway_ledger::{Price, SecretKey, Usage};
+    use spillway_protocol::record::Earning;
+
+    fn earning(session: SessionId, receipts: &[Digest]) -> Record {
+        let key = SecretKey::from_bytes(&[1; 32]);
+        Record::Earning(Earning {
+            session,
+            consumer: key.account(),
+            voucher_key: key.public(),
+            deposit: Credits::ZERO,
+            price_cap: Price::default(),
+            expires_ms: 0,
+            voucher: None,
+            vouched: Credits::ZERO,
+            spent: Credits::ZERO,
+            usage: Usage::default(),
+            settled: Credits::ZERO,
+            receipts: receipts.to_vec(),
+        })
+    }
+
+    #[test]
+    fn the_order_of_receipts_outlives_their_session() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open(folder.path().join("node.redb")).expect("a store");
+        let digest = |number: u32| Digest::of("test", &[&number.to_le_bytes()]);
+        let (session, other) = (SessionId(digest(1)), SessionId(digest(2)));
+        // More than one page, so that reading goes on.
+        let all: Vec<Digest> = (0..1500).map(digest).collect();
+        let mut batch = Batch::new();
+        keep(&mut batch, &earning(session, &[]));
+        for count in 1..=all.len() {
+            keep(&mut batch, &earning(session, &all[..count]));
+            keep(&mut batch, &earning(session, &all[..count])); // A voucher between two receipts.
+        }
+        keep(&mut batch, &earning(other, &all[..1]));
+        keep(&mut batch, &Record::EarningOver(session));
+        store.commit(batch).expect("kept");
+        assert!(
+            restore(&store)
+                .expect("readable")
+                .iter()
+                .all(|record| matches!(record, Record::Earning(earning) if earning.session == other))
+        );
+        assert_eq!(leaves(&store, &session).expect("readable"), all);
+        assert_eq!(leaves(&store, &other).expect("readable"), all[..1]);
+        assert_eq!(leaves(&store, &SessionId(digest(3))).expect("readable"), []);
+
+        let mut batch = Batch::new();
+        batch.delete(Table::Meta, leaf_key(&session, 7));
+        store.commit(batch).expect("kept");
+        assert!(leaves(&store, &session).expect_err("a gap").to_string().contains("number 7"));
     }
 }

@@ -11,6 +11,7 @@ use crate::jobs::Jobs;
 use crate::keystore;
 use crate::metrics::Metrics;
 use crate::network::{Network, NetworkSettings, node_of};
+use crate::payouts::cash::{self, Cash};
 use crate::records;
 use anyhow::{Context as _, ensure};
 use serde::{Deserialize, Serialize};
@@ -90,6 +91,8 @@ pub async fn run(
     let account_key = keystore::load_or_create(&folder.join("account.key"))?;
     let store = Arc::new(Store::open(folder.join("node.redb")).context("node.redb")?);
     let restored = records::restore(&store).context("node.redb")?;
+    let cash = Cash::of(folder, &config, &genesis)?;
+    let payout_under_way = cash::restore(&store).context("node.redb")?;
 
     let mut bootstrap = genesis.bootstrap.clone();
     bootstrap.extend(config.network.bootstrap.iter().cloned());
@@ -111,7 +114,8 @@ pub async fn run(
             );
             BooksRole::Solo { authority }
         }
-        LedgerRole::Follow => BooksRole::Follow { authority: authority_of(&config)? },
+        LedgerRole::Validate => validate(folder, &config)?,
+        LedgerRole::Follow => BooksRole::Follow { authorities: authorities_of(&config)? },
     };
     let (books, book_events) =
         Books::open(folder, &genesis, role, account_key.clone(), network.clone()).await.context("ledger.redb")?;
@@ -143,6 +147,10 @@ pub async fn run(
         let _ = driver_stopped.await;
     });
     let mut driving = tokio::spawn(driving);
+    if let Some(cash) = cash {
+        // It ends with the books.
+        tokio::spawn(cash::drive(books.clone(), Arc::clone(&store), cash, payout_under_way));
+    }
 
     let desk = NodeDesk::new(
         network.peer_id(),
@@ -208,6 +216,22 @@ pub async fn run(
     result
 }
 
-fn authority_of(config: &NodeConfig) -> anyhow::Result<NodeId> {
-    node_of(&config.ledger.authority).context("ledger.authority")
+fn authorities_of(config: &NodeConfig) -> anyhow::Result<Vec<NodeId>> {
+    config.ledger.authority.iter().map(|peer| node_of(peer).context("ledger.authority")).collect()
+}
+
+#[cfg(feature = "validator")]
+fn validate(folder: &Path, config: &NodeConfig) -> anyhow::Result<BooksRole> {
+    let key = keystore::load(&folder.join("validator.key")).context("ledger.role = \"validate\"")?;
+    let section = config.ledger.validator.clone().context("ledger.validator: missing")?;
+    let settings = spillway_bft::Settings::new(section.listen, section.peers, folder.join("validator"));
+    settings.validate().context("ledger.validator")?;
+    Ok(BooksRole::Validate { key, settings })
+}
+
+#[cfg(not(feature = "validator"))]
+fn validate(_folder: &Path, _config: &NodeConfig) -> anyhow::Result<BooksRole> {
+    anyhow::bail!(
+        "ledger.role = \"validate\": this program was built without validators; build it with `--features validator`"
+    )
 }

@@ -1,6 +1,8 @@
 //! What an operator can set: the file `spillway.toml`, and the market's limits drawn from it.
 //! Invariant: a [`NodeConfig`] that passed [`NodeConfig::validate`] needs no further check.
 
+use crate::earn::Earn;
+use crate::rate::{Rate, credits_of};
 use serde::{Deserialize, Serialize};
 use spillway_ledger::{Credits, Price};
 use std::time::Duration;
@@ -251,19 +253,89 @@ impl Default for SpendSection {
     }
 }
 
+/// The most nodes that a follower asks for blocks.
+const AUTHORITIES_MAX: usize = 128;
+
 /// `[ledger]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct LedgerSection {
-    /// `solo` writes the books (its key is genesis's authority), `follow` checks and keeps a copy.
+    /// `solo` writes the books alone (its key is genesis's committee), `validate` writes them with others, `follow` checks
+    /// and keeps a copy.
     pub role: LedgerRole,
-    /// The peer id of the node that writes the books; needed to follow.
-    pub authority: String,
+    /// The peer ids of nodes that write the books, one or a list; needed to follow. The first that answers is asked.
+    #[serde(with = "one_or_many")]
+    pub authority: Vec<String>,
+    /// Needed to validate.
+    pub validator: Option<ValidatorSection>,
+    /// `credits` keeps what is earned for own jobs, `cash` asks for a payout of what is above `cash_threshold`.
+    pub earn: Earn,
+    /// With `earn = "cash"`: the credits that stay for own jobs. A decimal number.
+    pub cash_threshold: String,
+    /// What the issuer pays for one credit, in the payee's currency. A decimal number.
+    pub cash_rate: Rate,
+    /// The payee file, relative to the configuration's folder: where cash goes. Needed for `earn = "cash"`.
+    pub payee: String,
 }
 
 impl Default for LedgerSection {
     fn default() -> Self {
-        Self { role: LedgerRole::Follow, authority: String::new() }
+        Self {
+            role: LedgerRole::Follow,
+            authority: Vec::new(),
+            validator: None,
+            earn: Earn::Credits,
+            cash_threshold: "10".into(),
+            cash_rate: Rate::ONE,
+            payee: String::new(),
+        }
+    }
+}
+
+impl LedgerSection {
+    /// The credits that stay for own jobs when the rest is paid out.
+    ///
+    /// # Errors
+    /// If the number is none.
+    pub fn threshold(&self) -> Result<Credits, ConfigError> {
+        credits_of(&self.cash_threshold).map_err(|why| ConfigError { field: "ledger.cash_threshold".into(), why })
+    }
+}
+
+/// `[ledger.validator]`: how validators reach each other. Their key is the file `validator.key`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ValidatorSection {
+    /// Where the others reach this one: `/ip4/…/tcp/…` or `/ip6/…/tcp/…`.
+    pub listen: String,
+    /// Where the others are, all of them, in the same form.
+    #[serde(default)]
+    pub peers: Vec<String>,
+}
+
+/// One text, or a list of texts.
+mod one_or_many {
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    #[derive(Serialize, Deserialize)]
+    #[serde(untagged)]
+    enum OneOrMany<T> {
+        One(T),
+        Many(Vec<T>),
+    }
+
+    pub(super) fn serialize<S: Serializer>(texts: &[String], serializer: S) -> Result<S::Ok, S::Error> {
+        match texts {
+            [one] => OneOrMany::One(one).serialize(serializer),
+            many => OneOrMany::Many(many.iter().collect()).serialize(serializer),
+        }
+    }
+
+    pub(super) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+        Ok(match OneOrMany::deserialize(deserializer)? {
+            OneOrMany::One(one) => vec![one],
+            OneOrMany::Many(many) => many,
+        })
     }
 }
 
@@ -273,6 +345,8 @@ impl Default for LedgerSection {
 pub enum LedgerRole {
     /// This node, alone.
     Solo,
+    /// This node, with others that need not trust it, nor it them.
+    Validate,
     /// Another node.
     Follow,
 }
@@ -314,7 +388,18 @@ impl NodeConfig {
             return fail("network.emulated_rtt_ms".into(), "more than 10,000");
         }
         if self.ledger.role == LedgerRole::Follow && self.ledger.authority.is_empty() {
-            return fail("ledger.authority".into(), "missing: the peer id of the node that writes the books");
+            return fail("ledger.authority".into(), "missing: the peer id of a node that writes the books");
+        }
+        if self.ledger.authority.len() > AUTHORITIES_MAX {
+            return fail("ledger.authority".into(), "more than 128 peer ids");
+        }
+        if self.ledger.role == LedgerRole::Validate && self.ledger.validator.is_none() {
+            return fail("ledger.validator".into(), "missing: `listen` and `peers` of a validator");
+        }
+        self.ledger.threshold()?;
+        if self.ledger.earn == Earn::Cash && self.ledger.payee.is_empty() {
+            let why = "missing: the payee file that cash goes to; `spillway ledger payee new` makes one";
+            return fail("ledger.payee".into(), why);
         }
         for (index, backend) in self.backend.iter().enumerate() {
             let (slots, name) = match backend {

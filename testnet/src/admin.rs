@@ -80,6 +80,15 @@ impl Admin {
         self.call(reqwest::Method::DELETE, path, None).await.map(drop)
     }
 
+    /// Reads `path`, where it gives bytes that are no JSON.
+    ///
+    /// # Errors
+    /// As [`Admin::get`].
+    pub async fn bytes(&self, path: &str) -> Result<Vec<u8>> {
+        let response = self.call(reqwest::Method::GET, path, None).await?;
+        Ok(response.bytes().await.context("the answer broke off")?.to_vec())
+    }
+
     /// Every block of the node's books, in order.
     ///
     /// # Errors

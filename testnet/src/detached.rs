@@ -5,7 +5,7 @@
 use crate::admin::{Admin, running};
 use crate::process::{Ready, STOP_WAIT, log_file, signal};
 use crate::testnet::{CONFIG_FILE, Layout};
-use crate::topology::{Plan, Topology};
+use crate::topology::{Plan, Topology, VALIDATOR};
 use anyhow::{Context, Result, bail};
 use rustix::process::Signal;
 use serde::{Deserialize, Serialize};
@@ -104,6 +104,18 @@ fn canonical(folder: &Path) -> Result<PathBuf> {
     folder.canonicalize().with_context(|| format!("cannot find {}", folder.display()))
 }
 
+/// How many validators the network in `folder` has; `None` where there is no network yet.
+///
+/// # Errors
+/// If the network's state cannot be read.
+pub fn validators(folder: &Path) -> Result<Option<usize>> {
+    if !folder.join(STATE_FILE).exists() {
+        return Ok(None);
+    }
+    let state = recall(folder)?;
+    Ok(Some(state.nodes.iter().filter(|name| name.starts_with(VALIDATOR)).count()))
+}
+
 /// Starts the network in `folder`, founding it first if there is none; nodes that run are left as they are.
 /// Gives the names of those that were started.
 ///
@@ -113,18 +125,20 @@ pub async fn up(binary: &Path, folder: &Path, topology: &Topology) -> Result<Vec
     std::fs::create_dir_all(folder).with_context(|| format!("cannot create {}", folder.display()))?;
     let folder = canonical(folder)?;
     let layout = Layout { binary, folder: &folder };
-    layout.prepare(topology)?;
+    let mut topology = topology.clone();
+    layout.prepare(&topology)?;
+    layout.connect_validators(&mut topology)?;
     let names: Vec<String> = topology.plans.iter().map(|plan| plan.name.clone()).collect();
     remember(&folder, binary, &names)?;
     let mut started = Vec::new();
-    let mut books: Option<Ready> = None;
+    let mut books: Vec<Ready> = Vec::new();
     for plan in &topology.plans {
         let Plan { name, .. } = plan;
         let ready = match alive(&folder.join(name)) {
             Some(ready) => ready,
             None => {
                 if !folder.join(name).join(CONFIG_FILE).exists() {
-                    layout.settle(plan, books.as_ref())?;
+                    layout.settle(plan, &books)?;
                 }
                 let ready = layout.start_detached(name).await?;
                 layout.pin(name, &ready)?;
@@ -132,7 +146,9 @@ pub async fn up(binary: &Path, folder: &Path, topology: &Topology) -> Result<Vec
                 ready
             }
         };
-        books.get_or_insert(ready);
+        if plan.keeps_books() {
+            books.push(ready);
+        }
     }
     Ok(started)
 }

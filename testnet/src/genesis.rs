@@ -5,7 +5,7 @@ use anyhow::{Context, Result};
 use spillway_ledger::{Account, Credits, Genesis, SecretKey, Split};
 use std::io::Write;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 /// A node's peer identity.
 pub const NODE_KEY: &str = "node.key";
@@ -13,6 +13,8 @@ pub const NODE_KEY: &str = "node.key";
 pub const ACCOUNT_KEY: &str = "account.key";
 /// Signs the blocks of a solo ledger.
 pub const AUTHORITY_KEY: &str = "authority.key";
+/// The file of a validator's key.
+pub const VALIDATOR_KEY: &str = "validator.key";
 /// The genesis file's usual name.
 pub const GENESIS_FILE: &str = "genesis.json";
 
@@ -93,6 +95,18 @@ pub fn found(folder: &Path, name: &str) -> Result<Genesis> {
         payout_min: PAYOUT_MIN,
         bootstrap: Vec::new(),
     };
+    genesis.validate().context("genesis")?;
+    Ok(genesis)
+}
+
+/// Makes a genesis one of a committee, whose keys are written into `folders`, one each.
+///
+/// # Errors
+/// As [`key_file`].
+pub fn with_committee(mut genesis: Genesis, folders: &[PathBuf]) -> Result<Genesis> {
+    let keys: Result<Vec<_>> = folders.iter().map(|folder| Ok(key_file(&folder.join(VALIDATOR_KEY))?.public())).collect();
+    genesis.committee = keys?;
+    genesis.committee.sort_unstable();
     genesis.validate().context("genesis")?;
     Ok(genesis)
 }

@@ -8,8 +8,9 @@ use crate::topology::{BOOKS, Plan, Topology};
 use anyhow::{Context, Result, bail};
 use spillway_ledger::Genesis;
 use spillway_protocol::NodeConfig;
-use spillway_protocol::config::LedgerRole;
+use spillway_protocol::config::{LedgerRole, ValidatorSection};
 use std::collections::BTreeMap;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 
 /// The settings' file name.
@@ -38,13 +39,31 @@ impl Layout<'_> {
     /// books' address is known.
     pub(crate) fn prepare(&self, topology: &Topology) -> Result<Genesis> {
         let Some(books) = topology.plans.first() else { bail!("a network needs at least one node") };
-        if books.config.ledger.role != LedgerRole::Solo {
-            bail!("the first node, {}, must keep the books (ledger.role = \"solo\")", books.name);
+        let keepers = topology.keepers();
+        match (books.config.ledger.role, keepers) {
+            (LedgerRole::Solo, [_]) => {}
+            (LedgerRole::Validate, all) if all.iter().all(|plan| plan.config.ledger.role == LedgerRole::Validate) => {}
+            _ => bail!("the first node, {}, must keep the books alone, or the first nodes all validate", books.name),
         }
         let folder = self.folder.join(&books.name);
         std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
         let path = folder.join(GENESIS_FILE);
-        let genesis = if path.exists() { genesis::read(&path)? } else { genesis::found(&folder, "local-testnet")? };
+        let genesis = if path.exists() {
+            genesis::read(&path)?
+        } else {
+            let founded = genesis::found(&folder, "local-testnet")?;
+            match books.config.ledger.role {
+                LedgerRole::Validate => {
+                    let folders: Vec<PathBuf> = keepers.iter().map(|plan| self.folder.join(&plan.name)).collect();
+                    for folder in &folders {
+                        std::fs::create_dir_all(folder)
+                            .with_context(|| format!("cannot create {}", folder.display()))?;
+                    }
+                    genesis::with_committee(founded, &folders)?
+                }
+                LedgerRole::Solo | LedgerRole::Follow => founded,
+            }
+        };
         for plan in &topology.plans {
             let folder = self.folder.join(&plan.name);
             std::fs::create_dir_all(&folder).with_context(|| format!("cannot create {}", folder.display()))?;
@@ -55,12 +74,41 @@ impl Layout<'_> {
         Ok(genesis)
     }
 
-    /// Writes a plan's settings, pointed at the books if it is not their keeper.
-    pub(crate) fn settle(&self, plan: &Plan, books: Option<&Ready>) -> Result<()> {
+    /// Gives each validator without settings a free port of loopback for the others to reach it at, and tells it theirs.
+    pub(crate) fn connect_validators(&self, topology: &mut Topology) -> Result<()> {
+        let validators = topology.plans.iter_mut().filter(|plan| plan.config.ledger.role == LedgerRole::Validate);
+        let mut validators: Vec<&mut Plan> = validators.collect();
+        // Held until all are known, so that no two are the same.
+        let mut held = Vec::new();
+        let mut addresses = Vec::new();
+        for plan in &validators {
+            let folder = self.folder.join(&plan.name);
+            let known = folder.join(CONFIG_FILE).exists().then(|| read_config(&folder)).transpose()?;
+            let address = match known.and_then(|config| config.ledger.validator) {
+                Some(section) => section.listen,
+                None => {
+                    let listener = TcpListener::bind("127.0.0.1:0").context("a port for a validator")?;
+                    let port = listener.local_addr().context("a port for a validator")?.port();
+                    held.push(listener);
+                    format!("/ip4/127.0.0.1/tcp/{port}")
+                }
+            };
+            addresses.push(address);
+        }
+        for (at, plan) in validators.iter_mut().enumerate() {
+            let mut peers = addresses.clone();
+            let listen = peers.remove(at);
+            plan.config.ledger.validator = Some(ValidatorSection { listen, peers });
+        }
+        Ok(())
+    }
+
+    /// Writes a plan's settings, pointed at those who keep the books and are up.
+    pub(crate) fn settle(&self, plan: &Plan, books: &[Ready]) -> Result<()> {
         let mut config = plan.config.clone();
-        if let Some(books) = books {
-            config.network.bootstrap.clone_from(&books.addresses);
-            config.ledger.authority.clone_from(&books.peer_id);
+        config.network.bootstrap = books.iter().flat_map(|ready| ready.addresses.clone()).collect();
+        if !plan.keeps_books() {
+            config.ledger.authority = books.iter().map(|ready| ready.peer_id.clone()).collect();
         }
         config.validate().with_context(|| format!("settings of node {}", plan.name))?;
         write_config(&self.folder.join(&plan.name), &config)
@@ -118,19 +166,26 @@ impl Testnet {
     /// If a file cannot be written or a node does not start; the nodes already started are stopped.
     pub async fn start(binary: &Path, folder: &Path, topology: &Topology) -> Result<Self> {
         let layout = Layout { binary, folder };
-        let genesis = layout.prepare(topology)?;
-        let (books, others) = topology.plans.split_first().context("a network needs at least one node")?;
-        layout.settle(books, None)?;
-        let first = Node::start(binary, &books.name, &folder.join(&books.name)).await?;
-        layout.pin(&books.name, first.ready())?;
+        let mut topology = topology.clone();
+        let genesis = layout.prepare(&topology)?;
+        layout.connect_validators(&mut topology)?;
+        let mut nodes = BTreeMap::new();
+        let mut books = Vec::new();
+        for plan in topology.keepers() {
+            layout.settle(plan, &books)?;
+            let node = Node::start(binary, &plan.name, &folder.join(&plan.name)).await?;
+            layout.pin(&plan.name, node.ready())?;
+            books.push(node.ready().clone());
+            nodes.insert(plan.name.clone(), node);
+        }
+        let others = &topology.plans[books.len()..];
         for plan in others {
-            layout.settle(plan, Some(first.ready()))?;
+            layout.settle(plan, &books)?;
         }
         let starting = others.iter().map(|plan| {
             let folder = folder.join(&plan.name);
             async move { Node::start(binary, &plan.name, &folder).await }
         });
-        let mut nodes = BTreeMap::from([(books.name.clone(), first)]);
         for node in futures::future::try_join_all(starting).await? {
             layout.pin(node.name(), node.ready())?;
             nodes.insert(node.name().into(), node);

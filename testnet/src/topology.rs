@@ -1,5 +1,5 @@
 //! Which nodes a network has and how each is set.
-//! Invariant: the first plan keeps the books and is everyone's one bootstrap address.
+//! Invariant: the first plans keep the books, and are everyone's bootstrap addresses.
 
 use spillway_protocol::NodeConfig;
 use spillway_protocol::config::{
@@ -9,6 +9,8 @@ use spillway_protocol::config::{
 
 /// The name of the node that keeps the books.
 pub const BOOKS: &str = "books";
+/// What validators' names begin with.
+pub const VALIDATOR: &str = "validator-";
 /// The name of the node whose clients the demo plays.
 pub const GATEWAY: &str = "gateway";
 /// The model of the demo: the guide that ships with Spillway.
@@ -54,6 +56,23 @@ impl Plan {
         let mut plan = Self::new(BOOKS);
         plan.config.ledger.role = LedgerRole::Solo;
         plan
+    }
+
+    /// One of a committee's validators, of which each keeps the books; addresses are filled in when the network is founded.
+    #[must_use]
+    pub fn validator(number: usize) -> Self {
+        let mut plan = Self::new(&format!("{VALIDATOR}{number}"));
+        plan.config.ledger.role = LedgerRole::Validate;
+        plan
+    }
+
+    /// Whether this node keeps the books, alone or with others.
+    #[must_use]
+    pub fn keeps_books(&self) -> bool {
+        match self.config.ledger.role {
+            LedgerRole::Solo | LedgerRole::Validate => true,
+            LedgerRole::Follow => false,
+        }
     }
 
     /// With the guide model in the embedded engine, `slots` answers at once.
@@ -109,7 +128,7 @@ impl Plan {
 /// The nodes of a network.
 #[derive(Clone, Debug)]
 pub struct Topology {
-    /// In the order they start; the first keeps the books.
+    /// In the order they start; those that keep the books come first.
     pub plans: Vec<Plan>,
 }
 
@@ -125,5 +144,20 @@ impl Topology {
                 Plan::new("far").at("far", 120).with_guide(4).provides(0.05, 0.20),
             ],
         }
+    }
+
+    /// The plans that keep the books: the first ones.
+    #[must_use]
+    pub fn keepers(&self) -> &[Plan] {
+        let count = self.plans.iter().take_while(|plan| plan.keeps_books()).count();
+        &self.plans[..count]
+    }
+
+    /// With a committee of `count` validators in place of a lone authority.
+    #[must_use]
+    pub fn with_validators(mut self, count: usize) -> Self {
+        self.plans.retain(|plan| !plan.keeps_books());
+        self.plans.splice(..0, (1..=count).map(Plan::validator));
+        self
     }
 }

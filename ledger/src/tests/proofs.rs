@@ -93,6 +93,19 @@ fn no_changed_byte_of_a_proof_goes_unnoticed() {
     }
 }
 
+/// Where one first knocks is no part of a network's id, so no signature would notice a proof that names other places.
+#[test]
+fn a_proof_names_no_bootstrap_addresses() {
+    let cast = cast();
+    let folder = tempfile::tempdir().expect("a folder");
+    let (mut solo, ..) = settled(&cast, folder.path());
+    let mut proof = solo.prove_account(&cast.provider.account()).expect("known");
+    let Proof::Account { anchor, .. } = &mut proof else { panic!("it is of an account") };
+    assert!(anchor.genesis.contains("\"bootstrap\":[]"), "the tests' network has an address, its proofs have none");
+    anchor.genesis = anchor.genesis.replace("[]", "[\"/ip4/127.0.0.1/udp/4001/quic-v1\"]");
+    assert_eq!(proof.verify(), Err(ProofError::GenesisFormat));
+}
+
 #[test]
 fn a_proof_follows_a_change_of_the_committee_and_nothing_else() {
     let (cast, keys) = committee::committee();

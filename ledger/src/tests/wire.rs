@@ -112,6 +112,54 @@ fn entries(cast: &Cast) -> Vec<(&'static str, Signed<Entry>)> {
     ]
 }
 
+/// Proof files: of an account and of a receipt under a committee that has handed over, with the digests they rest on.
+fn proofs() -> Vec<(&'static str, Vec<u8>)> {
+    let (cast, keys) = committee::committee();
+    let mut replay = replay::Replay::new(&cast.genesis);
+    let mut next = |entries: &[Signed<Entry>], signers: &[SecretKey]| {
+        let height = replay.height + 1;
+        replay.book.begin();
+        replay.book.begin_block(height, START_MS);
+        for entry in entries {
+            replay.book.apply(entry, height, START_MS).expect("valid");
+        }
+        let entries: Vec<SignedBytes> = entries.iter().map(Signed::to_wire).collect();
+        let block = Block { header: replay.seal(&entries, START_MS), entries };
+        let block = committee::certify(&cast, block, 1, signers);
+        replay.accept(&block);
+        block
+    };
+    let elect = Action::Elect { validator: keys[3].public(), member: false, at: 2 };
+    next(&keys[..3].iter().map(|key| cast.signed(key, 0, elect.clone())).collect::<Vec<_>>(), &keys);
+    next(&[cast.mint(0, cast.consumer.account(), 1_000), cast.open(0, 600)], &keys[..3]);
+
+    let receipts = [0, 1, 2].map(|leg| {
+        let receipt = Receipt { network: cast.network(), session: cast.session(0), leg, ..example_receipt(&cast) };
+        CoSigned::co_sign(Signed::sign(receipt, &cast.provider), &cast.voucher_key)
+    });
+    let digests = receipts.each_ref().map(|receipt| receipt.provider().digest());
+    let voucher = Signed::sign(cast.voucher(cast.session(0), 300), &cast.voucher_key).to_wire();
+    let usage = Usage { input: 1, cached: 2, output: 3 };
+    let claim = Credits::new(300);
+    let settle = Action::Settle { voucher, claim, usage, receipts: merkle_root(&digests), last: false };
+    let block = next(&[cast.mint(1, cast.stranger.account(), 5), cast.signed(&cast.provider, 0, settle)], &keys[..3]);
+
+    let account = replay.prove_account(&cast.provider.account()).expect("known");
+    let anchor = replay.anchor(block.block.header, block.certificate.clone());
+    let receipt = proof::of_receipt(anchor, &block.block, 1, &receipts[1], &digests).expect("settled");
+    let committee = cast.genesis.first_validators();
+    let state = replay.book.account_proof(&cast.provider.account()).expect("known").state;
+    let leaf = state::account_leaf(&cast.provider.account(), &state).expect("small");
+    vec![
+        ("committee", encode(&committee)),
+        ("committee-digest", committee.digest().as_bytes().to_vec()),
+        ("account-leaf", wincode::serialize(&leaf).expect("small")),
+        ("state-root", block.block.header.state_root.as_bytes().to_vec()),
+        ("proof-account", encode(&account)),
+        ("proof-receipt", encode(&receipt)),
+    ]
+}
+
 /// Everything whose bytes other nodes rely on. A change to any line is a change of the protocol.
 #[test]
 fn bytes_are_as_they_were_frozen() {
@@ -139,6 +187,21 @@ fn bytes_are_as_they_were_frozen() {
     let leaves = [Digest::ZERO, cast.network().0, cast.session(0).0];
     put("merkle-root-of-0", merkle_root(&[]).as_bytes());
     put("merkle-root-of-3", merkle_root(&leaves).as_bytes());
+    put(
+        "merkle-proof-of-2-in-3",
+        &wincode::serialize(&merkle_proof(&leaves, 2).expect("three leaves")).expect("small"),
+    );
+    let mint = cast.mint(3, cast.consumer.account(), 1_000);
+    put("entry-mint-digest", mint.digest().as_bytes());
+    put("entry-mint-leaf", mint.wire().digest().as_bytes());
+    put("payout", PayoutId::derive(&cast.network(), &cast.provider.account(), 3).0.as_bytes());
+    put("genesis", serde_json::to_string(&cast.genesis).expect("JSON").as_bytes());
+    for (name, evidence) in ["offence-votes", "offence-proposals", "offence-receipts"].iter().zip(evidence(&cast)) {
+        put(name, evidence.offence(&cast.network()).expect("they contradict each other").id.as_bytes());
+    }
+    for (name, bytes) in proofs() {
+        put(name, &bytes);
+    }
 
     let frozen: BTreeMap<&str, &str> =
         include_str!("vectors.txt").lines().filter_map(|line| line.split_once(' ')).collect();

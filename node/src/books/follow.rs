@@ -1,7 +1,7 @@
 //! A follower's task: fetches blocks from the authority, executes each, and tells the node.
 //! Invariant: the copy advances one verified block at a time; a block that does not hold changes nothing.
 
-use super::handle::{Copy, Keeper, events_of};
+use super::handle::{Authorities, Copy, Keeper, events_of};
 use super::wire::{BLOCKS_MAX, LedgerCall, LedgerReply};
 use crate::network::CallKind;
 use spillway_ledger::{CertifiedBlock, FollowError, NodeId, decode, encode};
@@ -19,17 +19,20 @@ const SEEK: Duration = Duration::from_secs(3);
 const ANSWER_WAIT: Duration = Duration::from_secs(10);
 
 /// Runs until the books stop or the copy can no longer be written.
-pub(super) async fn run(mut keeper: Keeper, authority: NodeId, news: Arc<Notify>) {
+pub(super) async fn run(mut keeper: Keeper, authorities: Arc<Authorities>, news: Arc<Notify>) {
     let mut stopping = keeper.stopping.clone();
     let work = async {
         let mut sought: Option<Instant> = None;
         loop {
+            let authority = authorities.present();
             let connected = keeper.network.is_connected(&authority);
             let due = connected || sought.is_none_or(|at| at.elapsed() >= SEEK);
             if due {
                 sought = Some(Instant::now());
-                if catch_up(&mut keeper, authority).await.is_break() {
-                    return;
+                match catch_up(&mut keeper, authority).await {
+                    ControlFlow::Break(()) => return,
+                    ControlFlow::Continue(true) => {}
+                    ControlFlow::Continue(false) => authorities.turn_from(authority),
                 }
             }
             // A notice that comes while blocks are fetched is kept for the next round.
@@ -42,8 +45,8 @@ pub(super) async fn run(mut keeper: Keeper, authority: NodeId, news: Arc<Notify>
     }
 }
 
-/// Fetches until there is nothing new. Breaks if the copy can no longer be written.
-async fn catch_up(keeper: &mut Keeper, authority: NodeId) -> ControlFlow<()> {
+/// Fetches until there is nothing new; says whether `authority` is of use. Breaks if the copy can no longer be written.
+async fn catch_up(keeper: &mut Keeper, authority: NodeId) -> ControlFlow<(), bool> {
     loop {
         let from = keeper.copy.read().unwrap_or_else(PoisonError::into_inner).height() + 1;
         let request = encode(&LedgerCall::Blocks { from, max: BLOCKS_MAX });
@@ -52,24 +55,24 @@ async fn catch_up(keeper: &mut Keeper, authority: NodeId) -> ControlFlow<()> {
             Ok(bytes) => decode::<LedgerReply>(&bytes),
             Err(error) => {
                 tracing::debug!(%error, "the ledger's authority does not answer");
-                return ControlFlow::Continue(());
+                return ControlFlow::Continue(false);
             }
         };
         let blocks = match reply {
             Ok(LedgerReply::Blocks(blocks)) => blocks,
-            Ok(LedgerReply::Busy) => return ControlFlow::Continue(()),
+            Ok(LedgerReply::Busy) => return ControlFlow::Continue(true),
             Ok(LedgerReply::In { .. } | LedgerReply::Refused { .. } | LedgerReply::NotAuthority) | Err(_) => {
                 tracing::warn!("the ledger's authority answers something else than blocks");
-                return ControlFlow::Continue(());
+                return ControlFlow::Continue(false);
             }
         };
         if blocks.is_empty() {
-            return ControlFlow::Continue(());
+            return ControlFlow::Continue(true);
         }
         for bytes in blocks {
             match add(keeper, &bytes).await {
                 Added::Block => {}
-                Added::Nothing => return ControlFlow::Continue(()),
+                Added::Nothing => return ControlFlow::Continue(false),
                 Added::Failed => return ControlFlow::Break(()),
             }
         }

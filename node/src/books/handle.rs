@@ -3,13 +3,20 @@
 
 use super::submit::Account as Submitter;
 use super::wire::Notice;
-use super::{follow, serve, solo};
+#[cfg(feature = "validator")]
+use super::committee;
+use super::{follow, group, serve, solo};
 use crate::network::{Network, Reply, Verdict};
 use spillway_ledger::chain::OpenError;
 use spillway_ledger::{
-    Account, Applied, Book, CertifiedBlock, Follower, Genesis, NodeId, SecretKey, Solo, StoreError,
-    decode,
+    Account, Action, Applied, Book, CertifiedBlock, CoSigned, Digest, Evidence, Follower, Genesis, NodeId, Proof,
+    SecretKey, Solo, StoreError, decode,
 };
+#[cfg(feature = "validator")]
+use spillway_ledger::Replica;
+use std::sync::atomic::{AtomicUsize, Ordering};
+#[cfg(feature = "validator")]
+use std::sync::Mutex;
 use std::path::Path;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
@@ -29,10 +36,18 @@ pub enum BooksRole {
         /// The key.
         authority: SecretKey,
     },
-    /// Another node.
+    /// Other nodes.
     Follow {
-        /// Which.
-        authority: NodeId,
+        /// Which; the first that answers is asked.
+        authorities: Vec<NodeId>,
+    },
+    /// This node, with the rest of a committee.
+    #[cfg(feature = "validator")]
+    Validate {
+        /// The validator's key.
+        key: SecretKey,
+        /// How the validators reach each other.
+        settings: spillway_bft::Settings,
     },
 }
 
@@ -43,8 +58,12 @@ pub enum BooksError {
     #[error(transparent)]
     Ledger(#[from] OpenError),
     /// To follow oneself leads nowhere.
-    #[error("ledger.authority: this is the node's own peer id; `ledger.role = \"solo\"` writes the books here")]
+    #[error("ledger.authority: none, or the node's own peer id; `ledger.role = \"solo\"` writes the books here")]
     FollowsItself,
+    /// The validator cannot be started.
+    #[cfg(feature = "validator")]
+    #[error(transparent)]
+    Validator(#[from] spillway_bft::StartError),
     /// The operating system gives no thread.
     #[error("no thread for the books: {0}")]
     Thread(std::io::Error),
@@ -70,13 +89,18 @@ pub enum BookEvent {
 pub(super) enum Copy {
     Solo(Box<Solo>),
     Follower(Box<Follower>),
+    /// Written by the committee's engine.
+    #[cfg(feature = "validator")]
+    Replica(Arc<Mutex<Replica>>),
 }
 
 impl Copy {
-    pub(super) fn book(&self) -> &Book {
+    fn look<T>(&self, look: impl FnOnce(&Book) -> T) -> T {
         match self {
-            Self::Solo(solo) => solo.book(),
-            Self::Follower(follower) => follower.book(),
+            Self::Solo(solo) => look(solo.book()),
+            Self::Follower(follower) => look(follower.book()),
+            #[cfg(feature = "validator")]
+            Self::Replica(replica) => look(spillway_bft::lock(replica).book()),
         }
     }
 
@@ -84,6 +108,8 @@ impl Copy {
         match self {
             Self::Solo(solo) => solo.height(),
             Self::Follower(follower) => follower.height(),
+            #[cfg(feature = "validator")]
+            Self::Replica(replica) => spillway_bft::lock(replica).height(),
         }
     }
 
@@ -91,6 +117,31 @@ impl Copy {
         match self {
             Self::Solo(solo) => solo.blocks(from, max),
             Self::Follower(follower) => follower.blocks(from, max),
+            #[cfg(feature = "validator")]
+            Self::Replica(replica) => spillway_bft::lock(replica).blocks(from, max),
+        }
+    }
+
+    fn prove_account(&mut self, account: &Account) -> Option<Proof> {
+        match self {
+            Self::Solo(solo) => solo.prove_account(account),
+            Self::Follower(follower) => follower.prove_account(account),
+            #[cfg(feature = "validator")]
+            Self::Replica(replica) => spillway_bft::lock(replica).prove_account(account),
+        }
+    }
+
+    fn prove_receipt(
+        &self,
+        place: (u64, usize),
+        receipt: &CoSigned,
+        receipts: &[Digest],
+    ) -> Result<Option<Proof>, StoreError> {
+        match self {
+            Self::Solo(solo) => solo.prove_receipt(place, receipt, receipts),
+            Self::Follower(follower) => follower.prove_receipt(place, receipt, receipts),
+            #[cfg(feature = "validator")]
+            Self::Replica(replica) => spillway_bft::lock(replica).prove_receipt(place, receipt, receipts),
         }
     }
 }
@@ -116,8 +167,34 @@ pub(super) struct Inner {
 
 /// Where entries go.
 pub(super) enum Writer {
-    Here(mpsc::Sender<solo::Submission>),
-    There(NodeId),
+    Here(mpsc::Sender<group::Submission>),
+    There(Arc<Authorities>),
+}
+
+/// Nodes that write the books, and which of them is asked at present.
+pub(super) struct Authorities {
+    nodes: Vec<NodeId>,
+    at: AtomicUsize,
+}
+
+impl Authorities {
+    fn new(nodes: Vec<NodeId>) -> Self {
+        Self { nodes, at: AtomicUsize::new(0) }
+    }
+
+    /// Who is asked.
+    pub(super) fn present(&self) -> NodeId {
+        self.nodes[self.at.load(Ordering::Relaxed) % self.nodes.len()]
+    }
+
+    /// `failed` does not answer: the next one is asked, unless another task has moved on already.
+    pub(super) fn turn_from(&self, failed: NodeId) {
+        let at = self.at.load(Ordering::Relaxed);
+        if self.nodes[at % self.nodes.len()] == failed {
+            let next = (at + 1) % self.nodes.len();
+            let _moved_by_another = self.at.compare_exchange(at, next, Ordering::Relaxed, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Books {
@@ -141,27 +218,38 @@ impl Books {
         let opened = tokio::task::spawn_blocking(move || {
             Ok::<_, BooksError>(match role {
                 BooksRole::Solo { authority } => {
-                    (Copy::Solo(Box::new(Solo::open(&folder, &constitution, authority)?)), None)
+                    (Copy::Solo(Box::new(Solo::open(&folder, &constitution, authority)?)), Keep::Alone)
                 }
-                BooksRole::Follow { authority } => {
-                    (Copy::Follower(Box::new(Follower::open(&folder, &constitution)?)), Some(authority))
+                BooksRole::Follow { authorities } => {
+                    (Copy::Follower(Box::new(Follower::open(&folder, &constitution)?)), Keep::There(authorities))
+                }
+                #[cfg(feature = "validator")]
+                BooksRole::Validate { key, settings } => {
+                    let replica = Arc::new(Mutex::new(Replica::open(&folder, &constitution)?));
+                    (Copy::Replica(Arc::clone(&replica)), Keep::Together(replica, key, settings))
                 }
             })
         });
-        let (copy, authority) = opened.await.expect("opening a ledger does not panic, and nobody aborts it")?;
-        if authority == Some(network.node()) {
+        let (copy, keep) = opened.await.expect("opening a ledger does not panic, and nobody aborts it")?;
+        if matches!(&keep, Keep::There(nodes) if nodes.contains(&network.node()) || nodes.is_empty()) {
             return Err(BooksError::FollowsItself);
         }
         let (reached, height) = watch::channel(copy.height());
         let copy = Arc::new(RwLock::new(copy));
         let keeper =
             Keeper { copy: Arc::clone(&copy), events, reached, network: network.clone(), stopping, _running: running };
-        let writer = match authority {
-            Some(authority) => {
-                tokio::spawn(follow::run(keeper, authority, Arc::clone(&news)));
-                Writer::There(authority)
+        let (writer, offences) = match keep {
+            Keep::There(nodes) => {
+                let authorities = Arc::new(Authorities::new(nodes));
+                tokio::spawn(follow::run(keeper, Arc::clone(&authorities), Arc::clone(&news)));
+                (Writer::There(authorities), None)
             }
-            None => Writer::Here(solo::start(keeper).map_err(BooksError::Thread)?),
+            Keep::Alone => (Writer::Here(solo::start(keeper).map_err(BooksError::Thread)?), None),
+            #[cfg(feature = "validator")]
+            Keep::Together(replica, key, settings) => {
+                let (submissions, offences) = committee::start(keeper, replica, key, settings).await?;
+                (Writer::Here(submissions), Some(offences))
+            }
         };
         let books = Inner {
             copy,
@@ -174,13 +262,17 @@ impl Books {
             stop,
             stopped,
         };
-        Ok((Self(Arc::new(books)), received))
+        let books = Self(Arc::new(books));
+        if let Some(offences) = offences {
+            tokio::spawn(report(books.clone(), offences));
+        }
+        Ok((books, received))
     }
 
     /// Looks at the book as it is after the last block. Keep `look` short: no block is added meanwhile, and while one is
     /// written to the disk this waits for it.
     pub fn read<T>(&self, look: impl FnOnce(&Book) -> T) -> T {
-        look(self.0.copy.read().unwrap_or_else(PoisonError::into_inner).book())
+        self.0.copy.read().unwrap_or_else(PoisonError::into_inner).look(look)
     }
 
     /// The height of the last block; 0 before the first.
@@ -201,6 +293,32 @@ impl Books {
     /// If the store cannot be read.
     pub fn blocks(&self, from: u64, max: usize) -> Result<Vec<CertifiedBlock>, StoreError> {
         self.0.copy.read().unwrap_or_else(PoisonError::into_inner).blocks(from, max)
+    }
+
+    /// Tells the height of the last block, as it grows.
+    #[must_use]
+    pub fn heights(&self) -> watch::Receiver<u64> {
+        self.0.height.clone()
+    }
+
+    /// The proof of what an account has after the last block; `None` for one that the book has never seen.
+    #[must_use]
+    pub fn prove_account(&self, account: &Account) -> Option<Proof> {
+        self.0.copy.write().unwrap_or_else(PoisonError::into_inner).prove_account(account)
+    }
+
+    /// The proof that the settlement at `place` (height, and index in the block) pays for `receipt`, one of `receipts`.
+    /// Reads the disk. `None` where it does not.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn prove_receipt(
+        &self,
+        place: (u64, usize),
+        receipt: &CoSigned,
+        receipts: &[Digest],
+    ) -> Result<Option<Proof>, StoreError> {
+        self.0.copy.read().unwrap_or_else(PoisonError::into_inner).prove_receipt(place, receipt, receipts)
     }
 
     /// Takes a peer's question, [`CallKind::Ledger`](crate::network::CallKind::Ledger). Does not wait.
@@ -232,6 +350,28 @@ impl Books {
     pub async fn stop(&self) {
         self.0.stop.send_replace(true);
         let _ = tokio::time::timeout(STOP_WAIT, self.0.stopped.closed()).await;
+    }
+}
+
+/// How a copy is kept, before its keeper is started.
+enum Keep {
+    Alone,
+    There(Vec<NodeId>),
+    #[cfg(feature = "validator")]
+    Together(Arc<Mutex<Replica>>, SecretKey, spillway_bft::Settings),
+}
+
+/// Puts offences that the committee's engine noticed on the ledger, until the books stop.
+async fn report(books: Books, mut offences: mpsc::Receiver<Evidence>) {
+    while let Some(evidence) = offences.recv().await {
+        let Some(offence) = evidence.offence(&books.0.submitter.network()) else { continue };
+        let mut business = [0; 16];
+        business.copy_from_slice(&offence.id.as_bytes()[..16]);
+        match books.submit(business, Action::Evidence { evidence }).await {
+            Ok(height) => tracing::warn!(offender = %offence.offender, height, "an offence is on the ledger"),
+            // Another validator may have been first.
+            Err(error) => tracing::info!(offender = %offence.offender, %error, "an offence is not recorded again"),
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 //! Invariant: a question costs a bounded amount of work, and none at all when too many are being answered.
 
 use super::handle::{Books, Copy, Writer};
-use super::solo::{Answer, Submission};
+use super::group::{Answer, Submission};
 use super::wire::{LedgerCall, LedgerReply};
 use crate::network::Reply;
 use spillway_ledger::{NodeId, StoreError, decode, encode};

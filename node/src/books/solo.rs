@@ -2,46 +2,16 @@
 //! Invariant: each submission is answered once, after its block is on the disk or the entry is refused. As soon as
 //! something waits, a block is made of all that waits; while it is written, the next one's signatures are verified.
 
+use super::group::{Answer, Group, SUBMISSIONS_MAX, Submission, now_ms, refusal, screen};
 use super::handle::{Copy, Keeper, events_of};
-use super::wire::{LedgerReply, Notice, Remedy};
-use crate::network::{Reply, Topic};
-use spillway_ledger::block::ENTRIES_MAX;
-use spillway_ledger::{ApplyError, Committed, Screened, SignedBytes, Solo, SubmitError, Submitted, Ticket, encode};
+use super::wire::{LedgerReply, Notice};
+use crate::network::Topic;
+use spillway_ledger::{Committed, Solo, SubmitError, Submitted, Ticket, encode};
 use std::collections::HashMap;
 use std::io;
 use std::sync::PoisonError;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
-use std::time::{SystemTime, UNIX_EPOCH};
-use tokio::sync::{mpsc, oneshot, watch};
-
-/// Submissions that wait for the thread; beyond it, submitters are told to come back.
-const SUBMISSIONS_MAX: usize = 4096;
-
-/// An entry that somebody wants on the ledger.
-pub(super) struct Submission {
-    pub(super) entry: SignedBytes,
-    pub(super) answer: Answer,
-}
-
-/// Where the answer goes.
-pub(super) enum Answer {
-    Peer(Reply),
-    Here(oneshot::Sender<LedgerReply>),
-}
-
-impl Answer {
-    pub(super) fn give(self, reply: &LedgerReply) {
-        match self {
-            Self::Peer(peer) => peer.send(encode(reply)),
-            Self::Here(here) => {
-                let _ = here.send(reply.clone());
-            }
-        }
-    }
-}
-
-/// Entries whose signatures hold, for one block.
-type Group = Vec<(Screened, Answer)>;
+use std::sync::mpsc::{Receiver, sync_channel};
+use tokio::sync::mpsc;
 
 /// Starts the threads. They end when the books stop or their last handle is gone.
 pub(super) fn start(keeper: Keeper) -> io::Result<mpsc::Sender<Submission>> {
@@ -54,41 +24,6 @@ pub(super) fn start(keeper: Keeper) -> io::Result<mpsc::Sender<Submission>> {
     let screen = move || screen(stopping, received, &ready, &screening);
     std::thread::Builder::new().name("books-verify".into()).spawn(screen)?;
     Ok(submissions)
-}
-
-/// Signatures are the dear part, and need no lock.
-fn screen(
-    mut stopping: watch::Receiver<bool>,
-    mut submissions: mpsc::Receiver<Submission>,
-    ready: &SyncSender<Group>,
-    runtime: &tokio::runtime::Handle,
-) {
-    loop {
-        let first = runtime.block_on(async {
-            tokio::select! {
-                _ = stopping.wait_for(|stop| *stop) => None,
-                first = submissions.recv() => first,
-            }
-        });
-        let Some(first) = first else { return };
-        let mut group = vec![first];
-        while group.len() < ENTRIES_MAX {
-            let Ok(next) = submissions.try_recv() else { break };
-            group.push(next);
-        }
-        let (wires, answers): (Vec<SignedBytes>, Vec<Answer>) =
-            group.into_iter().map(|submission| (submission.entry, submission.answer)).unzip();
-        let mut screened = Vec::with_capacity(wires.len());
-        for (entry, answer) in Screened::open_all(&wires).into_iter().zip(answers) {
-            match entry {
-                Ok(entry) => screened.push((entry, answer)),
-                Err(error) => answer.give(&LedgerReply::refused(&error, Remedy::None)),
-            }
-        }
-        if !screened.is_empty() && ready.send(screened).is_err() {
-            return;
-        }
-    }
 }
 
 fn write(mut keeper: Keeper, groups: &Receiver<Group>, runtime: &tokio::runtime::Handle) {
@@ -132,7 +67,7 @@ fn commit(solo: &mut Solo, entries: Group) -> Outcome {
         match solo.submit_screened(entry) {
             Ok(Submitted::Ticket(ticket)) => waiting.entry(ticket).or_default().push(answer),
             Ok(Submitted::Already { height }) => answers.push((answer, LedgerReply::In { height })),
-            Err(SubmitError::Refused(error)) => answers.push((answer, refusal(solo, &error))),
+            Err(SubmitError::Refused(error)) => answers.push((answer, refusal(solo.height(), &error))),
             Err(SubmitError::QueueFull) => answers.push((answer, LedgerReply::Busy)),
         }
     }
@@ -141,7 +76,7 @@ fn commit(solo: &mut Solo, entries: Group) -> Outcome {
         None
     });
     for (ticket, error) in solo.take_refused() {
-        let reply = refusal(solo, &error);
+        let reply = refusal(solo.height(), &error);
         answers.extend(waiting.remove(&ticket).into_iter().flatten().map(|answer| (answer, reply.clone())));
     }
     // What is left is in the block; without a block, the disk has failed, and trying again is all there is.
@@ -149,24 +84,4 @@ fn commit(solo: &mut Solo, entries: Group) -> Outcome {
     let reply = height.map_or(LedgerReply::Busy, |height| LedgerReply::In { height });
     answers.extend(waiting.into_values().flatten().map(|answer| (answer, reply.clone())));
     Outcome { committed, answers }
-}
-
-fn refusal(solo: &Solo, error: &ApplyError) -> LedgerReply {
-    // Only these two are about what the submitter could not know; the rest is what it asked for.
-    let remedy = if let ApplyError::BadNonce { expected } = error {
-        Remedy::Nonce(*expected)
-    } else if matches!(error, ApplyError::Expired { .. } | ApplyError::TooFarExpiry { .. }) {
-        Remedy::Height(solo.height())
-    } else if let ApplyError::AlreadyApplied { height } = error {
-        return LedgerReply::In { height: *height };
-    } else {
-        Remedy::None
-    };
-    LedgerReply::refused(error, remedy)
-}
-
-/// Wall time in Unix milliseconds. Blocks' times never go back: the ledger sees to that.
-fn now_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
 }

@@ -3,7 +3,7 @@
 //! is in this node's copy, or refused.
 
 use super::handle::{Books, Writer};
-use super::solo::{Answer, Submission};
+use super::group::{Answer, Submission};
 use super::wire::{LedgerCall, LedgerReply, Remedy};
 use crate::network::CallKind;
 use spillway_ledger::{Action, CodecError, Entry, NetworkId, SecretKey, Signed, decode, encode};
@@ -46,6 +46,11 @@ pub(super) struct Account {
 impl Account {
     pub(super) fn new(network: NetworkId, key: SecretKey) -> Self {
         Self { network, key, turn: Mutex::new(()) }
+    }
+
+    #[must_use]
+    pub(super) const fn network(&self) -> NetworkId {
+        self.network
     }
 
     pub(super) fn account(&self) -> spillway_ledger::Account {
@@ -134,10 +139,15 @@ impl Books {
                 writer.send(Submission { entry: entry.to_wire(), answer: Answer::Here(answer) }).await.ok()?;
                 answered.await.ok()
             }
-            Writer::There(authority) => {
+            Writer::There(authorities) => {
                 let request = encode(&LedgerCall::Submit(entry.to_wire()));
-                let answer = self.0.network.call(*authority, &[], CallKind::Ledger, request, TRY_WAIT).await;
-                answer.ok().and_then(|bytes| decode(&bytes).ok())
+                let asked = authorities.present();
+                let answer = self.0.network.call(asked, &[], CallKind::Ledger, request, TRY_WAIT).await;
+                let reply = answer.ok().and_then(|bytes| decode(&bytes).ok());
+                if matches!(reply, None | Some(LedgerReply::NotAuthority)) {
+                    authorities.turn_from(asked);
+                }
+                reply
             }
         }
     }

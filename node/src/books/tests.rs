@@ -101,7 +101,7 @@ impl Node {
     }
 
     async fn follower(folder: &Path, seed: u8, authority: &Node) -> Self {
-        let role = BooksRole::Follow { authority: authority.network.node() };
+        let role = BooksRole::Follow { authorities: vec![authority.network.node()] };
         Self::start(folder, seed, seed, QUIC, Some(authority), role).await
     }
 
@@ -326,7 +326,7 @@ async fn a_false_authority_s_blocks_are_not_taken() {
     let at_follower = folder();
     let settings = NetworkSettings { bootstrap: liar.addresses(), ..settings };
     let (network, _network_events) = Network::start(settings, &key(11)).await.expect("loopback");
-    let role = BooksRole::Follow { authority: liar.node() };
+    let role = BooksRole::Follow { authorities: vec![liar.node()] };
     let (books, mut told) =
         Books::open(at_follower.path(), &genesis(), role, key(11), network).await.expect("a sound folder");
     let tried = async {
@@ -350,7 +350,7 @@ async fn a_node_does_not_follow_itself() {
         emulated_rtt: Duration::ZERO,
     };
     let (network, _events) = Network::start(settings, &key(10)).await.expect("loopback");
-    let role = BooksRole::Follow { authority: NodeId(key(10).public()) };
+    let role = BooksRole::Follow { authorities: vec![NodeId(key(10).public())] };
     let opened = Books::open(at.path(), &genesis(), role, key(11), network).await;
     assert!(matches!(opened, Err(BooksError::FollowsItself)));
 }

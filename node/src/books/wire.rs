@@ -114,5 +114,5 @@ pub struct Notice {
 
 impl Document for Notice {
     const DOMAIN: &'static str = "spillway/block-notice/1";
-    const BYTES_MAX: usize = Header::BYTES_MAX + 32 + 8 + VALIDATORS_MAX * 96;
+    const BYTES_MAX: usize = Header::BYTES_MAX + 32 + 4 + 8 + VALIDATORS_MAX * 96;
 }

@@ -111,6 +111,10 @@ queue_max = 64                # own jobs that may wait for an own slot
 
 [ledger]
 {ledger}
+earn = "credits"              # what you earn pays your own jobs; "cash" asks the issuer to pay out what is above the threshold
+cash_threshold = "10"         # with "cash": credits that stay for your own jobs
+cash_rate = "1"               # what the issuer pays for one credit, in your payee file's currency
+# payee = "payee.json"        # with "cash": where it goes; `spillway ledger payee new` makes the file
 "#
     )
 }
@@ -163,7 +167,7 @@ mod tests {
     use super::{InitArguments, init, settings};
     use crate::cli::Place;
     use spillway_protocol::NodeConfig;
-    use spillway_protocol::config::{BackendSection, LedgerRole, ProvideSection, SpendSection};
+    use spillway_protocol::config::{BackendSection, LedgerRole, LedgerSection, ProvideSection, SpendSection};
 
     fn arguments(folder: &std::path::Path) -> InitArguments {
         InitArguments {
@@ -181,7 +185,32 @@ mod tests {
         config.validate().unwrap();
         assert_eq!(config.provide, ProvideSection::default());
         assert_eq!(config.spend, SpendSection::default());
-        assert_eq!(config.ledger.role, LedgerRole::Solo);
+        assert_eq!(config.ledger, LedgerSection { role: LedgerRole::Solo, ..LedgerSection::default() });
+    }
+
+    #[test]
+    fn what_becomes_of_earnings_is_checked() {
+        let text = settings(&arguments("x".as_ref()));
+        let cash = text.replace("earn = \"credits\"", "earn = \"cash\"").replace("# payee", "payee");
+        // What is replaced by what in settings that hold; what the error says.
+        for (from, to, error) in [
+            ("", "", None),
+            ("payee = \"payee.json\"", "", Some("ledger.payee: missing")),
+            ("cash_threshold = \"10\"", "cash_threshold = \"-1\"", Some("ledger.cash_threshold: \"-1\" is no amount")),
+            ("cash_threshold = \"10\"", "cash_threshold = \"0.0000001\"", Some("at most 6 places")),
+            ("cash_rate = \"1\"", "cash_rate = \"0\"", Some("\"0\" is no rate")),
+            ("earn = \"cash\"", "earn = \"gold\"", Some("unknown variant `gold`")),
+        ] {
+            assert!(cash.contains(from), "{from}");
+            let parsed = toml::from_str::<NodeConfig>(&cash.replacen(from, to, 1));
+            let checked = parsed.map_err(|error| error.to_string());
+            let checked = checked.and_then(|config| config.validate().map_err(|error| error.to_string()));
+            match (error, checked) {
+                (None, Ok(())) => {}
+                (Some(words), Err(error)) => assert!(error.contains(words), "{to}: {error}"),
+                (error, checked) => panic!("{to}: {checked:?}, where {error:?} was expected"),
+            }
+        }
     }
 
     #[test]
@@ -192,7 +221,7 @@ mod tests {
         arguments.backend = Some("http://127.0.0.1:8000/v1".into());
         let config: NodeConfig = toml::from_str(&settings(&arguments)).unwrap();
         assert_eq!(config.ledger.role, LedgerRole::Follow);
-        assert_eq!(config.ledger.authority, "12D3KooW\"quoted");
+        assert_eq!(config.ledger.authority, ["12D3KooW\"quoted"]);
         assert_eq!(config.network.bootstrap, arguments.bootstrap);
         let [BackendSection::OpenAi { url, .. }] = config.backend.as_slice() else { panic!("{:?}", config.backend) };
         assert_eq!(url, "http://127.0.0.1:8000/v1");

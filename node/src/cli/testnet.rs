@@ -26,13 +26,23 @@ pub(crate) struct DemoArguments {
 #[derive(Debug, Subcommand)]
 pub(crate) enum TestnetCommand {
     /// Start a network (the demo's nodes), or those of its nodes that do not run
-    Up(Where),
+    Up(UpArguments),
     /// Show which nodes run
     Status(StatusArguments),
     /// Kill a node with SIGKILL, as a power cut would; `up` starts it again
     Kill(KillArguments),
     /// Stop every node cleanly
     Down(Where),
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct UpArguments {
+    #[command(flatten)]
+    place: Where,
+    /// A committee of this many validators keeps the books, in place of one node (only in a new folder; needs a program
+    /// built with `--features validator`)
+    #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u8).range(1..=32))]
+    validators: Option<u8>,
 }
 
 #[derive(Debug, Args)]
@@ -72,8 +82,22 @@ pub(crate) async fn demo(arguments: DemoArguments) -> Result<Verdict> {
 /// Runs `spillway testnet …`.
 pub(crate) async fn run(command: TestnetCommand) -> Result<Verdict> {
     match command {
-        TestnetCommand::Up(place) => {
-            let started = detached::up(&this_binary()?, &place.folder, &Topology::demo()).await?;
+        TestnetCommand::Up(UpArguments { place, validators }) => {
+            if validators.is_some() && !cfg!(feature = "validator") {
+                anyhow::bail!("--validators: this program was built without them; build it with `--features validator`");
+            }
+            let asked = validators.map(usize::from);
+            let found = detached::validators(&place.folder)?;
+            if let (Some(asked), Some(found)) = (asked, found)
+                && asked != found
+            {
+                anyhow::bail!("--validators: the network in {} has {found}", place.folder.display());
+            }
+            let topology = match asked.or(found) {
+                None | Some(0) => Topology::demo(),
+                Some(count) => Topology::demo().with_validators(count),
+            };
+            let started = detached::up(&this_binary()?, &place.folder, &topology).await?;
             let folder = place.folder.display();
             if started.is_empty() {
                 table::line(&format!("every node in {folder} runs already"))?;

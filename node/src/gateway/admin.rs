@@ -1,9 +1,10 @@
 //! The operator's routes, under `/admin`.
 //! Invariant: each wants the token in `admin.token` and refuses requests that a browser sends for another page.
 
-use super::desk::Mint;
+use super::desk::{Mint, Wish};
 use super::error::ApiError;
 use super::http::{drain, json_response, query_value, read_body};
+use super::ledger_log::{KINDS, LogQuery};
 use super::{Gateway, Terms, guard};
 use crate::metrics::TurnedAway;
 use axum::Router;
@@ -15,7 +16,8 @@ use axum::routing::{delete, get, post};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::json;
-use spillway_ledger::JobId;
+use spillway_ledger::{JobId, SessionId};
+use std::str::FromStr;
 
 /// Longest body of an operator's request, in bytes.
 const BODY_MAX: usize = 64 << 10;
@@ -35,7 +37,10 @@ pub(super) fn routes() -> Router<Gateway> {
         .route("/admin/ledger/blocks", get(blocks))
         .route("/admin/ledger/log", get(log))
         .route("/admin/ledger/receipts", get(receipts))
+        .route("/admin/ledger/payouts", get(payouts))
+        .route("/admin/ledger/proof", get(proof))
         .route("/admin/ledger/mint", post(mint))
+        .route("/admin/ledger/entries", post(submit))
 }
 
 /// Proof that the request has the operator's token; a route that takes it cannot be called without.
@@ -146,17 +151,31 @@ async fn status(_: Operator, State(gateway): State<Gateway>) -> Result<Response<
     }))
 }
 
-async fn account(_: Operator, State(gateway): State<Gateway>) -> Result<Response<Body>, ApiError> {
-    Ok(json_response(&off_thread(&gateway, |desk| Ok(desk.account())).await?))
+/// The value of a query's field, if it is there.
+fn field<T: FromStr>(query: Option<&str>, name: &'static str, form: &str) -> Result<Option<T>, ApiError> {
+    let parsed = query_value(query, name).map(|text| text.parse());
+    parsed.transpose().map_err(|_| ApiError {
+        param: Some(name.into()),
+        ..ApiError::new(400, "invalid_request", format!("{name}: {form}"))
+    })
 }
 
-fn from_height(query: Option<&str>) -> Result<u64, ApiError> {
-    query_value(query, "from").map_or(Ok(0), |text| {
-        text.parse().map_err(|_| ApiError {
-            param: Some("from".into()),
-            ..ApiError::new(400, "invalid_request", "from: not a block's height")
-        })
-    })
+const ACCOUNT_FORM: &str = "not an account, which has 64 hexadecimal digits";
+const HEIGHT_FORM: &str = "not a block's height";
+
+async fn account(
+    _: Operator,
+    State(gateway): State<Gateway>,
+    RawQuery(query): RawQuery,
+) -> Result<Response<Body>, ApiError> {
+    let account = field(query.as_deref(), "account", ACCOUNT_FORM)?;
+    Ok(json_response(&off_thread(&gateway, move |desk| Ok(desk.account(account))).await?))
+}
+
+fn binary_response(bytes: Vec<u8>) -> Response<Body> {
+    let mut response = Response::new(Body::from(bytes));
+    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
+    response
 }
 
 async fn blocks(
@@ -164,7 +183,7 @@ async fn blocks(
     State(gateway): State<Gateway>,
     RawQuery(query): RawQuery,
 ) -> Result<Response<Body>, ApiError> {
-    let from = from_height(query.as_deref())?;
+    let from = field(query.as_deref(), "from", HEIGHT_FORM)?.unwrap_or(0);
     let blocks = off_thread(&gateway, move |desk| desk.blocks(from, BLOCKS_MAX)).await?;
     let mut bytes = Vec::with_capacity(blocks.iter().map(|block| block.len() + 4).sum());
     for block in blocks {
@@ -172,9 +191,7 @@ async fn blocks(
         bytes.extend_from_slice(&length.to_le_bytes());
         bytes.extend_from_slice(&block);
     }
-    let mut response = Response::new(Body::from(bytes));
-    response.headers_mut().insert(header::CONTENT_TYPE, HeaderValue::from_static("application/octet-stream"));
-    Ok(response)
+    Ok(binary_response(bytes))
 }
 
 async fn log(
@@ -182,9 +199,25 @@ async fn log(
     State(gateway): State<Gateway>,
     RawQuery(query): RawQuery,
 ) -> Result<Response<Body>, ApiError> {
-    let from = from_height(query.as_deref())?;
-    let entries = off_thread(&gateway, move |desk| desk.log(from, LINES_MAX)).await?;
-    Ok(json_response(&json!({"entries": entries})))
+    let query = query.as_deref();
+    let kind: Option<String> = field(query, "kind", "")?;
+    if kind.as_deref().is_some_and(|kind| !KINDS.contains(&kind)) {
+        return Err(ApiError {
+            param: Some("kind".into()),
+            ..ApiError::new(400, "invalid_request", format!("kind: not one of {}", KINDS.join(", ")))
+        });
+    }
+    let session: Option<SessionId> = field(query, "session", "not a session's id, which has 64 hexadecimal digits")?;
+    let query = LogQuery {
+        from: field(query, "from", HEIGHT_FORM)?.unwrap_or(0),
+        to: field(query, "to", HEIGHT_FORM)?,
+        account: field(query, "account", ACCOUNT_FORM)?,
+        kind,
+        session,
+        limit: field(query, "limit", "not a number of entries")?,
+    };
+    let (entries, more) = off_thread(&gateway, move |desk| desk.log(&query, LINES_MAX)).await?;
+    Ok(json_response(&json!({"entries": entries, "more": more})))
 }
 
 async fn receipts(
@@ -195,6 +228,33 @@ async fn receipts(
     let job = query_value(query.as_deref(), "job").map(job_id).transpose()?;
     let receipts = off_thread(&gateway, move |desk| desk.receipts(job, LINES_MAX)).await?;
     Ok(json_response(&json!({"receipts": receipts})))
+}
+
+async fn payouts(_: Operator, State(gateway): State<Gateway>) -> Result<Response<Body>, ApiError> {
+    let (payouts, height) = off_thread(&gateway, |desk| Ok(desk.payouts())).await?;
+    Ok(json_response(&json!({"payouts": payouts, "height": height})))
+}
+
+async fn proof(
+    _: Operator,
+    State(gateway): State<Gateway>,
+    RawQuery(query): RawQuery,
+) -> Result<Response<Body>, ApiError> {
+    let query = query.as_deref();
+    let job = query_value(query, "job").map(job_id).transpose()?;
+    let leg = field(query, "leg", "not a leg's number")?.unwrap_or(0);
+    let account = field(query, "account", ACCOUNT_FORM)?;
+    let proof = off_thread(&gateway, move |desk| match job {
+        Some(job) => desk.prove_receipt(job, leg),
+        None => desk.prove_account(account),
+    });
+    Ok(binary_response(proof.await?))
+}
+
+async fn submit(_: Operator, State(gateway): State<Gateway>, request: Request) -> Result<Response<Body>, ApiError> {
+    let wish: Wish = body(request).await?;
+    let done = gateway.0.desk.submit(wish).await?;
+    Ok(json_response(&done))
 }
 
 async fn mint(_: Operator, State(gateway): State<Gateway>, request: Request) -> Result<Response<Body>, ApiError> {

@@ -4,3 +4,6 @@ mod backend_by_url;
 mod common;
 mod demo;
 mod gateway_killed;
+mod treasury;
+#[cfg(feature = "validator")]
+mod validators;

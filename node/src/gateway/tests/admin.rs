@@ -3,6 +3,7 @@
 use super::{World, account, error_of, json_of};
 use reqwest::{Method, Response};
 use serde_json::{Value, json};
+use spillway_ledger::SecretKey;
 
 impl World {
     async fn admin(&self, method: Method, path: &str, body: &str) -> Response {
@@ -86,19 +87,54 @@ async fn the_books_and_the_node_are_shown() {
         json!([{"model": "plain", "engine": "test", "slots": 2, "free": 1, "healthy": true}])
     );
     assert!(status["uptime_s"].is_u64() && status["version"].is_string());
-    let shown = json!({"account": account(), "balance_micro": 5, "locked_micro": 6, "nonce": 1, "height": 2});
+    let mut shown = json!({
+        "account": account(), "balance_micro": 5, "locked_micro": 6, "payouts_micro": 0, "bond_micro": 0,
+        "unbonding_micro": 0, "unbonding_due_ms": 0, "nonce": 0, "height": 2,
+    });
     assert_eq!(world.admin_json("/admin/ledger/account").await, shown);
+    let other = SecretKey::generate([8; 32]).account();
+    shown["account"] = json!(other);
+    assert_eq!(world.admin_json(&format!("/admin/ledger/account?account={other}")).await, shown);
     let blocks = world.admin(Method::GET, "/admin/ledger/blocks?from=1", "").await.bytes().await.expect("bytes");
     assert_eq!(&blocks[..], [3, 0, 0, 0, 1, 1, 1, 3, 0, 0, 0, 2, 2, 2]);
     let blocks = world.admin(Method::GET, "/admin/ledger/blocks?from=3", "").await.bytes().await.expect("bytes");
     assert!(blocks.is_empty());
-    assert_eq!(world.admin_json("/admin/ledger/log?from=7").await, json!({"entries": [{"height": 7}]}));
+    let line = |session: Value, kind: Value, account: Value, to: Value| json!([{"height": 7, "to": to, "action": kind, "session": session, "account": account}]);
+    let log = world.admin_json("/admin/ledger/log?from=7").await;
+    assert_eq!(log, json!({"entries": line(Value::Null, Value::Null, Value::Null, Value::Null), "more": false}));
+    let session = "07".repeat(32);
+    let path = format!("/admin/ledger/log?from=7&to=9&kind=burn&session={session}&account={other}&limit=3");
+    let log = world.admin_json(&path).await;
+    assert_eq!(log, json!({"entries": line(json!(session), json!("burn"), json!(other), json!(9)), "more": true}));
+    let payouts = world.admin_json("/admin/ledger/payouts").await;
+    assert_eq!((&payouts["height"], &payouts["payouts"][0]["amount_micro"]), (&json!(4), &json!(9)));
+    let proof = async |query: &str| {
+        world
+            .admin(Method::GET, &format!("/admin/ledger/proof{query}"), "")
+            .await
+            .bytes()
+            .await
+            .expect("bytes")
+            .to_vec()
+    };
+    assert_eq!(proof("").await, b"own");
+    assert_eq!(proof(&format!("?account={other}")).await, other.0.as_bytes());
+    assert_eq!(proof(&format!("?job={}&leg=2", "0".repeat(32))).await, [2]);
     let receipts = format!("/admin/ledger/receipts?job={}", "0".repeat(32));
     assert_eq!(world.admin_json(&receipts).await, json!({"receipts": []}));
     assert_eq!(world.admin_json("/admin/market").await["models"].as_array().map(Vec::len), Some(10));
-    for (path, status) in
-        [("/admin/ledger/receipts", 500), ("/admin/ledger/receipts?job=1", 400), ("/admin/ledger/log?from=x", 400)]
-    {
+    for (path, status) in [
+        ("/admin/ledger/receipts", 500),
+        ("/admin/ledger/receipts?job=1", 400),
+        ("/admin/ledger/log?from=x", 400),
+        ("/admin/ledger/log?to=x", 400),
+        ("/admin/ledger/log?kind=steal", 400),
+        ("/admin/ledger/log?account=1", 400),
+        ("/admin/ledger/log?session=1", 400),
+        ("/admin/ledger/log?limit=-1", 400),
+        ("/admin/ledger/account?account=zz", 400),
+        ("/admin/ledger/proof?leg=x", 400),
+    ] {
         assert_eq!(error_of(world.admin(Method::GET, path, "").await).await.0, status, "{path}");
     }
     let mint = |reference: &str| json!({"to": account(), "amount_micro": 77, "reference": reference}).to_string();
@@ -107,6 +143,38 @@ async fn the_books_and_the_node_are_shown() {
     let refused = error_of(world.admin(Method::POST, "/admin/ledger/mint", &mint("used")).await).await;
     assert_eq!(refused, (400, "ledger_refused".into(), None));
     assert_eq!(error_of(world.admin(Method::POST, "/admin/ledger/mint", "{}").await).await.0, 400);
+}
+
+#[tokio::test]
+async fn wishes_become_entries_or_errors() {
+    let world = World::new().await;
+    let id = "07".repeat(32);
+    let payout = spillway_ledger::Digest::of("test", &[b"payout"]);
+    for (body, answer) in [
+        (
+            json!({"action": "payout_request", "amount_micro": 5, "payee": id}),
+            Ok(json!({"height": 1, "payout": payout})),
+        ),
+        (
+            json!({"action": "payout_request", "amount_micro": 5, "payee": id, "once": "a"}),
+            Ok(json!({"height": 1, "payout": payout})),
+        ),
+        (json!({"action": "payout_reject", "payout": id, "reason": "returned"}), Ok(json!({"height": 2}))),
+        (json!({"action": "bond", "amount_micro": 5}), Ok(json!({"height": 2}))),
+        (json!({"action": "unbond", "amount_micro": 5, "once": null}), Ok(json!({"height": 2}))),
+        (json!({"action": "transfer", "to": account(), "amount_micro": 5}), Ok(json!({"height": 2}))),
+        (json!({"action": "burn", "payout": id, "reference": "x"}), Err("ledger_refused")),
+        (json!({"action": "steal", "amount_micro": 5}), Err("invalid_request")),
+        (json!({"action": "bond", "amount_micro": -5}), Err("invalid_request")),
+        (json!({"action": "bond", "amount_micro": 5, "extra": 1}), Err("invalid_request")),
+        (json!({"action": "payout_reject", "payout": id, "reason": "mood"}), Err("invalid_request")),
+    ] {
+        let response = world.admin(Method::POST, "/admin/ledger/entries", &body.to_string()).await;
+        match answer {
+            Ok(answer) => assert_eq!(json_of(response).await, answer, "{body}"),
+            Err(code) => assert_eq!(error_of(response).await, (400, code.into(), None), "{body}"),
+        }
+    }
 }
 
 #[tokio::test]

@@ -5,16 +5,18 @@ mod limits;
 mod market;
 mod responses;
 
-use super::desk::{AccountStatus, BackendStatus, Mint, NodeStatus, ReceiptView};
+use super::desk::{AccountStatus, BackendStatus, Done, Mint, NodeStatus, ReceiptView, Wish};
+use super::ledger_log::LogQuery;
 use super::{ApiError, Desk, Gateway, Parts, Serving, Terms};
 use crate::jobs::Jobs;
 use crate::metrics::Metrics;
+use crate::payouts::Waiting;
 use futures::future::BoxFuture;
 use market::Market;
 use reqwest::{Client, RequestBuilder, Response};
 use serde_json::Value;
 use spillway_ledger::store::Store;
-use spillway_ledger::{Account, Credits, JobId, NodeId, Price, SecretKey};
+use spillway_ledger::{Account, Book, Credits, Digest, Genesis, JobId, NodeId, PayoutId, Price, SecretKey, Split};
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use tempfile::TempDir;
@@ -119,6 +121,25 @@ fn account() -> Account {
     SecretKey::generate([7; 32]).account()
 }
 
+fn genesis() -> Genesis {
+    Genesis {
+        name: "test".into(),
+        time_ms: 1,
+        issuer: account(),
+        committee: vec![account().0],
+        treasury: account(),
+        validators: account(),
+        split: Split::default(),
+        grace_ms: 0,
+        mint_max_per_epoch: Credits::new(1),
+        epoch_blocks: 1,
+        validator_bond: Credits::ZERO,
+        unbond_ms: 0,
+        payout_min: Credits::ZERO,
+        bootstrap: Vec::new(),
+    }
+}
+
 /// The rest of a node that has nothing but an account and three blocks.
 struct TestDesk;
 
@@ -129,17 +150,22 @@ impl Desk for TestDesk {
         NodeStatus { peer_id: "12D3".into(), node, account: account(), peers: 3, height: 2, backends: vec![backend] }
     }
 
-    fn account(&self) -> AccountStatus {
-        let (balance_micro, locked_micro) = (Credits::new(5), Credits::new(6));
-        AccountStatus { account: account(), balance_micro, locked_micro, nonce: 1, height: 2 }
+    fn account(&self, other: Option<Account>) -> AccountStatus {
+        let mut status = AccountStatus::of(&Book::new(&genesis()), other.unwrap_or_else(account), 2);
+        (status.balance_micro, status.locked_micro) = (Credits::new(5), Credits::new(6));
+        status
     }
 
     fn blocks(&self, from: u64, max: usize) -> Result<Vec<Vec<u8>>, ApiError> {
         Ok((from..3).take(max).map(|height| vec![height as u8; 3]).collect())
     }
 
-    fn log(&self, from: u64, _: usize) -> Result<Vec<Value>, ApiError> {
-        Ok(vec![serde_json::json!({"height": from})])
+    fn log(&self, query: &LogQuery, _: usize) -> Result<(Vec<Value>, bool), ApiError> {
+        let line = serde_json::json!({
+            "height": query.from, "to": query.to, "action": query.kind, "session": query.session,
+            "account": query.account,
+        });
+        Ok((vec![line], query.limit.is_some()))
     }
 
     fn receipts(&self, job: Option<JobId>, _: usize) -> Result<Vec<ReceiptView>, ApiError> {
@@ -147,6 +173,40 @@ impl Desk for TestDesk {
             Some(_) => Ok(Vec::new()),
             None => Err(ApiError::internal("the store cannot be read")),
         }
+    }
+
+    fn payouts(&self) -> (Vec<Waiting>, u64) {
+        let waiting = Waiting {
+            payout: Digest::of("test", &[b"payout"]),
+            account: account(),
+            amount_micro: Credits::new(9),
+            payee: Digest::ZERO,
+            height: 2,
+            time_ms: 3,
+        };
+        (vec![waiting], 4)
+    }
+
+    fn prove_account(&self, account: Option<Account>) -> Result<Vec<u8>, ApiError> {
+        Ok(account.map_or_else(|| b"own".to_vec(), |account| account.0.as_bytes().to_vec()))
+    }
+
+    fn prove_receipt(&self, _: JobId, leg: u32) -> Result<Vec<u8>, ApiError> {
+        Ok(vec![u8::try_from(leg).expect("small")])
+    }
+
+    fn submit(&self, wish: Wish) -> BoxFuture<'_, Result<Done, ApiError>> {
+        Box::pin(async move {
+            match wish {
+                Wish::PayoutRequest { .. } => {
+                    Ok(Done { height: 1, payout: Some(PayoutId(Digest::of("test", &[b"payout"]))) })
+                }
+                Wish::Burn { .. } => Err(ApiError::new(400, "ledger_refused", "only the issuer may do this")),
+                Wish::PayoutReject { .. } | Wish::Bond { .. } | Wish::Unbond { .. } | Wish::Transfer { .. } => {
+                    Ok(Done { height: 2, payout: None })
+                }
+            }
+        })
     }
 
     fn mint(&self, mint: Mint) -> BoxFuture<'_, Result<u64, ApiError>> {
