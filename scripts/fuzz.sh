@@ -49,7 +49,7 @@ fuzz() {
   runs=$(sed -n 's/^stat::number_of_executed_units: *//p' "$log")
   peak=$(sed -n 's/^peak \([0-9]*\) of .*/\1/p' "$log" | tail -1)
   crashes=$((code == 0 ? 0 : 1))
-  echo "$target: ${runs:-unknown} runs, $crashes crashes, at most ${peak:-0} bytes allocated at once by a decoder"
+  echo "$target: ${runs:-unknown} runs, $crashes crashes${peak:+, at most $peak bytes allocated at once by a decoder}"
   if ((code)); then
     tail -25 "$log"
     grep -o 'Test unit written to .*' "$log" || true

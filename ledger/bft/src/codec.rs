@@ -13,7 +13,7 @@ use types::{PolkaCertificate, Round, ValidatorProof, Validity};
 use wincode::{SchemaRead, SchemaWrite};
 
 use crate::context::{Address, BlockId, Height, Ledger, number};
-use crate::held::Held;
+use crate::held::{Held, read_block};
 use crate::part::Part;
 use crate::wire::{
     Aid, Polka, Proof, Request, Response, Said, Status, proposal_from_wire, proposal_to_wire, vote_from_wire,
@@ -153,10 +153,7 @@ codec!(
     |this, bytes| {
         let logged: Logged = decode(&bytes)?;
         if !logged.bytes.is_empty() {
-            let block: Block = decode(&logged.bytes)?;
-            if block.header.digest() != logged.block {
-                return Err(CodecError::NotCanonical("block"));
-            }
+            let block = read_block(&logged.bytes, &logged.block).ok_or(CodecError::NotCanonical("block"))?;
             this.held.put(block, logged.bytes);
         }
         Ok(ProposedValue {

@@ -4,10 +4,18 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use spillway_ledger::{Block, Digest};
+use spillway_ledger::{Block, Digest, decode};
 
 /// The most blocks held at once. A height that needs more has filled many dozen rounds.
 const HELD_MAX: usize = 64;
+
+/// Reads a block of which `digest` is said to be the digest: of its header, and the header's root of its entries. Without
+/// the second, one header could stand for different entries at different validators.
+pub(crate) fn read_block(bytes: &[u8], digest: &Digest) -> Option<Block> {
+    let block: Block = decode(bytes).ok()?;
+    let same = block.header.digest() == *digest && Block::entries_root(&block.entries) == block.header.entries_root;
+    same.then_some(block)
+}
 
 /// A block and its encoding.
 #[derive(Clone, Debug)]

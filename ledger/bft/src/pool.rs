@@ -8,7 +8,7 @@ use arc_malachitebft_peer::PeerId;
 use spillway_ledger::{Block, Digest, Document, NetworkId, PublicKey, Signed, decode};
 
 use crate::context::Members;
-use crate::held::Held;
+use crate::held::{Held, read_block};
 use crate::part::{Opening, Piece};
 
 /// The most openings of one validator at one height; an honest one makes one each time its turn comes.
@@ -137,14 +137,10 @@ impl Pool {
         assembly.pieces[index] = Some(piece.bytes);
         let Some(bytes) = assembly.whole() else { return Taken::Nothing };
         assembly.close();
-        match decode::<Block>(&bytes) {
-            Ok(block) if block.header.digest() == claim.block => {
-                held.put(block, bytes);
-                Taken::Complete(candidate)
-            }
-            // Its proposer's fault: there is no such block.
-            Ok(_) | Err(_) => Taken::Nothing,
-        }
+        // If there is no such block, that is its proposer's fault.
+        let Some(block) = read_block(&bytes, &claim.block) else { return Taken::Nothing };
+        held.put(block, bytes);
+        Taken::Complete(candidate)
     }
 
     /// Notes a candidate that did not come in pieces: our own.

@@ -21,8 +21,8 @@ const ENGINE_FOLDER: &str = "sled";
 const BROKEN_FOLDER: &str = "broken";
 /// Held while the cache is open.
 const LOCK_FILE: &str = "cache.lock";
-/// How often the size on the disk is looked at, in puts.
-const MEASURE_EVERY: u64 = 1_024;
+/// The size on the disk is looked at each time that one of so many parts of what is allowed was put.
+const MEASURE_PARTS: u64 = 16;
 
 /// How much a cache holds. What is put above that displaces the oldest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -89,6 +89,8 @@ struct State {
     ages: BTreeMap<u64, Vec<u8>>,
     bytes: usize,
     next_stamp: u64,
+    /// What was put since the size on the disk was looked at, in bytes.
+    unmeasured: u64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -303,7 +305,9 @@ impl State {
         self.forget(key);
         self.note(key, stamp, value.len());
         self.evict(limits)?;
-        if stamp % MEASURE_EVERY == MEASURE_EVERY - 1 {
+        self.unmeasured += (key.len() + value.len()) as u64;
+        if self.unmeasured > limits.disk_bytes_max / MEASURE_PARTS {
+            self.unmeasured = 0;
             self.measure(limits)?;
         }
         Ok(())

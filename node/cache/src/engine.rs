@@ -1,10 +1,11 @@
 //! sled, as far as it can be trusted: every call may fail or panic on what the disk gives it, and both are the same here.
 //! Invariant: a panic in sled stays in this file.
 
-use std::fs;
+use std::fs::{self, File, TryLockError};
 use std::io;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
+use std::time::Duration;
 
 /// Why sled did not do it, in words.
 #[derive(Debug)]
@@ -27,13 +28,18 @@ const MEMORY_BYTES: u64 = 8 << 20;
 /// How often sled writes what it has by itself, in milliseconds: what a kill of the machine may cost.
 const FLUSH_EVERY_MS: u64 = 1_000;
 
+/// sled's threads let go of its lock some time after it was closed: how often that is looked at, and how long at most.
+const CLOSING_LOOK: Duration = Duration::from_millis(5);
+const CLOSING_LOOKS_MAX: u32 = 1_000;
+
 /// An open sled folder.
 #[derive(Debug)]
 pub(crate) struct Engine(Option<sled::Db>);
 
 impl Engine {
-    /// Opens the folder, making an empty one where there is none.
+    /// Opens the folder, making an empty one where there is none. Whoever calls this holds the cache's own lock.
     pub(crate) fn open(folder: &Path) -> Result<Engine, Broken> {
+        wait_until_closed(&folder.join("db"))?;
         drop_half_snapshots(folder)?;
         let config = sled::Config::new().path(folder).cache_capacity(MEMORY_BYTES).flush_every_ms(Some(FLUSH_EVERY_MS));
         guarded(|| Ok(Engine(Some(config.open()?))))
@@ -95,6 +101,23 @@ impl Drop for Engine {
             Ok(())
         });
     }
+}
+
+/// Waits for the lock that a cache which was closed just now still holds: to open with it held fails like a broken folder.
+fn wait_until_closed(path: &Path) -> Result<(), Broken> {
+    for _ in 0..CLOSING_LOOKS_MAX {
+        let file = match File::open(path) {
+            Ok(file) => file,
+            // Then there is nothing to hold; what is wrong with it, sled will say.
+            Err(_) => return Ok(()),
+        };
+        match file.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(TryLockError::WouldBlock) => std::thread::sleep(CLOSING_LOOK),
+            Err(TryLockError::Error(error)) => return Err(error.into()),
+        }
+    }
+    Err(Broken("it is still being closed".to_owned()))
 }
 
 /// Deletes snapshots that a kill left half written: sled does not open with one.

@@ -65,7 +65,12 @@ fn what_was_put_is_there_until_it_is_removed_and_after_a_restart() {
     look(&cache);
     assert!(cache.flush());
     drop(cache);
-    look(&open(folder.path(), LIMITS));
+    // Closed and opened again at once, while sled's threads may still be at it.
+    for _ in 0..20 {
+        let cache = open(folder.path(), LIMITS);
+        assert!(!cache.was_set_aside());
+        look(&cache);
+    }
 }
 
 #[test]
@@ -112,8 +117,8 @@ fn the_disk_is_bounded() {
         assert!(before <= 64);
     }
     let size = fs::metadata(folder.path().join("sled/db")).expect("there").len();
-    // It is measured every 1,024 puts of 8 KB.
-    assert!(size < disk_bytes_max + 1_024 * 8_100 + (2 << 20), "{size}");
+    // It is measured after each sixteenth of that; sled writes some of it more than once, and in large pieces.
+    assert!(size < 2 * disk_bytes_max + (4 << 20), "{size}");
     drop(cache);
     let cache = open(folder.path(), Limits { disk_bytes_max: 1, ..LIMITS });
     assert!(emptied || cache.was_set_aside(), "it was begun anew when it had grown, or is now");

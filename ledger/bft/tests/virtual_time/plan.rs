@@ -1,5 +1,5 @@
 //! What a run is like, drawn from its seed: how many validators, who lies and how, what breaks and when.
-//! Invariant: fewer than a third lie; from [`CALM_US`] on nothing breaks any more.
+//! Invariant: fewer than a third lie; from [`Plan::calm_us`] on nothing breaks any more.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -10,8 +10,8 @@ use spillway_simulator::draws::Draws;
 
 /// A second, in the world's unit.
 pub const SECOND_US: u64 = 1_000_000;
-/// From then on no message is lost, nothing is cut, nobody is killed.
-pub const CALM_US: u64 = 8 * SECOND_US;
+/// From then on no message is lost, nothing is cut, nobody is killed, in a plan that is drawn.
+const CALM_US: u64 = 8 * SECOND_US;
 
 /// How a validator lies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,10 +81,34 @@ pub struct Plan {
     pub report: bool,
     /// Mean time between two entries of clients, in microseconds.
     pub client_us: u64,
+    /// From then on nothing breaks any more.
+    pub calm_us: u64,
     pub sabotage: Sabotage,
 }
 
 impl Plan {
+    /// Four honest validators close to each other without anything to do; one is away for half a minute.
+    pub fn away(seed: u64) -> Plan {
+        let mut draws = Draws::new(seed, "away");
+        let at_us = 2 * SECOND_US + draws.below(SECOND_US);
+        let down_us = 30 * SECOND_US;
+        Plan {
+            validators: 4,
+            lies: vec![None; 4],
+            way_us: vec![vec![500; 4]; 4],
+            jitter_us: 200,
+            drop_per_million: 0,
+            twice_per_million: 0,
+            kills: vec![Kill { at_us, node: index(&mut draws, 4), effects: 0, reached: 0, down_us }],
+            cuts: Vec::new(),
+            skew_ms: vec![0; 4],
+            report: true,
+            client_us: 3_600 * SECOND_US,
+            calm_us: at_us + down_us,
+            sabotage: Sabotage::None,
+        }
+    }
+
     pub fn drawn(seed: u64, sabotage: Sabotage) -> Plan {
         let mut draws = Draws::new(seed, "plan");
         let validators = 4 + index(&mut draws, 4);
@@ -134,6 +158,7 @@ impl Plan {
             skew_ms,
             report: draws.happens(500_000),
             client_us: [100_000, 700_000, 3 * SECOND_US][index(&mut draws, 3)],
+            calm_us: CALM_US,
             sabotage,
         }
     }

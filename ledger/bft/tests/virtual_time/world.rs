@@ -17,12 +17,14 @@ use crate::context::Ledger;
 use crate::host::{Host, lock};
 use crate::log::Log;
 use crate::node::{Machine, Out, Seat, Stop, Target, Wire};
-use crate::plan::{CALM_US, Kill, Plan, SECOND_US, Sabotage, index, settings};
+use crate::plan::{Kill, Plan, SECOND_US, Sabotage, index, settings};
 
 /// When the network began, in Unix milliseconds.
 const START_MS: u64 = 1_790_000_000_000;
-/// How many more heights each honest validator must decide once the faults have stopped, and by when.
+/// How many more heights each honest validator must decide once the faults have stopped, how far behind the first it
+/// may be then, and by when.
 const FURTHER: u64 = 3;
+const BEHIND: u64 = 1;
 const HEALED_US: u64 = 60 * SECOND_US;
 /// How soon somebody starts a validator that ended by itself, in microseconds.
 const RESTART_US: u64 = 300_000;
@@ -194,18 +196,18 @@ impl World {
         let mut goal = None;
         let mut events = 0;
         while let Some(((at_us, _), what)) = self.line.pop_first() {
-            if goal.is_none() && at_us >= CALM_US {
+            if goal.is_none() && at_us >= self.plan.calm_us {
                 goal = Some(self.checks.height() + FURTHER);
             }
             self.now_us = at_us;
             self.happen(what)?;
             events += 1;
             if let Some(goal) = goal {
-                if self.all_reached(goal) {
-                    self.checks.tally.healed_ms = (self.now_us - CALM_US) / 1_000;
+                if self.all_reached(goal.max(self.checks.height().saturating_sub(BEHIND))) {
+                    self.checks.tally.healed_ms = (self.now_us - self.plan.calm_us) / 1_000;
                     return Ok(());
                 }
-                if self.now_us > CALM_US + HEALED_US || events > EVENTS_MAX {
+                if self.now_us > self.plan.calm_us + HEALED_US || events > EVENTS_MAX {
                     return Err(self.stuck(goal));
                 }
             }
@@ -322,7 +324,7 @@ impl World {
         if self.plan.sabotage == Sabotage::ForgetsLog {
             place.log = Log::default();
         }
-        let wait = if self.now_us < CALM_US { down_us } else { down_us.min(RESTART_US) };
+        let wait = if self.now_us < self.plan.calm_us { down_us } else { down_us.min(RESTART_US) };
         self.after(wait, Happening::Start(node));
     }
 
@@ -440,7 +442,9 @@ impl World {
             }
             reached += 1;
             self.checks.tally.messages += 1;
-            if self.cut(from, to) || (self.now_us < CALM_US && self.network.happens(self.plan.drop_per_million)) {
+            if self.cut(from, to)
+                || (self.now_us < self.plan.calm_us && self.network.happens(self.plan.drop_per_million))
+            {
                 self.checks.tally.lost += 1;
                 continue;
             }
