@@ -298,7 +298,8 @@ fn settle_genesis(folder: &Path, genesis: &Genesis) -> Result<(), OpenError> {
         let mut file = File::create(&half)?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
-        fs::rename(&half, &path)
+        fs::rename(&half, &path)?;
+        File::open(folder)?.sync_all()
     };
     write().map_err(|source| OpenError::Io { path: path.clone(), source })
 }

@@ -89,7 +89,7 @@ pub async fn run(
     let genesis = load_genesis(folder, &config)?;
     let node_key = keystore::load_or_create(&folder.join("node.key"))?;
     let account_key = keystore::load_or_create(&folder.join("account.key"))?;
-    let store = Arc::new(Store::open(folder.join("node.redb")).context("node.redb")?);
+    let store = Arc::new(Store::open_noted(folder.join("node.redb")).context("node.redb")?);
     let restored = records::restore(&store).context("node.redb")?;
     let cash = Cash::of(folder, &config, &genesis)?;
     let payout_under_way = cash::restore(&store).context("node.redb")?;

@@ -104,7 +104,8 @@ pub fn found(folder: &Path, name: &str) -> Result<Genesis> {
 /// # Errors
 /// As [`key_file`].
 pub fn with_committee(mut genesis: Genesis, folders: &[PathBuf]) -> Result<Genesis> {
-    let keys: Result<Vec<_>> = folders.iter().map(|folder| Ok(key_file(&folder.join(VALIDATOR_KEY))?.public())).collect();
+    let keys: Result<Vec<_>> =
+        folders.iter().map(|folder| Ok(key_file(&folder.join(VALIDATOR_KEY))?.public())).collect();
     genesis.committee = keys?;
     genesis.committee.sort_unstable();
     genesis.validate().context("genesis")?;

@@ -14,7 +14,7 @@ use arc_malachitebft_engine::host::{Next, SyncedValueOutcome};
 use arc_malachitebft_sync::RawDecidedValue;
 use spillway_ledger::{
     Block, CertifiedBlock, Committed, Digest, Evidence, FollowError, NetworkId, PublicKey, Replicator, SecretKey,
-    Signed, SignedBytes, StoreError, decode, encode,
+    Signed, SignedBytes, StoreError, encode,
 };
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::time::Instant;
@@ -23,7 +23,7 @@ use types::{HeightParams, LinearTimeouts, Round, Validity};
 
 use crate::codec::message;
 use crate::context::{Address, BlockId, Height, Ledger, Members, number};
-use crate::held::Held;
+use crate::held::{Held, read_block};
 use crate::host::{Host, lock};
 use crate::part::{Part, Shared, announce, pieces};
 use crate::pool::{Candidate, Pool, Taken};
@@ -357,7 +357,7 @@ impl<H: Host> App<H> {
         if height.0 != self.next_height() {
             return SyncedValueOutcome::LocalTransientError;
         }
-        let Ok(block) = decode::<Block>(bytes) else { return SyncedValueOutcome::PeerFault };
+        let Some(block) = read_block(bytes) else { return SyncedValueOutcome::PeerFault };
         let digest = block.header.digest();
         let valid = match self.verdicts.get(&digest) {
             Some(valid) => *valid,

@@ -153,7 +153,8 @@ codec!(
     |this, bytes| {
         let logged: Logged = decode(&bytes)?;
         if !logged.bytes.is_empty() {
-            let block = read_block(&logged.bytes, &logged.block).ok_or(CodecError::NotCanonical("block"))?;
+            let block = read_block(&logged.bytes).filter(|block| block.header.digest() == logged.block);
+            let block = block.ok_or(CodecError::NotCanonical("block"))?;
             this.held.put(block, logged.bytes);
         }
         Ok(ProposedValue {

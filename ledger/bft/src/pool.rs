@@ -138,7 +138,8 @@ impl Pool {
         let Some(bytes) = assembly.whole() else { return Taken::Nothing };
         assembly.close();
         // If there is no such block, that is its proposer's fault.
-        let Some(block) = read_block(&bytes, &claim.block) else { return Taken::Nothing };
+        let block = read_block(&bytes).filter(|block| block.header.digest() == claim.block);
+        let Some(block) = block else { return Taken::Nothing };
         held.put(block, bytes);
         Taken::Complete(candidate)
     }

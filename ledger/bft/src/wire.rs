@@ -101,7 +101,7 @@ struct RoundVote {
 /// Shows that a validator answers under a network identity.
 #[derive(Clone, Debug, PartialEq, Eq, SchemaRead, SchemaWrite)]
 pub(crate) struct Proof {
-    key: PublicKey,
+    key: [u8; 32],
     peer: Vec<u8>,
     signature: Signature,
 }
@@ -247,13 +247,12 @@ impl From<RoundVotes> for RoundCertificate<Ledger> {
 
 impl Proof {
     pub(crate) fn new(proof: &types::ValidatorProof<Ledger>) -> Result<Self, CodecError> {
-        let key = <[u8; 32]>::try_from(proof.public_key.as_slice()).map_err(|_| CodecError::Malformed)?;
-        let key = PublicKey::from_bytes(&key).map_err(|_| CodecError::Malformed)?;
+        let key = proof.public_key.as_slice().try_into().map_err(|_| CodecError::Malformed)?;
         Ok(Proof { key, peer: proof.peer_id.clone(), signature: proof.signature })
     }
 
     pub(crate) fn open(self) -> types::ValidatorProof<Ledger> {
-        types::ValidatorProof::new(self.key.as_bytes().to_vec(), self.peer, self.signature)
+        types::ValidatorProof::new(self.key.to_vec(), self.peer, self.signature)
     }
 }
 

@@ -7,9 +7,11 @@ pub const START_MS: u64 = 1_700_000_000_000;
 
 /// Everyone who acts in the vectors.
 pub struct Cast {
+    /// The network's constitution, without bootstrap addresses.
     pub genesis: Genesis,
+    /// Its id.
     pub network: NetworkId,
-    /// All keys: issuer, authority, two pools, consumer, provider, gateway, voucher key, stranger.
+    /// Everyone's keys: issuer, authority, two pools, consumer, provider, gateway, voucher key, stranger.
     pub keys: Vec<SecretKey>,
 }
 

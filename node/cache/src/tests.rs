@@ -123,8 +123,8 @@ fn the_disk_is_bounded() {
     let cache = open(folder.path(), Limits { disk_bytes_max: 1, ..LIMITS });
     assert!(emptied || cache.was_set_aside(), "it was begun anew when it had grown, or is now");
     assert!(cache.was_set_aside() && cache.is_empty(), "even an empty one takes more than a byte, and opens");
-    cache.put(b"key", b"value").expect("put");
-    assert_eq!(cache.get(b"key"), Some(b"value".to_vec()));
+    cache.put(b"key", b"value").expect("it may be displaced at once");
+    assert!(cache.get(b"key").is_none_or(|value| value == b"value"));
 }
 
 #[test]

@@ -135,13 +135,7 @@ fn take(replica: &Mutex<Replica>, waiting: &Waiting, group: Group) -> Vec<Signed
 }
 
 /// Tells the node, its peers and the submitters of each final block, in order.
-fn tell(
-    keeper: Keeper,
-    replica: &Mutex<Replica>,
-    waiting: &Waiting,
-    blocks: &Receiver<Committed>,
-    runtime: &Handle,
-) {
+fn tell(keeper: Keeper, replica: &Mutex<Replica>, waiting: &Waiting, blocks: &Receiver<Committed>, runtime: &Handle) {
     for Committed { block, applied } in blocks {
         let header = block.block.header;
         let (refused, height) = {
@@ -153,7 +147,8 @@ fn tell(
             let _ = runtime.block_on(keeper.events.send(event));
         }
         keeper.reached.send_replace(header.height);
-        let included = block.block.entries.iter().map(|wire| (Ticket::of(wire), LedgerReply::In { height: header.height }));
+        let included =
+            block.block.entries.iter().map(|wire| (Ticket::of(wire), LedgerReply::In { height: header.height }));
         let refused = refused.into_iter().map(|(ticket, error)| (ticket, refusal(height, &error)));
         let replies: Vec<(Ticket, LedgerReply)> = included.chain(refused).collect();
         keeper.network.publish(Topic::Blocks, encode(&Notice { header, certificate: block.certificate }));

@@ -1,23 +1,23 @@
 //! The handle to the books.
 //! Invariant: reading never waits for the network, and never sees half a block.
 
-use super::submit::Account as Submitter;
-use super::wire::Notice;
 #[cfg(feature = "validator")]
 use super::committee;
+use super::submit::Account as Submitter;
+use super::wire::Notice;
 use super::{follow, group, serve, solo};
 use crate::network::{Network, Reply, Verdict};
+#[cfg(feature = "validator")]
+use spillway_ledger::Replica;
 use spillway_ledger::chain::OpenError;
 use spillway_ledger::{
     Account, Action, Applied, Book, CertifiedBlock, CoSigned, Digest, Evidence, Follower, Genesis, NodeId, Proof,
     SecretKey, Solo, StoreError, decode,
 };
-#[cfg(feature = "validator")]
-use spillway_ledger::Replica;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::path::Path;
 #[cfg(feature = "validator")]
 use std::sync::Mutex;
-use std::path::Path;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};

@@ -1,8 +1,8 @@
 //! Answers peers' questions about the ledger.
 //! Invariant: a question costs a bounded amount of work, and none at all when too many are being answered.
 
-use super::handle::{Books, Copy, Writer};
 use super::group::{Answer, Submission};
+use super::handle::{Books, Copy, Writer};
 use super::wire::{LedgerCall, LedgerReply};
 use crate::network::Reply;
 use spillway_ledger::{NodeId, StoreError, decode, encode};

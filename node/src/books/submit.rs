@@ -2,8 +2,8 @@
 //! Invariant: the account's entries go one after the other, so that each has the right nonce; an entry is tried until it
 //! is in this node's copy, or refused.
 
-use super::handle::{Books, Writer};
 use super::group::{Answer, Submission};
+use super::handle::{Books, Writer};
 use super::wire::{LedgerCall, LedgerReply, Remedy};
 use crate::network::CallKind;
 use spillway_ledger::{Action, CodecError, Entry, NetworkId, SecretKey, Signed, decode, encode};

@@ -84,7 +84,9 @@ pub(crate) async fn run(command: TestnetCommand) -> Result<Verdict> {
     match command {
         TestnetCommand::Up(UpArguments { place, validators }) => {
             if validators.is_some() && !cfg!(feature = "validator") {
-                anyhow::bail!("--validators: this program was built without them; build it with `--features validator`");
+                anyhow::bail!(
+                    "--validators: this program was built without them; build it with `--features validator`"
+                );
             }
             let asked = validators.map(usize::from);
             let found = detached::validators(&place.folder)?;

@@ -24,7 +24,7 @@ pub struct Notes {
     pub evidence: Vec<Evidence>,
     /// Entries to tell the others.
     pub share: Vec<SignedBytes>,
-    /// A second block for the same round, by a liar.
+    /// A second block for the same round, by a liar; perhaps under the same header.
     pub second: Option<Block>,
 }
 
@@ -108,6 +108,12 @@ impl Host for Books {
             Some(Lie::WrongState) => {
                 let mut block = honest(replica, now_ms);
                 block.header.state_root = Digest::of("a wrong state", &[&now_ms.to_le_bytes()]);
+                block
+            }
+            Some(Lie::SameHeader) => {
+                let block = honest(replica, now_ms);
+                let mut other = block.clone();
+                self.notes().second = other.entries.pop().map(|_| other);
                 block
             }
             Some(Lie::Future) => honest(replica, now_ms + FUTURE_MS),

@@ -104,7 +104,7 @@ impl Checks {
         let (height, digest) = (header.height, header.digest());
         let set =
             self.sets.get(&height).ok_or_else(|| format!("{node} decided height {height} before {}", height - 1))?;
-        let verified = block.certificate.verify(&self.network, header, &set);
+        let verified = block.certificate.verify(&self.network, header, set);
         verified.map_err(|error| format!("{node} made block {height} final by a bad certificate: {error}"))?;
         if let Some(other) = self.decided.get(&height) {
             if *other == digest {

@@ -55,7 +55,7 @@ impl Liar {
     pub fn publish(&mut self, said: SignedConsensusMsg<Ledger>) -> Vec<(To, SignedConsensusMsg<Ledger>)> {
         match self.lie {
             Lie::Silent => Vec::new(),
-            Lie::WrongState | Lie::Future | Lie::Approves => vec![(To::All, said)],
+            Lie::WrongState | Lie::Future | Lie::SameHeader | Lie::Approves => vec![(To::All, said)],
             Lie::TwoFaced => {
                 let other = match &said {
                     SignedConsensusMsg::Vote(vote) => {

@@ -2,6 +2,9 @@
 //! Invariant: everything the engine asks for is answered by the code that ships; what is ours here is what its actors
 //! do: carry messages, keep the log, run timers. A machine that died does nothing any more.
 
+mod effects;
+mod peers;
+
 use std::collections::{BTreeMap, VecDeque};
 use std::pin::Pin;
 use std::sync::Arc;
@@ -11,32 +14,27 @@ use std::time::Duration;
 use arc_malachitebft_app_channel::app::metrics::Metrics;
 use arc_malachitebft_app_channel::app::types::codec::Codec;
 use arc_malachitebft_app_channel::{AppMsg, NetworkMsg, Reply};
-use arc_malachitebft_core_consensus::r#gen::{CoResult, Gen};
-use arc_malachitebft_core_consensus::{
-    ConsensusMsg, Effect, Input, LivenessMsg, Params, Resumable, Resume, SignedConsensusMsg, State, ValuePayload,
-    handle,
-};
+use arc_malachitebft_core_consensus::{Input, LivenessMsg, Params, SignedConsensusMsg, State, ValuePayload};
 use arc_malachitebft_core_types as types;
-use arc_malachitebft_engine::host::{HeightParams, Next, SyncedValueOutcome};
+use arc_malachitebft_engine::host::{HeightParams, Next};
 use arc_malachitebft_engine::util::streaming::StreamMessage;
 use arc_malachitebft_peer::PeerId;
-use arc_malachitebft_signing::{Signer, Verifier, VerifierExt};
 use arc_malachitebft_sync as sync;
 use bytes::Bytes;
 use spillway_ledger::{Action, CertifiedBlock, Evidence, NetworkId, Replica, SecretKey, SignedBytes};
 use tokio::sync::{Notify, mpsc, oneshot, watch};
-use types::{Height as _, LinearTimeouts, ThresholdParam, ThresholdParams, Timeout, ValueOrigin, ValueResponse};
+use types::{LinearTimeouts, ThresholdParam, ThresholdParams, Timeout, ValueOrigin, ValueResponse};
 use types::{ValidatorSet as _, VoteExtensionPolicy};
 
 use crate::app::{App, Failure};
 use crate::books::Books;
-use crate::codec::{LogCodec, WireCodec, message};
+use crate::codec::{LogCodec, WireCodec};
 use crate::context::{Address, Height, Ledger, Members};
 use crate::held::Held;
 use crate::host::{Host, lock};
-use crate::lies::{Liar, To};
+use crate::lies::Liar;
 use crate::log::Log;
-use crate::part::{Part, announce, pieces, shared};
+use crate::part::Part;
 use crate::plan::{Lie, Sabotage, settings, timeouts};
 use crate::pool::Pool;
 use crate::signer::{LedgerSigner, LedgerVerifier};
@@ -46,8 +44,6 @@ use crate::wire::SYNC_BLOCKS_MAX;
 const QUEUE: (usize, usize) = (10, 500);
 /// The application never idles by itself here: the world says when an idle wait is over.
 const NEVER: Duration = Duration::from_secs(24 * 3_600);
-/// How long a question for decided blocks may stay unanswered, in microseconds; as the engine is told.
-const ASKED_US: u64 = 5_000_000;
 /// The most messages that the application sends at once.
 const PARTS_MAX: usize = 1_024;
 
@@ -155,7 +151,6 @@ pub struct Machine {
     signer: LedgerSigner,
     verifier: LedgerVerifier,
     codec: LogCodec,
-    held: Held,
     thresholds: ThresholdParams,
     waits: LinearTimeouts,
     metrics: Metrics,
@@ -171,6 +166,8 @@ pub struct Machine {
     timers: Vec<(Timeout, u64)>,
     timers_made: u64,
     is_validator: bool,
+    /// The round that began last.
+    round: u32,
     recovering: bool,
     liar: Option<Liar>,
     /// How far the others say they are.
@@ -224,7 +221,7 @@ impl Machine {
             signer: LedgerSigner::new(seat.key.clone()),
             verifier: LedgerVerifier::new(network),
             codec: LogCodec::new(held.clone()),
-            held,
+
             thresholds: ThresholdParams { quorum, ..ThresholdParams::default() },
             waits: timeouts(),
             metrics: Metrics::new(),
@@ -240,6 +237,7 @@ impl Machine {
             timers: Vec::new(),
             timers_made: 0,
             is_validator: false,
+            round: 0,
             recovering: false,
             liar: seat.lie.map(|lie| Liar::new(lie, seat.key.clone(), network)),
             tips: BTreeMap::new(),
@@ -476,14 +474,8 @@ impl Machine {
                 worked = true;
                 self.share(&notes.share);
             }
-            if let (Some(block), Some(liar)) = (notes.second, &mut self.liar) {
-                liar.second = Some(block.header.digest());
-                let round = self.core.as_ref().map_or(0, |core| core.round().as_u32().unwrap_or(0));
-                let (opening, bytes) = announce(self.network, round, None, &block, &self.key);
-                for part in pieces(opening.wire(), &bytes) {
-                    self.send_part(part)?;
-                }
-                self.held.put(block, bytes);
+            if let Some(block) = notes.second {
+                self.send_second(&block)?;
             }
             if !worked {
                 return Ok(());
@@ -498,294 +490,6 @@ impl Machine {
         }
         self.pump()?;
         Ok(answer)
-    }
-
-    // ---- what leaves it ----
-
-    fn send(&mut self, target: Target, wire: Wire) {
-        if self.liar.as_ref().is_some_and(|liar| liar.lie == Lie::Silent) {
-            return;
-        }
-        self.out.push(Out::Send(target, wire));
-    }
-
-    fn send_part(&mut self, part: Part) -> Result<(), Stop> {
-        let bytes = Codec::<StreamMessage<Part>>::encode(&WireCodec, &message(part));
-        self.send(Target::All, Wire::Part(bytes.map_err(|_| broken("a part cannot be encoded"))?));
-        Ok(())
-    }
-
-    /// Tells the others of entries, as the shipped validator does.
-    fn share(&mut self, entries: &[SignedBytes]) {
-        for part in shared(self.network, entries, &self.key) {
-            self.send_part(part).unwrap_or_else(|_| unreachable!("our own parts can be encoded"));
-        }
-        self.wake.notify_one();
-    }
-
-    fn say(&mut self, target: Target, said: &SignedConsensusMsg<Ledger>) -> Result<(), Stop> {
-        let bytes = WireCodec.encode(said).map_err(|_| broken("a message cannot be encoded"))?;
-        self.send(target, Wire::Said(bytes));
-        Ok(())
-    }
-
-    fn publish(&mut self, said: SignedConsensusMsg<Ledger>, target: Target) -> Result<(), Stop> {
-        self.out.push(Out::Said(said.clone()));
-        let Some(liar) = &mut self.liar else { return self.say(target, &said) };
-        for (to, said) in liar.publish(said) {
-            let target = match to {
-                To::All => Target::All,
-                To::Even => Target::Even,
-                To::Odd => Target::Odd,
-            };
-            self.say(target, &said)?;
-        }
-        Ok(())
-    }
-
-    /// Those who vote for everything do so here.
-    fn approve(&mut self, said: &SignedConsensusMsg<Ledger>) -> Result<(), Stop> {
-        let votes = self.liar.as_mut().map(|liar| liar.hears(said)).unwrap_or_default();
-        votes.iter().try_for_each(|vote| self.say(Target::All, vote))
-    }
-
-    fn aid(&mut self, aid: &LivenessMsg<Ledger>) -> Result<(), Stop> {
-        let bytes = WireCodec.encode(aid).map_err(|_| broken("a liveness message cannot be encoded"))?;
-        self.send(Target::All, Wire::Aid(bytes));
-        Ok(())
-    }
-
-    fn soon(&mut self, input: Input<Ledger>) {
-        self.out.push(Out::Soon(Box::new(input)));
-    }
-
-    // ---- falling behind ----
-
-    /// Asks one that is further for what we miss; one question at a time.
-    fn request(&mut self) -> Result<(), Stop> {
-        if self.asked_until_us.is_some_and(|until| self.now_us < until) {
-            return Ok(());
-        }
-        let first = self.next_height();
-        let further: Vec<(usize, u64)> =
-            self.tips.iter().filter(|(_, tip)| **tip >= first).map(|(who, tip)| (*who, *tip)).collect();
-        if further.is_empty() || self.ready.contains_key(&first) {
-            return Ok(());
-        }
-        // Another one each time: who answered wrongly or not at all is not asked twice in a row.
-        let turn = usize::try_from(self.now_us / 1_000).unwrap_or(0) % further.len();
-        let (who, tip) = further[turn];
-        let last = tip.min(first + SYNC_BLOCKS_MAX as u64 - 1);
-        let request = sync::Request::ValueRequest(sync::ValueRequest::new(Height(first)..=Height(last)));
-        let bytes = WireCodec.encode(&request).map_err(|_| broken("a request cannot be encoded"))?;
-        self.asked_until_us = Some(self.now_us + ASKED_US);
-        self.send(Target::One(who), Wire::Request(bytes));
-        Ok(())
-    }
-
-    fn serve(&mut self, to: usize, range: std::ops::RangeInclusive<Height>) -> Result<(), Stop> {
-        let start = *range.start();
-        let Ok(mut values) = self.ask(|reply| AppMsg::GetDecidedValues { range, reply })?.try_recv() else {
-            return Err(broken("the application does not give decided blocks"));
-        };
-        if self.liar.as_ref().is_some_and(|liar| liar.lie != Lie::Silent) {
-            // The right blocks under a certificate whose signatures belong to others.
-            for value in &mut values {
-                value.certificate.commit_signatures.rotate_left(1);
-                let addresses: Vec<_> = value.certificate.commit_signatures.iter().map(|by| by.address).collect();
-                for (by, address) in value.certificate.commit_signatures.iter_mut().zip(addresses.into_iter().rev()) {
-                    by.address = address;
-                }
-            }
-        }
-        let response = sync::Response::ValueResponse(sync::ValueResponse::new(start, values));
-        let bytes = WireCodec.encode(&response).map_err(|_| broken("a response cannot be encoded"))?;
-        self.send(Target::One(to), Wire::Response(bytes));
-        Ok(())
-    }
-
-    // ---- what the engine's actors do ----
-
-    fn process(&mut self, input: Input<Ledger>) -> Result<(), Stop> {
-        let mut core = self.core.take().ok_or_else(|| broken("an input came before the first height"))?;
-        let metrics = self.metrics.clone();
-        // As the engine's own `process!`, but for one thing: it can be left in the middle, as by a crash.
-        let mut steps = Gen::new(|co| handle(co, &mut core, &metrics, input));
-        let mut step = steps.resume_with(Resume::Start);
-        let result = loop {
-            match step {
-                CoResult::Yielded(effect) => step = steps.resume_with(self.effect(effect)?),
-                CoResult::Complete(result) => break result,
-            }
-        };
-        drop(steps);
-        self.core = Some(core);
-        result.map_err(|error| broken(&format!("the engine gives up: {error}")))
-    }
-
-    fn log_is_used(&self) -> bool {
-        self.is_validator && !self.recovering
-    }
-
-    fn flush(&mut self) {
-        if self.log_is_used() {
-            self.log.flush();
-        }
-    }
-
-    fn effect(&mut self, effect: Effect<Ledger>) -> Result<Resume<Ledger>, Stop> {
-        if let Some((effects, reached)) = self.fuse {
-            if effects == 0 {
-                if let Effect::PublishConsensusMsg(said, _) = effect {
-                    self.flush();
-                    self.publish(said, Target::First(reached))?;
-                }
-                return Err(Stop::Killed);
-            }
-            self.fuse = Some((effects - 1, reached));
-        }
-        let ledger = Ledger { network: self.network };
-        Ok(match effect {
-            Effect::CancelAllTimeouts(r) => {
-                self.timers.clear();
-                r.resume_with(())
-            }
-            Effect::CancelTimeout(timeout, r) => {
-                self.timers.retain(|(other, _)| *other != timeout);
-                r.resume_with(())
-            }
-            Effect::ScheduleTimeout(timeout, r) => {
-                self.timers.retain(|(other, _)| *other != timeout);
-                self.timers_made += 1;
-                self.timers.push((timeout, self.timers_made));
-                self.out.push(Out::Timer(self.timers_made, self.waits.duration_for(timeout)));
-                r.resume_with(())
-            }
-            Effect::StartRound(height, round, proposer, role, r) => {
-                self.flush();
-                if round.as_i64() > 0 {
-                    self.out.push(Out::Round(round.as_u32().unwrap_or(0)));
-                }
-                let ask = |reply_value| AppMsg::StartedRound { height, round, proposer, role, reply_value };
-                let values = self.ask(ask)?.try_recv().map_err(|_| broken("no answer to a new round"))?;
-                self.inbox.extend(values.into_iter().map(|value| Input::ProposedValue(value, ValueOrigin::Consensus)));
-                r.resume_with(())
-            }
-            Effect::GetValue(height, round, timeout, r) => {
-                let timeout = self.waits.duration_for(timeout);
-                if let Ok(value) = self.ask(|reply| AppMsg::GetValue { height, round, timeout, reply })?.try_recv() {
-                    self.soon(Input::Propose(value));
-                }
-                r.resume_with(())
-            }
-            Effect::RestreamProposal(height, round, valid_round, address, value_id, r) => {
-                let message = AppMsg::RestreamProposal { height, round, valid_round, address, value_id };
-                self.ask::<()>(|_| message)?;
-                r.resume_with(())
-            }
-            Effect::SignVote(vote, r) => {
-                r.resume_with(ready(self.signer.sign_vote(vote)).map_err(|_| broken("a vote cannot be signed"))?)
-            }
-            Effect::SignProposal(proposal, r) => {
-                let signed = ready(self.signer.sign_proposal(proposal));
-                r.resume_with(signed.map_err(|_| broken("a proposal cannot be signed"))?)
-            }
-            Effect::VerifySignature(signed, key, r) => {
-                let result = match &signed.message {
-                    ConsensusMsg::Vote(vote) => ready(self.verifier.verify_signed_vote(vote, &signed.signature, &key)),
-                    ConsensusMsg::Proposal(proposal) => {
-                        ready(self.verifier.verify_signed_proposal(proposal, &signed.signature, &key))
-                    }
-                };
-                r.resume_with(result.is_ok_and(|result| result.is_valid()))
-            }
-            Effect::VerifyCommitCertificate(certificate, set, thresholds, r) => {
-                r.resume_with(ready(self.verifier.verify_commit_certificate(&ledger, &certificate, &set, thresholds)))
-            }
-            Effect::VerifyExtendedCommitCertificate(certificate, set, thresholds, policy, r) => {
-                let verifier = &self.verifier;
-                let verify =
-                    verifier.verify_extended_commit_certificate(&ledger, &certificate, &set, thresholds, policy);
-                r.resume_with(ready(verify))
-            }
-            Effect::VerifyPolkaCertificate(certificate, set, thresholds, r) => {
-                r.resume_with(ready(self.verifier.verify_polka_certificate(&ledger, &certificate, &set, thresholds)))
-            }
-            Effect::VerifyRoundCertificate(certificate, set, thresholds, r) => {
-                r.resume_with(ready(self.verifier.verify_round_certificate(&ledger, &certificate, &set, thresholds)))
-            }
-            Effect::PublishConsensusMsg(said, r) => {
-                self.flush();
-                self.publish(said, Target::All)?;
-                r.resume_with(())
-            }
-            Effect::PublishLivenessMsg(aid, r) => {
-                if let LivenessMsg::Vote(vote) = &aid {
-                    self.out.push(Out::Said(SignedConsensusMsg::Vote(vote.clone())));
-                }
-                self.aid(&aid)?;
-                r.resume_with(())
-            }
-            Effect::RepublishVote(vote, r) => {
-                self.out.push(Out::Said(SignedConsensusMsg::Vote(vote.clone())));
-                self.aid(&LivenessMsg::Vote(vote))?;
-                r.resume_with(())
-            }
-            Effect::RepublishRoundCertificate(certificate, r) => {
-                self.aid(&LivenessMsg::SkipRoundCertificate(certificate))?;
-                r.resume_with(())
-            }
-            Effect::Decide(certificate, extensions, r) => {
-                self.flush();
-                let ask = |reply| AppMsg::Decided { certificate, extensions, reply };
-                self.ask(ask)?.try_recv().map_err(|_| broken("a decided block was not stored"))?;
-                r.resume_with(())
-            }
-            Effect::Finalize(certificate, extensions, evidence, r) => {
-                self.next = Some(self.ask(|reply| AppMsg::Finalized { certificate, extensions, evidence, reply })?);
-                self.idle();
-                r.resume_with(())
-            }
-            Effect::WalAppend(height, entry, r) => {
-                if self.log_is_used() {
-                    let written = self.log.append(height.as_u64(), entry, &self.codec);
-                    written.map_err(|error| broken(&format!("the log takes no entry: {error}")))?;
-                }
-                r.resume_with(())
-            }
-            Effect::CertVerifiedSyncValue(response, proposer, r) => {
-                let ValueResponse { value_bytes, certificate, .. } = response;
-                let (height, round) = (certificate.height, certificate.round);
-                let ask = |reply| AppMsg::ProcessSyncedValue { height, round, proposer, value_bytes, reply };
-                match self.ask(ask)?.try_recv() {
-                    Ok(SyncedValueOutcome::Verdict(value)) if value.value == certificate.value_id => {
-                        self.out.push(Out::Synced);
-                        self.inbox.push_back(Input::ProposedValue(value, ValueOrigin::Sync));
-                    }
-                    Ok(SyncedValueOutcome::Verdict(_)) => return Err(broken("a synced block is another one")),
-                    // The next status brings the next question.
-                    Ok(SyncedValueOutcome::PeerFault | SyncedValueOutcome::LocalTransientError) | Err(_) => {}
-                }
-                r.resume_with(())
-            }
-            Effect::CertRejectedSyncValue(_, _, _, r) => {
-                // What it sent after that one is worth nothing, either; the next status brings the next question.
-                self.ready.clear();
-                r.resume_with(())
-            }
-            // Votes carry nothing but votes here: the engine does not ask.
-            Effect::ExtendVote(_, _, _, _, r) => r.resume_with(None),
-            Effect::VerifyVoteExtension(_, _, _, _, _, _, r) => r.resume_with(Ok(())),
-        })
-    }
-
-    /// As the application waits: the proposer begins first.
-    fn idle(&mut self) {
-        let height = self.next_height();
-        let members = Members::from(&lock(self.books.replica()).validators());
-        let ours = members.proposer_key(height, 0) == self.key.public();
-        let grace = if ours { Duration::ZERO } else { self.waits.propose / 2 };
-        self.out.push(Out::Idle(height, Duration::from_millis(settings().idle_ms) + grace));
     }
 }
 

@@ -24,6 +24,8 @@ pub enum Lie {
     WrongState,
     /// It proposes blocks an hour ahead.
     Future,
+    /// It sends some peers other entries under the header that it proposes.
+    SameHeader,
     /// It votes for whatever anybody proposes, in both steps, beside its own votes.
     Approves,
 }
@@ -117,7 +119,15 @@ impl Plan {
         let mut lies = vec![None; validators];
         let liars = if draws.happens(300_000) { 0 } else { 1 + index(&mut draws, (validators - 1) / 3) };
         for liar in &order[..liars] {
-            let kinds = [Lie::Silent, Lie::TwoFaced, Lie::TwoFaced, Lie::WrongState, Lie::Future, Lie::Approves];
+            let kinds = [
+                Lie::Silent,
+                Lie::TwoFaced,
+                Lie::TwoFaced,
+                Lie::WrongState,
+                Lie::Future,
+                Lie::SameHeader,
+                Lie::Approves,
+            ];
             lies[*liar] = Some(kinds[index(&mut draws, kinds.len())]);
         }
         let base = [500, 5_000, 40_000, 100_000][index(&mut draws, 4)];
