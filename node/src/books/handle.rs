@@ -226,7 +226,7 @@ impl Books {
                 #[cfg(feature = "validator")]
                 BooksRole::Validate { key, settings } => {
                     let replica = Arc::new(Mutex::new(Replica::open(&folder, &constitution)?));
-                    (Copy::Replica(Arc::clone(&replica)), Keep::Together(replica, key, settings))
+                    (Copy::Replica(Arc::clone(&replica)), Keep::Together(replica, Box::new((key, settings))))
                 }
             })
         });
@@ -246,7 +246,8 @@ impl Books {
             }
             Keep::Alone => (Writer::Here(solo::start(keeper).map_err(BooksError::Thread)?), None),
             #[cfg(feature = "validator")]
-            Keep::Together(replica, key, settings) => {
+            Keep::Together(replica, seat) => {
+                let (key, settings) = *seat;
                 let (submissions, offences) = committee::start(keeper, replica, key, settings).await?;
                 (Writer::Here(submissions), Some(offences))
             }
@@ -358,7 +359,7 @@ enum Keep {
     Alone,
     There(Vec<NodeId>),
     #[cfg(feature = "validator")]
-    Together(Arc<Mutex<Replica>>, SecretKey, spillway_bft::Settings),
+    Together(Arc<Mutex<Replica>>, Box<(SecretKey, spillway_bft::Settings)>),
 }
 
 /// Puts offences that the committee's engine noticed on the ledger, until the books stop.
