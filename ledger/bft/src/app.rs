@@ -27,7 +27,12 @@ use crate::held::{Held, read_block};
 use crate::host::{Host, lock};
 use crate::part::{Part, Shared, announce, pieces};
 use crate::pool::{Candidate, Pool, Taken};
+use crate::progress::Progress;
 use crate::wire::{SYNC_BLOCKS_MAX, certificate, extended, proposal_to_wire, vote_to_wire};
+
+/// How long a proposal waits for entries that came before it to be verified. Far below a round's time-out, so that
+/// nobody can stop us by sharing much.
+const TAKEN_WAIT: Duration = Duration::from_millis(100);
 
 /// Why a validator stopped by itself. Start it anew; what it had decided and not stored, it gets again.
 #[derive(Debug, thiserror::Error)]
@@ -73,6 +78,8 @@ pub(crate) struct App<H> {
     pub(crate) pool: Pool,
     pub(crate) parts: mpsc::Sender<NetworkMsg<Ledger>>,
     pub(crate) shared: mpsc::Sender<Vec<SignedBytes>>,
+    /// How many of the messages given to `shared` have been taken.
+    pub(crate) taken: Arc<Progress>,
     pub(crate) wake: Arc<Notify>,
     pub(crate) members: Members,
     pub(crate) keys: Vec<PublicKey>,
@@ -80,6 +87,8 @@ pub(crate) struct App<H> {
     pub(crate) verdicts: BTreeMap<Digest, bool>,
     /// The height that the engine last began.
     pub(crate) started: u64,
+    /// The last height whose block was sent to us as decided: while that is the last one we have, others are ahead.
+    pub(crate) fetched: u64,
 }
 
 impl<H: Host> App<H> {
@@ -110,9 +119,10 @@ impl<H: Host> App<H> {
         lock(self.host.replica()).height() + 1
     }
 
-    /// Whether the next height should not wait: entries do, or somebody has begun it.
+    /// Whether the next height should not wait: entries do, or somebody has begun it, or we are catching up.
     fn has_work(&self) -> bool {
-        lock(self.host.replica()).waiting() > 0 || self.pool.has_any()
+        let replica = lock(self.host.replica());
+        replica.waiting() > 0 || self.pool.has_any() || self.fetched == replica.height()
     }
 
     fn params(&self) -> HeightParams<Ledger> {
@@ -271,6 +281,10 @@ impl<H: Host> App<H> {
             warn!(height = block.header.height, proposer = %proposer, ahead_ms, "a proposal's time is too far ahead");
             return None;
         }
+        // Its entries were most likely shared just before it came: let their verification end rather than do it twice.
+        if !block.entries.is_empty() {
+            self.taken.wait(TAKEN_WAIT);
+        }
         let found = lock(self.host.replica()).validate(&block);
         if let Err(error) = &found {
             warn!(height = block.header.height, proposer = %proposer, %error, "a proposal is wrong");
@@ -287,8 +301,12 @@ impl<H: Host> App<H> {
         }
         let Ok(shared) = Signed::<Shared>::open(wire) else { return };
         let shared = shared.into_value();
-        if shared.network == self.network && self.shared.try_send(shared.entries).is_err() {
-            debug!("entries shared by another validator were dropped: too many wait already");
+        if shared.network != self.network {
+            return;
+        }
+        match self.shared.try_send(shared.entries) {
+            Ok(()) => self.taken.begin_one(),
+            Err(_) => debug!("entries shared by another validator were dropped: too many wait already"),
         }
     }
 
@@ -372,6 +390,7 @@ impl<H: Host> App<H> {
         if !valid {
             return SyncedValueOutcome::PeerFault;
         }
+        self.fetched = height.0;
         self.verdicts.insert(digest, true);
         self.held.put(block, bytes.to_vec());
         SyncedValueOutcome::Verdict(ProposedValue {

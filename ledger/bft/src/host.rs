@@ -2,7 +2,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use spillway_ledger::{Block, Committed, Evidence, Replica, Replicator, Screened, SignedBytes};
+use spillway_ledger::{Block, Committed, Entry, Evidence, Replica, Replicator, Screened, SignedBytes, decode};
 
 /// The program around a validator. Its methods are called from the validator's own threads; only [`Host::entries`] may
 /// run at the same time as the others.
@@ -23,7 +23,16 @@ pub trait Host: Send + Sync + 'static {
     /// Entries that another validator had from its clients; nothing in them is checked. By default they are verified
     /// and wait in the replica; what is wrong with one is of no interest here, since its sender's validator told it.
     fn entries(&self, entries: &[SignedBytes]) {
-        let screened = Screened::open_all(entries);
+        // A block may have been quicker: what it took need not be verified once more.
+        let waiting: Vec<SignedBytes> = {
+            let replica = lock(self.replica());
+            let waits = |wire: &&SignedBytes| {
+                let entry = decode::<Entry>(&wire.document);
+                entry.is_ok_and(|entry| entry.nonce >= replica.book().nonce(&entry.account))
+            };
+            entries.iter().filter(waits).cloned().collect()
+        };
+        let screened = Screened::open_all(&waiting);
         let mut replica = lock(self.replica());
         for entry in screened.into_iter().flatten() {
             let _its_senders_validator_said = replica.submit_screened(entry);

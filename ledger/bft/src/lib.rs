@@ -15,6 +15,7 @@ mod held;
 mod host;
 mod part;
 mod pool;
+mod progress;
 mod settings;
 mod signer;
 #[cfg(test)]

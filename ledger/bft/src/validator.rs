@@ -28,6 +28,7 @@ use crate::held::Held;
 use crate::host::{Host, lock};
 use crate::part::{Part, shared};
 use crate::pool::Pool;
+use crate::progress::Progress;
 use crate::settings::{Settings, SettingsError};
 use crate::signer::{LedgerSigner, LedgerVerifier};
 use crate::wire::{SYNC_BLOCKS_MAX, SYNC_BYTES_MAX};
@@ -103,7 +104,8 @@ impl Validator {
         let (stop, stopped) = watch::channel(false);
         let (end, ended) = watch::channel(None);
         let (shared, waiting) = mpsc::channel(SHARED_WAITING_MAX);
-        let taking = take_shared(host.clone(), waiting, wake.clone());
+        let taken = Arc::new(Progress::default());
+        let taking = take_shared(host.clone(), waiting, wake.clone(), taken.clone());
         let app = App {
             host,
             key: key.clone(),
@@ -115,11 +117,13 @@ impl Validator {
             held,
             parts: channels.network.clone(),
             shared,
+            taken,
             wake: wake.clone(),
             members,
             keys: validators.keys().to_vec(),
             verdicts: std::collections::BTreeMap::new(),
             started: 0,
+            fetched: 0,
         };
         let runtime = tokio::runtime::Handle::current();
         let messages = channels.consensus;
@@ -225,10 +229,12 @@ fn take_shared<H: Host>(
     host: Arc<H>,
     mut waiting: mpsc::Receiver<Vec<SignedBytes>>,
     wake: Arc<Notify>,
+    taken: Arc<Progress>,
 ) -> thread::JoinHandle<()> {
     thread::spawn(move || {
         while let Some(entries) = waiting.blocking_recv() {
             host.entries(&entries);
+            taken.done_one();
             wake.notify_one();
         }
     })

@@ -81,7 +81,7 @@ fn of_records() -> Vec<Seed> {
     let cast = cast();
     let digest = |text: &str| Digest::of("seed", &[text.as_bytes()]);
     let (session, job) = (SessionId(digest("session")), JobId([7; 16]));
-    let [.., consumer, provider, _, voucher_key, _] = &cast.keys[..] else { unreachable!("nine keys") };
+    let [_, _, _, _, consumer, provider, _, voucher_key, ..] = &cast.keys[..] else { unreachable!("thirteen keys") };
     let total = Credits::new(300);
     let voucher = Voucher { network: cast.network, session, sequence: 1, total, input: 3, output: 4 };
     let voucher: SignedBytes = Signed::sign(voucher, voucher_key).to_wire();

@@ -12,7 +12,7 @@ use spillway_ledger_fuzz::{Cast, START_MS, cast, signed};
 /// A book in which every kind of entry can do something: credits, a bond, a session, a payout.
 fn book(cast: &Cast) -> Book {
     let mut book = Book::new(&cast.genesis);
-    let [issuer, _, _, _, consumer, provider, gateway, voucher_key, _] = &cast.keys[..] else { unreachable!() };
+    let [issuer, _, _, _, consumer, provider, gateway, voucher_key, ..] = &cast.keys[..] else { unreachable!() };
     let expires_ms = START_MS + 10_000;
     let actions = [
         (issuer, Action::Mint { to: consumer.account(), amount: Credits::new(5_000), reference: "a".to_owned() }),
@@ -56,16 +56,15 @@ fuzz_target!(|bytes: &[u8]| {
         entry.network = cast.network;
         entry.nonce = book.nonce(&entry.account);
         entry.expires_height = entry.expires_height.clamp(2, 100);
-        if let Action::Settle { voucher, .. } = &mut entry.action {
-            if let Ok(said) = decode::<Voucher>(&voucher.document) {
-                *voucher = Signed::sign(Voucher { network: cast.network, ..said }, cast.key(&voucher.signer)).to_wire();
-            }
+        if let Action::Settle { voucher, .. } = &mut entry.action
+            && let Ok(said) = decode::<Voucher>(&voucher.document)
+        {
+            *voucher = Signed::sign(Voucher { network: cast.network, ..said }, cast.key(&voucher.signer)).to_wire();
         }
-        if let Action::Close { closing } = &mut entry.action {
-            if let Ok(said) = decode::<Closing>(&closing.document) {
-                let said = Closing { network: cast.network, ..said };
-                *closing = Signed::sign(said, cast.key(&closing.signer)).to_wire();
-            }
+        if let Action::Close { closing } = &mut entry.action
+            && let Ok(said) = decode::<Closing>(&closing.document)
+        {
+            *closing = Signed::sign(Closing { network: cast.network, ..said }, cast.key(&closing.signer)).to_wire();
         }
         judge(cast, book, entry);
     });

@@ -11,13 +11,14 @@ pub struct Cast {
     pub genesis: Genesis,
     /// Its id.
     pub network: NetworkId,
-    /// Everyone's keys: issuer, authority, two pools, consumer, provider, gateway, voucher key, stranger.
+    /// Everyone's keys: issuer, authority, two pools, consumer, provider, gateway, voucher key, stranger,
+    /// and the four of the proofs' committee.
     pub keys: Vec<SecretKey>,
 }
 
 /// The tests' world, as `ledger/src/tests/mod.rs` has it.
 pub fn cast() -> Cast {
-    let keys: Vec<SecretKey> = (1..=9).map(|number| SecretKey::generate([number; 32])).collect();
+    let keys: Vec<SecretKey> = (1..=9).chain(20..24).map(|number| SecretKey::generate([number; 32])).collect();
     let genesis = Genesis {
         name: "test".to_owned(),
         time_ms: START_MS,
@@ -45,7 +46,12 @@ impl Cast {
 
     /// The secret half of `public`; for a stranger's key, the issuer's.
     pub fn key(&self, public: &PublicKey) -> &SecretKey {
-        self.keys.iter().find(|key| key.public() == *public).unwrap_or(&self.keys[0])
+        self.known(public).unwrap_or(&self.keys[0])
+    }
+
+    /// The secret half of `public`, if it is one of ours.
+    pub fn known(&self, public: &PublicKey) -> Option<&SecretKey> {
+        self.keys.iter().find(|key| key.public() == *public)
     }
 
     /// The lone validator.

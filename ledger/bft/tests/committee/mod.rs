@@ -80,6 +80,15 @@ pub fn wait_for<T>(what: &str, mut done: impl FnMut() -> Option<T>) -> T {
     }
 }
 
+/// Processor time of a process, or of `self`, in seconds.
+pub fn processor_seconds(process: &str) -> f64 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).expect("Linux says");
+    let fields: Vec<&str> = stat.rsplit(')').next().expect("a name in brackets").split_whitespace().collect();
+    // After the name come the state and ten more; then the ticks in user and in system mode, 100 a second.
+    let ticks: f64 = fields[11..13].iter().map(|ticks| ticks.parse::<f64>().expect("a number")).sum();
+    ticks / 100.0
+}
+
 /// Distinct free ports on loopback.
 fn free_ports(count: usize) -> Vec<SocketAddr> {
     let listeners: Vec<_> =
@@ -201,6 +210,11 @@ impl Committee {
         let mut child = self.nodes[index].child.take().expect("it runs");
         child.kill().expect("it is ours to kill");
         child.wait().expect("it was started here");
+    }
+
+    /// Processor time that a validator has had since its start, in seconds; other work on the machine does not change it.
+    pub fn processor_seconds(&self, index: usize) -> f64 {
+        processor_seconds(&self.nodes[index].child.as_ref().expect("it runs").id().to_string())
     }
 
     pub fn running(&self, index: usize) -> bool {

@@ -256,6 +256,7 @@ fn finish(committee: &mut Committee, load: Load, of: &[usize], mut figures: Valu
     let top = acknowledged.iter().map(|entry| entry.height).max().unwrap_or(0).max(committee.top(of));
     committee.wait_height(of, top);
     let rounds = committee.status(of[0]).map_or(0, |status| status.extra_rounds);
+    figures["processor_seconds"] = json!(of.iter().map(|index| committee.processor_seconds(*index)).sum::<f64>());
     let comparison = committee.compare(of, &acknowledged);
     comparison.check();
     figures["acknowledged"] = json!(comparison.acknowledged);

@@ -140,7 +140,6 @@ fn one_seed_is_one_history() {
 
 /// In an idle network, one that was away for long gets to where the others are, and stays there.
 #[test]
-#[ignore = "the application idles between the blocks that it fetches, so here it never gets level"]
 fn one_that_was_down_for_long_catches_up_though_nothing_happens() {
     for seed in 0..4 {
         let outcome = world::run(seed, Plan::away(seed), false);

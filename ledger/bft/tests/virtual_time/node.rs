@@ -205,6 +205,7 @@ impl Machine {
             keys: validators.keys().to_vec(),
             verdicts: BTreeMap::new(),
             started: 0,
+            fetched: 0,
         };
         let quorum = match seat.sabotage {
             Sabotage::LowQuorum => ThresholdParam::F_PLUS_ONE,
