@@ -21,6 +21,8 @@ mod host;
 mod part;
 #[path = "../../src/pool.rs"]
 mod pool;
+#[path = "../../src/progress.rs"]
+mod progress;
 #[path = "../../src/signer.rs"]
 mod signer;
 #[path = "../../src/wire.rs"]

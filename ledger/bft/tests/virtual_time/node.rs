@@ -37,6 +37,7 @@ use crate::log::Log;
 use crate::part::Part;
 use crate::plan::{Lie, Sabotage, settings, timeouts};
 use crate::pool::Pool;
+use crate::progress::Progress;
 use crate::signer::{LedgerSigner, LedgerVerifier};
 use crate::wire::SYNC_BLOCKS_MAX;
 
@@ -159,6 +160,7 @@ pub struct Machine {
     messages: mpsc::Sender<AppMsg<Ledger>>,
     parts: mpsc::Receiver<NetworkMsg<Ledger>>,
     shared: mpsc::Receiver<Vec<SignedBytes>>,
+    taken: Arc<Progress>,
     wake: Arc<Notify>,
     _stop: watch::Sender<bool>,
     next: Option<oneshot::Receiver<Next<Ledger>>>,
@@ -187,6 +189,7 @@ impl Machine {
         let (messages, inbox) = mpsc::channel(16);
         let (parts_in, parts) = mpsc::channel(PARTS_MAX);
         let (shared_in, shared) = mpsc::channel(64);
+        let taken = Arc::new(Progress::default());
         let (stop, stopped) = watch::channel(false);
         let wake = Arc::new(Notify::new());
         let app = App {
@@ -206,6 +209,7 @@ impl Machine {
             verdicts: BTreeMap::new(),
             started: 0,
             fetched: 0,
+            taken: taken.clone(),
         };
         let quorum = match seat.sabotage {
             Sabotage::LowQuorum => ThresholdParam::F_PLUS_ONE,
@@ -231,6 +235,7 @@ impl Machine {
             messages,
             parts,
             shared,
+            taken,
             wake,
             _stop: stop,
             next: None,
@@ -466,6 +471,7 @@ impl Machine {
             while let Ok(entries) = self.shared.try_recv() {
                 worked = true;
                 self.books.entries(&entries);
+                self.taken.done_one();
                 self.wake.notify_one();
             }
             let notes = self.books.take();
