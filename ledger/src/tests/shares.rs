@@ -98,3 +98,10 @@ fn small_settlements_never_erode_the_seventy_per_cent() {
         assert_eq!(once, paid, "seed {seed}");
     }
 }
+
+#[test]
+fn a_split_says_its_shares() {
+    let split = Split::new(7_100, 1_200, 900, 800).expect("a whole");
+    let said = (split.provider_bp(), split.gateway_bp(), split.validators_bp(), split.treasury_bp());
+    assert_eq!(said, (7_100, 1_200, 900, 800));
+}
