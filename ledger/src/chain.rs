@@ -214,9 +214,7 @@ impl Chain {
             })
             .collect()
     }
-}
 
-impl Chain {
     /// The proof that the settlement at `index` of the block of `height` pays for `receipt`.
     pub(crate) fn prove_receipt(
         &self,

@@ -242,13 +242,20 @@ impl Replica {
         self.report(refused);
         Some(Attempt { block: Block { header: header?, entries }, applied })
     }
-}
 
-impl Replica {
     fn report(&mut self, refused: Vec<(Ticket, ApplyError)>) {
         self.refused.extend(refused);
         let excess = self.refused.len().saturating_sub(QUEUE_MAX);
         self.refused.drain(..excess);
+    }
+
+    /// Notes that the signatures in a block of the next height need not be verified again.
+    fn remember(&mut self, block: Digest) {
+        if !self.validated.contains(&block) {
+            self.validated.push_back(block);
+            let excess = self.validated.len().saturating_sub(VALIDATED_MAX);
+            self.validated.drain(..excess);
+        }
     }
 }
 
@@ -266,7 +273,7 @@ impl Replicator for Replica {
     fn propose(&mut self, now_ms: u64) -> Option<Block> {
         let Attempt { block, .. } = self.attempt(now_ms)?;
         self.chain.replay.book.rollback();
-        self.validated.push_back(block.header.digest());
+        self.remember(block.header.digest());
         Some(block)
     }
 
@@ -278,11 +285,7 @@ impl Replicator for Replica {
         let signatures = if self.validated.contains(&digest) { Signatures::Trust } else { Signatures::Known(&known) };
         self.chain.replay.execute(block, signatures)?;
         self.chain.replay.book.rollback();
-        if !self.validated.contains(&digest) {
-            self.validated.push_back(digest);
-            let excess = self.validated.len().saturating_sub(VALIDATED_MAX);
-            self.validated.drain(..excess);
-        }
+        self.remember(digest);
         Ok(())
     }
 
