@@ -1,0 +1,1 @@
+//! A provider's inference engine as a step model: continuous batching, chunked prefill, KV blocks, prefix cache, preemption.

@@ -1,0 +1,1 @@
+//! Published results, reproduced: `spillway-sim paper NAME`.

@@ -1,0 +1,23 @@
+//! Workloads: real traces, and arrivals drawn from published statistics.
+//! Invariant: a workload is a stream of requests in order of time that follows from its source and a seed alone.
+
+/// One request of a workload. Sizes are in tokens.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Request {
+    /// When it comes, in microseconds since the workload began.
+    pub at_us: u64,
+    /// Who asks: a customer of a gateway. Numbered from 0.
+    pub client: u32,
+    /// The conversation it belongs to; requests of one conversation share a growing prefix.
+    pub session: u64,
+    /// Tokens of the prompt.
+    pub input: u32,
+    /// Tokens of the answer, at least 1.
+    pub output: u32,
+    /// Names the prompt's successive whole blocks of [`PREFIX_BLOCK`] tokens, each name covering all before it too: two
+    /// prompts share their first `n` blocks exactly if they share their first `n` names. Empty where nothing is known.
+    pub prefix: Box<[u64]>,
+}
+
+/// Tokens that one name in [`Request::prefix`] covers. Mooncake's traces use 512.
+pub const PREFIX_BLOCK: u32 = 512;
