@@ -6,6 +6,7 @@ mod place;
 mod remote;
 
 use crate::context::{Alarm, Context};
+use crate::directory::Listing;
 use crate::event::{BackendError, Effect, LedgerCommand, ProbeId, StreamId, WorkId};
 use crate::job::{Failure, Job, LEGS_MAX, Leg, OUTPUT_UNITS_MAX, Outcome, Prefer, Reason, Route};
 use crate::offer::Quote;
@@ -44,7 +45,11 @@ struct Active {
     own_failed: bool,
     /// Why the job is not where it was tried last.
     last: Option<Reason>,
-    /// When it gives up waiting for an own slot; set once.
+    /// Something took time since the present look at the market began: what its first answers said may be old.
+    stale: bool,
+    /// Looks at the market since it last waited.
+    looks: u32,
+    /// When it gives up waiting for a slot; set once.
     queued_until: Option<Now>,
     stage: Stage,
 }
@@ -53,7 +58,7 @@ struct Active {
 enum Stage {
     /// Between two stages, within one call.
     Placing,
-    /// Waits for an own slot.
+    /// Waits for a slot, own or a stranger's.
     Queued,
     /// Runs on own hardware.
     Own { work: WorkId, units: u64, placed: bool, reason: Reason },
@@ -157,6 +162,8 @@ impl Consumer {
             tried: BTreeSet::new(),
             own_failed: false,
             last: None,
+            stale: false,
+            looks: 0,
             queued_until: None,
             stage: Stage::Placing,
         };
@@ -181,7 +188,7 @@ impl Consumer {
         };
         match active.job.prefer {
             Prefer::Own => match own {
-                OwnState::Saturated => self.enqueue(cx, id),
+                OwnState::Saturated => self.enqueue(cx, id, Reason::OwnSaturated),
                 OwnState::Unhealthy => {
                     self.fail(cx, id, reason, Some(RETRY_AFTER_MS), "the own backend does not answer")
                 }
@@ -217,16 +224,21 @@ impl Consumer {
         active.stage = Stage::Own { work, units: 0, placed: false, reason };
     }
 
-    /// Puts the job into the own queue, or fails it if the queue is full.
-    fn enqueue(&mut self, cx: &mut Context, id: JobId) {
+    /// Puts the job into the own queue, or fails it if the queue is full or the job has waited long enough.
+    fn enqueue(&mut self, cx: &mut Context, id: JobId, why: Reason) {
         let waiting = self.queue.len();
         let active = self.jobs.get_mut(&id).expect("the caller holds the job");
         if waiting >= cx.config.queue_max {
-            let reason = active.last.unwrap_or(Reason::OwnSaturated);
+            let reason = active.last.unwrap_or(why);
             return self.fail(cx, id, reason, Some(RETRY_AFTER_MS), "all slots are taken and the queue is full");
         }
         let until = *active.queued_until.get_or_insert(cx.now.after(cx.config.queue_wait));
+        if cx.now >= until {
+            let reason = active.last.unwrap_or(why);
+            return self.fail(cx, id, reason, Some(RETRY_AFTER_MS), "waited too long for a free slot");
+        }
         active.stage = Stage::Queued;
+        active.looks = 0;
         // Whoever could also go to strangers looks at the market again before giving up.
         let look = if active.job.prefer == Prefer::Own { until } else { until.min(cx.now.after(REQUEUE_EVERY)) };
         cx.timers.set(Alarm::Job(id), look);
@@ -237,8 +249,8 @@ impl Consumer {
     pub(crate) fn drain(&mut self, cx: &mut Context) {
         let mut index = 0;
         while let Some(id) = self.queue.get(index).copied() {
-            let job = &self.jobs.get(&id).expect("a queued job is under way").job;
-            if cx.own.state(&job.model, job.kind) == OwnState::Free {
+            let Active { job, own_failed, .. } = self.jobs.get(&id).expect("a queued job is under way");
+            if !own_failed && cx.own.state(&job.model, job.kind) == OwnState::Free {
                 self.queue.remove(index);
                 self.run_own(cx, id);
             } else {
@@ -376,11 +388,7 @@ impl Consumer {
         match &mut active.stage {
             Stage::Queued => {
                 self.queue.retain(|queued| *queued != id);
-                let until = active.queued_until.unwrap_or(cx.now);
-                if cx.now >= until {
-                    let reason = active.last.unwrap_or(Reason::OwnSaturated);
-                    return self.fail(cx, id, reason, Some(RETRY_AFTER_MS), "waited too long for a free slot");
-                }
+                // The last look comes after the wait: nobody is turned away on old answers.
                 active.tried.clear();
                 self.place(cx, id);
             }
@@ -389,7 +397,8 @@ impl Consumer {
                 if quotes.is_empty() && cx.now < gives_up {
                     return cx.timers.set(Alarm::Job(id), gives_up);
                 }
-                // Who did not answer is not asked again for this job.
+                // Who did not answer is not asked again in this look.
+                active.stale |= !asked.is_empty() && !quotes.is_empty();
                 active.tried.extend(asked.iter().map(|asked| asked.candidate.node));
                 self.choose(cx, id);
             }
@@ -401,6 +410,7 @@ impl Consumer {
                 if let Some((best, rest, _)) = self.take_opening(id, business) {
                     let active = self.jobs.get_mut(&id).expect("the stage was just taken");
                     active.last = Some(Reason::NoDeposit);
+                    active.stale = true;
                     active.tried.insert(best.candidate.node);
                     self.next_quote(cx, id, rest, Reason::NoDeposit);
                 }

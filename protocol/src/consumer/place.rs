@@ -15,12 +15,14 @@ impl Consumer {
             .map(Candidate::from)
             .collect();
         if candidates.is_empty() {
-            let dearer = cx.directory.serving(cx.now, &active.job.model, active.job.kind).any(|l| l.node() != cx.node);
-            let why = match (active.last, dearer, active.tried.is_empty()) {
+            let stranger = |listing: &Listing| listing.node() != cx.node && listing.account() != cx.account;
+            let any = cx.directory.serving(cx.now, &active.job.model, active.job.kind).any(stranger);
+            let fitting = cx.directory.candidates(cx.now, &active.job).any(stranger);
+            let why = match (active.last, any, fitting) {
                 (Some(last), ..) => last,
-                (None, true, true) => Reason::PriceCap,
-                (None, true, false) => Reason::ProviderRefused,
-                (None, false, _) => Reason::NoOffer,
+                (None, _, true) => Reason::ProviderRefused,
+                (None, true, false) => Reason::PriceCap,
+                (None, false, false) => Reason::NoOffer,
             };
             return self.unplaced(cx, id, why);
         }
@@ -46,12 +48,24 @@ impl Consumer {
         active.stage = Stage::Probing { asked, sent: cx.now, quotes: Vec::new(), reason };
     }
 
-    /// No provider will have it: the own queue if there is one, else the end.
+    /// No provider will have it: an own slot, another look if this one took long, a place in the queue, or the end.
     pub(super) fn unplaced(&mut self, cx: &mut Context, id: JobId, why: Reason) {
         let active = self.jobs.get_mut(&id).expect("the caller holds the job");
-        let own_is_busy = !active.own_failed && cx.own.state(&active.job.model, active.job.kind) == OwnState::Saturated;
-        if own_is_busy {
-            return self.enqueue(cx, id);
+        let own = if active.own_failed { OwnState::Missing } else { cx.own.state(&active.job.model, active.job.kind) };
+        match own {
+            OwnState::Free => return self.run_own(cx, id),
+            OwnState::Saturated | OwnState::Unhealthy | OwnState::Missing => {}
+        }
+        let fitting = cx.directory.candidates(cx.now, &active.job).any(|listing| listing.account() != cx.account);
+        if fitting && std::mem::take(&mut active.stale) && active.looks < LEGS_MAX {
+            active.looks += 1;
+            let Active { tried, legs, .. } = active;
+            tried.retain(|node| legs.iter().any(|leg| leg.provider == Some(*node)));
+            return self.probe(cx, id, why);
+        }
+        if own == OwnState::Saturated || (fitting && why != Reason::NoDeposit) {
+            let why = if own == OwnState::Saturated { Reason::OwnSaturated } else { why };
+            return self.enqueue(cx, id, why);
         }
         let (retry, message) = match why {
             Reason::NoOffer => (None, "nobody offers this model now"),

@@ -260,9 +260,13 @@ impl Consumer {
             let (usage, cost) = paying.end(&id, how);
             cx.emit(Effect::Persist(Record::Paying(paying.record.clone())));
             let (provider, reason) = (Some(remote.candidate.node), remote.reason);
-            active.legs.push(Leg { route: Route::Network, provider, reason, usage, cost });
+            // A refusal is no leg: a job may be refused more often than it may be broken off.
+            if how != LegEnd::Void {
+                active.legs.push(Leg { route: Route::Network, provider, reason, usage, cost });
+            }
         }
         active.tried.insert(remote.candidate.node);
+        active.stale = true;
     }
 
     /// A provider refused, failed or fell silent: on to the next, from where the client is.

@@ -261,6 +261,7 @@ fn a_busy_provider_refuses_and_the_next_is_asked() {
     let (first, second) = (world.submit(gateway, job(1)), world.submit(gateway, job(2)));
     assert_eq!((world.nodes[cheap].work.len(), world.nodes[dear].work.len()), (1, 1));
     let third = world.submit(gateway, job(3));
+    world.pass(Duration::from_secs(31));
     let failure = world.nodes[gateway].ended[&third].result.clone().expect_err("all are busy");
     assert_eq!(failure.reason, Reason::ProviderRefused);
     assert!(failure.retry_after_ms.is_some());
@@ -280,6 +281,7 @@ fn strangers_never_get_the_reserved_slot() {
     let owner = world.add(2, 2, MarketConfig { reserved_slots: 1, ..provider(200_000) });
     world.submit(gateway, job(1));
     let id = world.submit(gateway, job(2));
+    world.pass(Duration::from_secs(31));
     assert_eq!(world.nodes[owner].work.len(), 1);
     assert_eq!(world.nodes[gateway].ended[&id].result.clone().expect_err("full").reason, Reason::ProviderRefused);
     world.submit(owner, job(3));
