@@ -1,6 +1,7 @@
 //! What must hold: safety after each step, liveness once the faults have stopped.
 //! Invariant: nothing here asks a peer what it thinks; jobs, text and money are counted anew from what crosses the world.
 
+use crate::idle::Need;
 use crate::network::HostId;
 use crate::oracle::{self, Answer};
 use crate::timeline::START;
@@ -42,6 +43,8 @@ pub enum Rule {
     NeverEnded,
     /// Without faults, or once they are over, no job is broken off.
     NeedlessFailure,
+    /// No job is turned away while a slot that it could have had stands idle; see [`crate::idle`].
+    WrongfulRefusal,
     /// Clients get the answer's bytes, each once and in order.
     TextDiffers,
     /// A job that ended well delivered all of its answer.
@@ -105,9 +108,12 @@ struct Track {
     /// What the client should get; `None` once the job is over.
     answer: Option<Answer>,
     given: usize,
+    /// Something went to the client, if only an event without text.
+    begun: bool,
     prefer: Prefer,
     price_max: Price,
     cost_max: Credits,
+    need: Need,
     continuable: bool,
     left: bool,
     over: bool,
@@ -136,6 +142,7 @@ impl LegTrack {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct SessionTrack {
+    promised: Credits,
     vouched: Credits,
     sent: u64,
     agreed: u64,
@@ -164,6 +171,8 @@ pub struct Checks {
     violations: Vec<Violation>,
     jobs: BTreeMap<JobId, Track>,
     legs: BTreeMap<(HostId, StreamId), LegTrack>,
+    /// What each leg may cost its consumer at most, until its consumer's side is over.
+    reserved: BTreeMap<(HostId, StreamId), (SessionId, Credits)>,
     sessions: BTreeMap<SessionId, SessionTrack>,
     went: BTreeMap<Went, u64>,
     total: u64,
@@ -182,6 +191,7 @@ impl Checks {
             violations: Vec::new(),
             jobs: BTreeMap::new(),
             legs: BTreeMap::new(),
+            reserved: BTreeMap::new(),
             sessions: BTreeMap::new(),
             went: BTreeMap::new(),
             total: 0,
@@ -225,9 +235,19 @@ impl Checks {
             submitted: self.now,
             answer: Some(oracle::answer(&job.body)),
             given: 0,
+            begun: false,
             prefer: job.prefer,
             price_max: job.price_max,
             cost_max: job.cost_max().unwrap_or_default(),
+            need: Need {
+                model: job.model.clone(),
+                kind: job.kind,
+                prefer: job.prefer,
+                price_max: job.price_max,
+                input: job.prompt_units(),
+                output_max: job.output_max,
+                submitted: self.now,
+            },
             continuable: job.continuable,
             left: false,
             over: false,
@@ -277,22 +297,27 @@ impl Checks {
             return self.broken(Rule::TextDiffers, format!("job {job} at byte {from}: {how} ({} bytes)", text.len()));
         }
         track.given = to;
+        track.begun = true;
         if from == 0 && to > 0 {
             let first = now.since(track.submitted);
             self.first_ms.push(u64::try_from(first.as_millis()).unwrap_or(u64::MAX));
         }
     }
 
-    /// A job is over.
-    pub fn ended(&mut self, host: HostId, job: &JobId, outcome: &Outcome) {
+    /// A job is over. Gives what it needed, if it was turned away.
+    pub fn ended(&mut self, host: HostId, job: &JobId, outcome: &Outcome) -> Option<Need> {
         let seen = self.jobs.get(job).map(|track| track.over && track.host == host);
         if seen == Some(true) {
-            return self.broken(Rule::EndedTwice, format!("job {job}"));
+            self.broken(Rule::EndedTwice, format!("job {job}"));
+            return None;
         }
-        let Some(track) = self.under_way(host, job, "ended") else { return };
+        let track = self.under_way(host, job, "ended")?;
         track.over = true;
         let (answer, given, left, cost_max) = (track.answer.take(), track.given, track.left, track.cost_max);
         let submitted = track.submitted;
+        let need = track.need.clone();
+        let begun = track.begun;
+        let sound = matches!(answer, Some(Answer::Text(_)));
         let continued = !track.continuable && outcome.legs.iter().filter(|leg| leg.usage.output > 0).count() > 1;
         self.hold(Rule::Continued, !continued, || format!("job {job} was served in parts"));
         match (&outcome.result, answer) {
@@ -324,6 +349,7 @@ impl Checks {
         self.hold(Rule::NeedlessFailure, !needless, || {
             format!("job {job}: {:?}, legs {:?}", outcome.result, outcome.legs)
         });
+        (sound && !begun && matches!(went, Went::Refused | Went::Failed)).then_some(need)
     }
 
     fn under_way(&mut self, host: HostId, job: &JobId, what: &str) -> Option<&mut Track> {
@@ -399,9 +425,35 @@ impl Checks {
         }
     }
 
-    /// A provider's stream is over.
+    /// A stream is over at one side.
     pub fn leg_over(&mut self, host: HostId, stream: StreamId) {
         self.legs.remove(&(host, stream));
+        self.reserved.remove(&(host, stream));
+    }
+
+    /// A consumer begins a leg that may cost it so much.
+    pub fn reserves(&mut self, host: HostId, stream: StreamId, session: SessionId, worst: Credits) {
+        self.reserved.insert((host, stream), (session, worst));
+    }
+
+    /// Whether a consumer's stream carries a leg already.
+    #[must_use]
+    pub fn has_reserved(&self, host: HostId, stream: StreamId) -> bool {
+        self.reserved.contains_key(&(host, stream))
+    }
+
+    /// A consumer promises so much in all.
+    pub fn promises(&mut self, session: SessionId, total: Credits) {
+        let track = self.sessions.entry(session).or_default();
+        track.promised = track.promised.max(total);
+    }
+
+    /// The most that a session's running legs and all its earlier ones can use of its deposit.
+    #[must_use]
+    pub fn uses_at_most(&self, session: &SessionId) -> Credits {
+        let promised = self.sessions.get(session).map_or(Credits::ZERO, |track| track.promised);
+        let running = self.reserved.values().filter(|(id, _)| id == session).map(|(_, worst)| *worst);
+        running.fold(promised, |sum, worst| sum.checked_add(worst).unwrap_or(Credits::new(u64::MAX)))
     }
 
     // ---- money ----

@@ -5,6 +5,7 @@ use crate::books::Clerk;
 use crate::check::Rule;
 use crate::draws::key;
 use crate::gpu::{Gpu, Made};
+use crate::idle::Since;
 use crate::network::{HostId, REGIONS};
 use crate::oracle;
 use crate::scenario::{Fleet, Scenario};
@@ -43,6 +44,14 @@ pub(crate) struct Host {
     pub(crate) inbox: VecDeque<Event>,
     pub(crate) stalled_until: Now,
     pub(crate) gpu_down: bool,
+    /// When its GPU last failed.
+    pub(crate) gpu_failed: Now,
+    /// It is up and not frozen.
+    pub(crate) awake: Since,
+    /// An own job could start.
+    pub(crate) own_free: Since,
+    /// A stranger's job could start.
+    pub(crate) sold_free: Since,
     pub(crate) disk: BTreeMap<(RecordKind, Vec<u8>), Vec<u8>>,
     pub(crate) clerk: Clerk,
     /// News from the ledger on its way, in order.
@@ -77,6 +86,10 @@ impl Host {
             inbox: VecDeque::new(),
             stalled_until: START,
             gpu_down: false,
+            gpu_failed: Now(0),
+            awake: Since::default(),
+            own_free: Since::default(),
+            sold_free: Since::default(),
             disk: BTreeMap::new(),
             clerk: Clerk::default(),
             news: VecDeque::new(),
@@ -189,11 +202,20 @@ impl World {
             eprintln!("{:>10.6} {:<12} <- {}", self.line.elapsed().as_secs_f64(), host.name, crate::log::brief(&event));
         }
         let over = if let Event::StreamClosed(stream) = event { Some(stream) } else { None };
+        if let Event::OfferReceived(offer) = &event
+            && let Some(from) = self.by_node.get(&offer.value().node)
+        {
+            self.idle.learns(now, id, *from, offer.value());
+        }
+        if let Some(stream) = over {
+            self.idle.told(now, id, stream);
+        }
         host.peer.as_mut().expect("seen above").handle(now, event);
         self.carry(id);
         if let Some(stream) = over {
             self.checks.leg_over(id, stream);
         }
+        self.note_state(id);
         self.plan_tick(id);
     }
 
@@ -257,6 +279,7 @@ impl World {
             }
         };
         self.next_work(id);
+        self.note_state(id);
         self.deliver(id, life, event);
     }
 

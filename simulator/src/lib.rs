@@ -47,6 +47,7 @@ mod faults;
 pub mod fleet;
 mod gpu;
 mod host;
+mod idle;
 mod log;
 mod network;
 mod oracle;

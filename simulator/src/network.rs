@@ -124,6 +124,12 @@ impl Network {
         self.cuts.contains_key(&cut)
     }
 
+    /// The longest round trip of something small, in microseconds.
+    #[must_use]
+    pub fn round_trip_us(&self, a: HostId, b: HostId) -> u64 {
+        ROUND_TRIP_MS[self.regions[a]][self.regions[b]] * 1000 + 2 * self.rules.jitter_us
+    }
+
     /// How long something of that size takes from `a` to `b`, in microseconds, jitter drawn.
     pub fn delay(&mut self, a: HostId, b: HostId, bytes: usize) -> u64 {
         let way = ROUND_TRIP_MS[self.regions[a]][self.regions[b]] * 500;
