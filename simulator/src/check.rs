@@ -86,6 +86,27 @@ impl std::fmt::Display for Violation {
     }
 }
 
+/// A job that is over, for figures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JobSeen {
+    /// Its gateway.
+    pub host: HostId,
+    /// When its client came.
+    pub submitted: Now,
+    /// From then to its first text, in microseconds; `None` if it had none.
+    pub first_us: Option<u64>,
+    /// From then to its end, in microseconds.
+    pub total_us: u64,
+    /// Text that its client got, in bytes.
+    pub given: u64,
+    /// What it cost its gateway by its own count.
+    pub cost: Credits,
+    /// How many places had a part in it.
+    pub legs: usize,
+    /// How it went.
+    pub went: Went,
+}
+
 /// How a job went, for the report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Went {
@@ -110,6 +131,7 @@ struct Track {
     given: usize,
     /// Something went to the client, if only an event without text.
     begun: bool,
+    first_us: Option<u64>,
     prefer: Prefer,
     price_max: Price,
     cost_max: Credits,
@@ -178,6 +200,7 @@ pub struct Checks {
     total: u64,
     first_ms: Vec<u64>,
     cost: u64,
+    seen: Vec<JobSeen>,
 }
 
 impl Checks {
@@ -197,6 +220,7 @@ impl Checks {
             total: 0,
             first_ms: Vec::new(),
             cost: 0,
+            seen: Vec::new(),
         }
     }
 
@@ -236,6 +260,7 @@ impl Checks {
             answer: Some(oracle::answer(&job.body)),
             given: 0,
             begun: false,
+            first_us: None,
             prefer: job.prefer,
             price_max: job.price_max,
             cost_max: job.cost_max().unwrap_or_default(),
@@ -300,6 +325,7 @@ impl Checks {
         track.begun = true;
         if from == 0 && to > 0 {
             let first = now.since(track.submitted);
+            track.first_us = Some(first.as_micros() as u64);
             self.first_ms.push(u64::try_from(first.as_millis()).unwrap_or(u64::MAX));
         }
     }
@@ -316,7 +342,7 @@ impl Checks {
         let (answer, given, left, cost_max) = (track.answer.take(), track.given, track.left, track.cost_max);
         let submitted = track.submitted;
         let need = track.need.clone();
-        let begun = track.begun;
+        let (begun, first_us) = (track.begun, track.first_us);
         let sound = matches!(answer, Some(Answer::Text(_)));
         let continued = !track.continuable && outcome.legs.iter().filter(|leg| leg.usage.output > 0).count() > 1;
         self.hold(Rule::Continued, !continued, || format!("job {job} was served in parts"));
@@ -345,6 +371,17 @@ impl Checks {
             Err(_) => Went::Failed,
         };
         *self.went.entry(went).or_default() += 1;
+        let (now, given_units) = (self.now, given as u64);
+        self.seen.push(JobSeen {
+            host,
+            submitted,
+            first_us,
+            total_us: now.0 - submitted.0,
+            given: given_units,
+            cost,
+            legs: outcome.legs.len(),
+            went,
+        });
         let needless = went == Went::Failed && submitted >= self.calm;
         self.hold(Rule::NeedlessFailure, !needless, || {
             format!("job {job}: {:?}, legs {:?}", outcome.result, outcome.legs)
@@ -511,6 +548,12 @@ impl Checks {
         let mut all = self.first_ms.clone();
         all.sort_unstable();
         all
+    }
+
+    /// Every job that is over, in the order in which they ended. Jobs lost with their gateway are not among them.
+    #[must_use]
+    pub fn seen(&self) -> &[JobSeen] {
+        &self.seen
     }
 
     /// What all jobs cost, in micro-credits.

@@ -1,6 +1,8 @@
 //! The simulator's command line, for `spillway-sim` and `spillway sim` alike.
 //! Invariant: what is asked for goes to standard output, progress to standard error.
 
+mod trial;
+
 use crate::scenario::{SWARM, Scenario, built_in};
 use crate::swarm::swarm;
 use crate::{Report, Simulation};
@@ -40,6 +42,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Plays many runs to put a figure on a promise; fails if a rule or a bound does not hold.
+    Trial(trial::TrialArgs),
     /// Prints a scenario as TOML, to start your own from.
     Show {
         /// As for `run`.
@@ -107,6 +111,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             }
             Ok(if result.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
+        Command::Trial(args) => trial::run(&args),
         Command::Show { scenario, seed } => {
             print!("{}", toml::to_string(&read(&scenario, seed)?)?);
             Ok(ExitCode::SUCCESS)

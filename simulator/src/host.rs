@@ -25,6 +25,7 @@ const SPINS_MAX: u32 = 1000;
 /// A node: its peer, and all that its peer needs.
 pub(crate) struct Host {
     pub(crate) name: String,
+    pub(crate) fleet: String,
     pub(crate) config: MarketConfig,
     pub(crate) gpu: Option<Gpu>,
     node_secret: SecretKey,
@@ -72,6 +73,7 @@ impl Host {
         let account_secret = SecretKey::generate(key(seed, "account", id as u64));
         Self {
             name: format!("{}-{number}", fleet.name),
+            fleet: fleet.name.clone(),
             config: config(scenario, fleet),
             gpu: fleet.gpu.clone().map(Gpu::new),
             node: NodeId(node_secret.public()),

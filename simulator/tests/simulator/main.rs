@@ -5,3 +5,4 @@ mod determinism;
 mod sabotage;
 mod seeds;
 mod swarm;
+mod trials;
