@@ -247,7 +247,8 @@ impl World {
         }
         let idle = known.into_iter().find(|(provider, known)| {
             let (pair, seller) = ((gateway, *provider), &self.hosts[*provider]);
-            seller.sold_free.held_at(then)
+            seller.adversary.is_none()
+                && seller.sold_free.held_at(then)
                 && seller.stalled_until < then
                 && known.since <= then
                 && self.network.connected(gateway, *provider)

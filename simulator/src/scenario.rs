@@ -2,6 +2,7 @@
 //! Invariant: a [`Scenario`] that passed [`Scenario::validate`] runs; every number in it is an integer with its unit in
 //! its name, so that the file means the same on every machine.
 
+use crate::adversary::Adversary;
 use crate::draws::Draws;
 use crate::network::REGIONS;
 use serde::{Deserialize, Serialize};
@@ -67,6 +68,9 @@ pub struct Fleet {
     /// Slots that strangers never get.
     #[serde(default)]
     pub reserved_slots: u32,
+    /// How it breaks the rules, if it does.
+    #[serde(default)]
+    pub adversary: Option<Adversary>,
     /// Its hardware, if it has any.
     pub gpu: Option<GpuRules>,
 }
@@ -460,6 +464,7 @@ impl Scenario {
                 price_input_micro: draws.within([0, 200_000]),
                 price_output_micro: draws.within([0, 800_000]),
                 reserved_slots: draws.within([0, 1]) as u32,
+                adversary: None,
                 gpu: own.then(|| GpuRules { slots: 1, ..gpu(&mut draws) }),
             });
             clients.push(Clients {
@@ -494,6 +499,7 @@ impl Scenario {
                 price_input_micro: draws.within([0, 200_000]),
                 price_output_micro: draws.within([1, 800_000]),
                 reserved_slots: 0,
+                adversary: None,
                 gpu: Some(gpu(&mut draws)),
             });
         }
