@@ -19,7 +19,7 @@ mod provider;
 pub mod rate;
 pub mod record;
 pub mod reputation;
-mod router;
+pub mod router;
 pub mod time;
 mod timers;
 pub mod wire;

@@ -13,7 +13,7 @@ use crate::own::{OwnState, WorkFor};
 use crate::paying::{LegEnd, LegMoney, PayingSessions};
 use crate::record::{Paying, Record, Spending};
 use crate::reputation::Experience;
-use crate::router::{Asked, Candidate, Quoted, score_quote, shortlist};
+use crate::router::paper::{Asked, Candidate, Quoted, score_quote, shortlist};
 use crate::time::Now;
 use crate::wire::{Abort, Frame, OpenJob, Probe, ProbeReply};
 use rand::Rng as _;
