@@ -35,5 +35,7 @@ pub use peer::Sabotage;
 pub use peer::{Identity, Peer};
 pub use rate::{Currency, Rate};
 pub use record::{Record, RecordKind};
+pub use reputation::{Experience, Reputation, Score};
+pub use router::{Preferences, Sort};
 pub use time::Now;
 pub use wire::{Abort, Frame, OpenJob, Probe, ProbeReply, Refusal};

@@ -76,5 +76,5 @@ pub trait Market<P> {
     fn candidate(&self, id: &P) -> Option<Candidate>;
 
     /// Adds some that may be worth a look: a few drawn at random, the cheapest, the nearest. All of them if they are few.
-    fn propose(&mut self, into: &mut Vec<P>);
+    fn propose(&self, into: &mut Vec<P>, rng: &mut impl rand::Rng);
 }

@@ -11,7 +11,6 @@ pub mod coordinate;
 mod estimate;
 mod holders;
 mod known;
-pub mod paper;
 pub mod preference;
 pub mod spill;
 
@@ -131,14 +130,14 @@ impl<P: Copy + Ord> Router<P> {
         now: Now,
         ask: &Ask<'_>,
         asked: &[P],
-        market: &mut impl Market<P>,
+        market: &impl Market<P>,
         rng: &mut impl rand::Rng,
     ) -> Decision<P> {
         let mut proposed = std::mem::take(&mut self.proposed);
         proposed.clear();
         proposed.extend(self.pool.iter().copied());
         self.holders.of(ask.prefix, &mut proposed);
-        market.propose(&mut proposed);
+        market.propose(&mut proposed, rng);
         // Later finds are as good as earlier ones: the order of a set, so that it depends on nothing but who they are.
         proposed.sort_unstable();
         proposed.dedup();

@@ -13,7 +13,7 @@ impl Market<u32> for Stalls {
     fn candidate(&self, id: &u32) -> Option<Candidate> {
         self.0.get(id).copied()
     }
-    fn propose(&mut self, into: &mut Vec<u32>) {
+    fn propose(&self, into: &mut Vec<u32>, _rng: &mut impl rand::Rng) {
         into.extend(self.0.keys().copied());
     }
 }
@@ -65,8 +65,8 @@ fn decide(stalls: &[(u32, Candidate)], reports: &[(u32, Report)], ask: &Ask<'_>,
     for (id, report) in reports {
         router.reported(NOW, *id, *report);
     }
-    let mut market = Stalls(stalls.iter().copied().collect());
-    router.decide(NOW, ask, asked, &mut market, &mut ChaCha12Rng::from_seed([1; 32]))
+    let market = Stalls(stalls.iter().copied().collect());
+    router.decide(NOW, ask, asked, &market, &mut ChaCha12Rng::from_seed([1; 32]))
 }
 
 fn goes_to(decision: &Decision<u32>) -> Option<u32> {
@@ -153,13 +153,13 @@ fn a_sure_place_is_taken_unless_asking_is_worth_the_wait() {
 #[test]
 fn slots_that_were_used_since_the_report_are_not_used_again() {
     let mut router = Router::new(rules());
-    let mut market = Stalls((0..2).map(|id| (id, candidate(1_000, 20.0))).collect());
+    let market = Stalls((0..2).map(|id| (id, candidate(1_000, 20.0))).collect());
     let mut rng = ChaCha12Rng::from_seed([1; 32]);
     router.reported(NOW, 0, report(2, 50));
     router.reported(NOW, 1, report(1, 50));
     let mut went = Vec::new();
     for _ in 0..3 {
-        let Decision::Go { to, expected, .. } = router.decide(NOW, &ask(None), &[0, 1], &mut market, &mut rng) else {
+        let Decision::Go { to, expected, .. } = router.decide(NOW, &ask(None), &[0, 1], &market, &mut rng) else {
             panic!("a slot is free")
         };
         router.sent(NOW, to, &ask(None), expected.cached);
@@ -167,10 +167,10 @@ fn slots_that_were_used_since_the_report_are_not_used_again() {
     }
     went.sort_unstable();
     assert_eq!(went, [0, 0, 1]);
-    assert!(matches!(router.decide(NOW, &ask(None), &[0, 1], &mut market, &mut rng), Decision::Nobody { .. }));
+    assert!(matches!(router.decide(NOW, &ask(None), &[0, 1], &market, &mut rng), Decision::Nobody { .. }));
     // An old word is no ground to act on.
     let later = NOW.after(Duration::from_secs(6));
-    assert!(matches!(router.decide(later, &ask(None), &[], &mut market, &mut rng), Decision::Probe(_)));
+    assert!(matches!(router.decide(later, &ask(None), &[], &market, &mut rng), Decision::Probe(_)));
 }
 
 #[test]
@@ -179,13 +179,13 @@ fn a_conversation_stays_where_its_prefix_is_unless_that_is_too_slow() {
     let talk = Ask { prefix: &prefix, ..ask(None) };
     for (what, start_ms, want) in [("a little slower", 300, 1), ("much slower", 5_000, 2)] {
         let mut router = Router::new(rules());
-        let mut market = Stalls([(1, candidate(1_000, 20.0)), (2, candidate(1_000, 20.0))].into());
+        let market = Stalls([(1, candidate(1_000, 20.0)), (2, candidate(1_000, 20.0))].into());
         router.reported(NOW, 1, report(4, 10));
         router.sent(NOW, 1, &talk, 0);
         router.ended(NOW, 1, None);
         router.reported(NOW, 1, report(2, start_ms));
         router.reported(NOW, 2, report(4, 50));
-        let decision = router.decide(NOW, &talk, &[1, 2], &mut market, &mut ChaCha12Rng::from_seed([1; 32]));
+        let decision = router.decide(NOW, &talk, &[1, 2], &market, &mut ChaCha12Rng::from_seed([1; 32]));
         assert_eq!(goes_to(&decision), Some(want), "{what}");
     }
 }
@@ -193,7 +193,7 @@ fn a_conversation_stays_where_its_prefix_is_unless_that_is_too_slow() {
 #[test]
 fn words_are_weighed_by_what_was_measured() {
     let mut router = Router::new(rules());
-    let mut market = Stalls([(1, candidate(1_000, 20.0)), (2, candidate(1_000, 20.0))].into());
+    let market = Stalls([(1, candidate(1_000, 20.0)), (2, candidate(1_000, 20.0))].into());
     let mut rng = ChaCha12Rng::from_seed([1; 32]);
     for _ in 0..20 {
         // It promises 50 ms and takes 1,000.
@@ -205,7 +205,7 @@ fn words_are_weighed_by_what_was_measured() {
     }
     router.reported(NOW, 1, report(2, 50));
     router.reported(NOW, 2, report(2, 100));
-    assert_eq!(goes_to(&router.decide(NOW, &ask(None), &[1, 2], &mut market, &mut rng)), Some(2));
+    assert_eq!(goes_to(&router.decide(NOW, &ask(None), &[1, 2], &market, &mut rng)), Some(2));
     // Whatever is reported, nothing gets out of hand.
     let mad = Report { start_ms: u32::MAX, read_us_per_kilo: u32::MAX, per_unit_us: u32::MAX, ..report(u32::MAX, 0) };
     router.reported(NOW, 1, mad);
@@ -214,19 +214,19 @@ fn words_are_weighed_by_what_was_measured() {
         1,
         Some(Served { first_ms: (1e-9, f64::INFINITY), per_unit_us: Some((0.0, -1.0)), output: u64::MAX }),
     );
-    assert_eq!(goes_to(&router.decide(NOW, &ask(None), &[1, 2], &mut market, &mut rng)), Some(2));
+    assert_eq!(goes_to(&router.decide(NOW, &ask(None), &[1, 2], &market, &mut rng)), Some(2));
 }
 
 #[test]
 fn some_jobs_explore() {
     let mut router = Router::new(RouterRules { explore_per_mille: 500, ..RouterRules::default() });
-    let mut market = Stalls([(1, candidate(1_000, 20.0)), (2, candidate(90_000, 20.0))].into());
+    let market = Stalls([(1, candidate(1_000, 20.0)), (2, candidate(90_000, 20.0))].into());
     let mut rng = ChaCha12Rng::from_seed([1; 32]);
     let mut dear = 0;
     for _ in 0..200 {
         router.reported(NOW, 1, report(4, 50));
         router.reported(NOW, 2, report(4, 50));
-        dear += u32::from(goes_to(&router.decide(NOW, &ask(None), &[1, 2], &mut market, &mut rng)) == Some(2));
+        dear += u32::from(goes_to(&router.decide(NOW, &ask(None), &[1, 2], &market, &mut rng)) == Some(2));
     }
     assert!((30..70).contains(&dear), "{dear} of 200 explored, a quarter expected");
 }
