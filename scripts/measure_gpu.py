@@ -18,10 +18,11 @@ count depends on the kernel:
 
     layer                          tokens: one whole layer without attention and all-reduce, kernels back to back
     norm qkv qk_norm rope o gate_up act down embedding      tokens: the layer's kernels one by one
-    lm_head, sampler               sequences
+    lm_head, greedy, sampler       sequences (greedy: the likeliest token; sampler: softmax and a draw)
     decode_flash, decode_packed    sequences, each with `context` tokens of KV (GQA left to the kernel / packed into rows)
+    decode_cudnn                   the same by cuDNN
     prefill_flash, prefill_cudnn   a chunk of `tokens` after a prefix of `context`, causal
-    varlen                         a chunk of `tokens` without prefix and `sequences` decoding at `context`, in one call
+    varlen, varlen_packed          a chunk of `tokens` without prefix and `sequences` decoding at `context`, in one call
     copy, matmul                   the card's ceilings: 4 GiB copied (8 GiB moved); 8192 x 8192 x 8192
 
 `--fit` prints one row of `step_time_coefficients.csv` and, on stderr, how well each part fits. The model, in ms:
@@ -111,16 +112,26 @@ if triton:
         tl.store(out + row * width + cols, (g / (1.0 + tl.exp(-g)) * u).to(tl.bfloat16), mask)
 
     @triton.jit
-    def _rope(x, cos, sin, heads, stride, half: tl.constexpr):
+    def _head_rms(x, weight, out, rows, width: tl.constexpr, tall: tl.constexpr):
+        row = (tl.program_id(0) * tall + tl.arange(0, tall)).to(tl.int64)[:, None]
+        at = row * width + tl.arange(0, width)[None, :]
+        v = tl.load(x + at, row < rows, 0.0).to(tl.float32)
+        scale = 1.0 / tl.sqrt(tl.sum(v * v, 1) / width + 1e-5)
+        w = tl.load(weight + tl.arange(0, width)).to(tl.float32)
+        tl.store(out + at, (v * scale[:, None] * w[None, :]).to(tl.bfloat16), row < rows)
+
+    @triton.jit
+    def _rope(x, cos, sin, heads, stride, half: tl.constexpr, tall: tl.constexpr):
         token = tl.program_id(0).to(tl.int64)
-        base = x + token * stride + tl.program_id(1) * 2 * half
+        head = tl.program_id(1) * tall + tl.arange(0, tall)[:, None]
         cols = tl.arange(0, half)
-        c = tl.load(cos + token * half + cols).to(tl.float32)
-        s = tl.load(sin + token * half + cols).to(tl.float32)
-        a = tl.load(base + cols).to(tl.float32)
-        b = tl.load(base + half + cols).to(tl.float32)
-        tl.store(base + cols, (a * c - b * s).to(tl.bfloat16))
-        tl.store(base + half + cols, (b * c + a * s).to(tl.bfloat16))
+        at = x + token * stride + head * 2 * half + cols[None, :]
+        c = tl.load(cos + token * half + cols).to(tl.float32)[None, :]
+        s = tl.load(sin + token * half + cols).to(tl.float32)[None, :]
+        a = tl.load(at, head < heads, 0.0).to(tl.float32)
+        b = tl.load(at + half, head < heads, 0.0).to(tl.float32)
+        tl.store(at, (a * c - b * s).to(tl.bfloat16), head < heads)
+        tl.store(at + half, (b * c + a * s).to(tl.bfloat16), head < heads)
 
 
 def add_rms(x, residual, weight, out):
@@ -131,6 +142,9 @@ def add_rms(x, residual, weight, out):
         if residual is not None:
             residual.copy_(v)
         out.copy_((v.view(rows, width) * torch.rsqrt(v.view(rows, width).pow(2).mean(-1, keepdim=True) + 1e-5) * weight.float()).view_as(out))
+        return
+    if residual is None and width == HEAD:
+        _head_rms[(triton.cdiv(rows, 16),)](x, weight, out, rows, width, 16)
         return
     block = triton.next_power_of_2(width)
     _add_rms[(rows,)](x, x if residual is None else residual, weight, out, width, residual is not None, block, num_warps=max(1, min(16, block // 512)))
@@ -153,7 +167,7 @@ def rope(qkv, cos, sin, heads):
         c, s = cos.float()[:, None], sin.float()[:, None]
         part.copy_(torch.stack((a * c - b * s, b * c + a * s), 2))
         return
-    _rope[(qkv.shape[0], heads)](qkv, cos, sin, heads, qkv.shape[1], HEAD // 2, num_warps=1)
+    _rope[(qkv.shape[0], triton.cdiv(heads, 16))](qkv, cos, sin, heads, qkv.shape[1], HEAD // 2, 16)
 
 
 def flash(q, k, v, causal):
@@ -171,13 +185,13 @@ def cudnn(q, k, v, causal):
     return flash(q, k, v, causal)
 
 
-def varlen(q, k, v, starts_q, starts_k, max_q, max_k):
-    """FlashAttention-2 over sequences of unequal length in one call, causal to the end. Shapes: (tokens, heads, 128)."""
+def varlen(q, k, v, starts_q, starts_k, max_q, max_k, causal):
+    """FlashAttention-2 over sequences of unequal length in one call, causal to the end or not. Shapes: (tokens, heads, 128)."""
     if q.is_cuda:
-        return torch.ops.aten._flash_attention_forward(q, k, v, starts_q, starts_k, max_q, max_k, 0.0, True, False)[0]
+        return torch.ops.aten._flash_attention_forward(q, k, v, starts_q, starts_k, max_q, max_k, 0.0, causal, False)[0]
     at_q, at_k = starts_q.tolist(), starts_k.tolist()
     rows = [(q[a:b], k[c:d], v[c:d]) for a, b, c, d in zip(at_q, at_q[1:], at_k, at_k[1:])]
-    return torch.cat([flash(x.transpose(0, 1)[None], y.transpose(0, 1)[None], z.transpose(0, 1)[None], True)[0].transpose(0, 1) for x, y, z in rows])
+    return torch.cat([flash(x.transpose(0, 1)[None], y.transpose(0, 1)[None], z.transpose(0, 1)[None], causal)[0].transpose(0, 1) for x, y, z in rows])
 
 
 # --- Measuring. --------------------------------------------------------------------------------------------------------
@@ -191,6 +205,7 @@ class Bench:
         self.gpu = self.device.type == "cuda"
         if self.gpu:  # One pool of memory for all graphs, held by the first, which does nothing.
             self.pool, self.anchor, nothing = torch.cuda.graph_pool_handle(), torch.cuda.CUDAGraph(), torch.zeros(1, device=device)
+            nothing.add_(1)
             with torch.cuda.graph(self.anchor, pool=self.pool):
                 nothing.add_(1)
 
@@ -220,6 +235,7 @@ class Bench:
                 laps.append((time.perf_counter() - start) * 1e6)
             return quartiles(laps)
         side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):  # Loads modules, makes plans and workspaces, and says how long a call is.
             call(0)
             side.synchronize()
@@ -230,21 +246,23 @@ class Bench:
             ended.record()
             side.synchronize()
         rough = began.elapsed_time(ended) / 3 * 1e3
-        calls = copies * max(1, round(min(400 / rough, 24) / copies))
+        calls = copies * max(1, round(min(1000 / rough, 96) / copies))
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, pool=self.pool):
             for i in range(calls):
                 call(i % copies)
-        graph.replay()
-        graph.replay()
-        repeats = max(5, min(25, int(20e3 / (rough * calls))))
-        events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
-        events[0].record()
-        for event in events[1:]:
+        repeats = max(5, min(15, int(15e3 / (rough * calls))))
+        bursts = []
+        for _ in range(2):  # Two bursts, and the better one: now and then the host or the clock disturbs a whole burst.
             graph.replay()
-            event.record()
-        torch.cuda.synchronize()
-        return quartiles([a.elapsed_time(b) * 1e3 / calls for a, b in zip(events, events[1:])])
+            events = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+            events[0].record()
+            for event in events[1:]:
+                graph.replay()
+                event.record()
+            torch.cuda.synchronize()
+            bursts.append(quartiles([a.elapsed_time(b) * 1e3 / calls for a, b in zip(events, events[1:])]))
+        return min(bursts)
 
     def rand(self, *shape, scale=1.0):
         return torch.empty(shape, dtype=torch.bfloat16, device=self.device).normal_(0, scale)
@@ -310,7 +328,7 @@ class Dense:
 
 
 def measure_ends(b, m, tokens, sequences):
-    """The embedding, the output projection and the sampler: softmax in float32, then the draw by exponential noise."""
+    """The embedding, the output projection and the sampler: the likeliest, or softmax in float32 and exponential noise."""
     table = b.rand(m["vocab_rank"], m["hidden"], scale=m["hidden"] ** -0.5)
     for n in tokens:
         ids = torch.randint(m["vocab_rank"], (n,), device=b.device)
@@ -320,6 +338,7 @@ def measure_ends(b, m, tokens, sequences):
         x, logits = b.rand(n, m["hidden"]), b.rand(n, m["vocab"])
         b.time("lm_head", lambda i: F.linear(x, tables[i]), len(tables), sequences=n)
         noise = torch.empty(n, m["vocab"], device=b.device)
+        b.time("greedy", lambda i: logits.float().argmax(-1), 1, sequences=n)
         b.time("sampler", lambda i: logits.softmax(-1, torch.float32).div_(noise.exponential_()).argmax(-1), 1, sequences=n)
 
 
@@ -336,6 +355,7 @@ def measure_decode(b, m, points):
         single = q.view(n, kv * group, 1, HEAD)
         b.time("decode_flash", lambda i: flash(single, part(keys, i), part(values, i), False), copies, sequences=n, context=context)
         b.time("decode_packed", lambda i: flash(q, part(keys, i), part(values, i), False), copies, sequences=n, context=context)
+        b.time("decode_cudnn", lambda i: cudnn(single, part(keys, i), part(values, i), False), copies, sequences=n, context=context)
 
 
 def measure_prefill(b, m, points):
@@ -355,14 +375,16 @@ def measure_prefill(b, m, points):
 
 
 def measure_varlen(b, m, points):
+    """Both kinds of work in one call, twice. Once plainly. Once with the query heads that share a KV head laid in rows, as
+    newer kernels do: what a mask cannot say then, a prefix of half the length says (the chunk does the same work)."""
+    ends = lambda parts: torch.tensor([sum(parts[:i]) for i in range(len(parts) + 1)], dtype=torch.int32, device=b.device)
+    group = m["heads"] // m["kv_heads"]
     for c, n, context in points:
-        q, total = c + n, c + n * context
-        queries = b.rand(q, m["heads"], HEAD)
-        keys, values = (b.rand(total, m["kv_heads"], HEAD) for _ in range(2))
-        ends = lambda parts: torch.tensor([sum(parts[:i]) for i in range(len(parts) + 1)], dtype=torch.int32, device=b.device)
-        starts_q, starts_k = ends([c] + [1] * n), ends([c] + [context] * n)
-        longest = max([c] + [context] * min(n, 1))
-        b.time("varlen", lambda i: varlen(queries, keys, values, starts_q, starts_k, c, longest), 1, tokens=c, sequences=n, context=context if n else 0)
+        keys, values = (b.rand(c + n * context, m["kv_heads"], HEAD) for _ in range(2))
+        for kernel, rows, seen, causal in (("varlen", 1, c, True), ("varlen_packed", group, c // 2, False)):
+            queries = b.rand((c + n) * rows, m["heads"] // rows, HEAD)
+            call = (queries, keys, values, ends([c * rows] + [rows] * n), ends([seen] + [context] * n), c * rows, max(seen, context if n else 0), causal)
+            b.time(kernel, lambda i: varlen(*call), 1, tokens=c, sequences=n, context=context if n else 0)
 
 
 def measure_ceilings(b):
@@ -384,6 +406,10 @@ def check(device):
     out, total = torch.full_like(x, math.nan), x.float() + r.float()
     add_rms(x, r, w, out)
     errors["norm"] = max(off(out, total * torch.rsqrt(total.pow(2).mean(-1, keepdim=True) + 1e-5) * w.float()), off(r, total))
+    x, w = rand(37, HEAD), rand(HEAD)
+    out = torch.full_like(x, math.nan)
+    add_rms(x, None, w, out)
+    errors["qk_norm"] = off(out, x.float() * torch.rsqrt(x.float().pow(2).mean(-1, keepdim=True) + 1e-5) * w.float())
     x = rand(37, 3000)
     out = torch.full_like(x[:, :1500], math.nan).contiguous()
     silu_mul(x, out)
@@ -408,6 +434,10 @@ def check(device):
     q, k, v = rand(3, 8, 1, HEAD), *(rand(3, 300, 2, HEAD).transpose(1, 2) for _ in range(2))
     errors["decode_flash"] = off(flash(q, k, v, False), exact(q, k, v, False))
     errors["decode_packed"] = off(flash(q.view(3, 2, 4, HEAD), k, v, False).reshape(3, 8, 1, HEAD), exact(q, k, v, False))
+    try:
+        errors["decode_cudnn"] = off(cudnn(q, k, v, False), exact(q, k, v, False))
+    except RuntimeError:
+        errors["decode_cudnn"] = math.inf  # Not on this GPU.
     q = rand(1, 200, 8, HEAD).transpose(1, 2)
     k, v = (rand(1, 300, 2, HEAD).transpose(1, 2) for _ in range(2))
     errors["prefill_flash"] = off(flash(q, k, v, True), exact(q, k, v, True))
@@ -419,7 +449,7 @@ def check(device):
     k, v = (rand(200 + 90, 2, HEAD) for _ in range(2))
     q = rand(201, 8, HEAD)
     starts = [torch.tensor(s, dtype=torch.int32, device=device) for s in ([0, 200, 201], [0, 200, 290])]
-    got = varlen(q, k, v, *starts, 200, 200)
+    got = varlen(q, k, v, *starts, 200, 200, True)
     lay = lambda t: t.transpose(0, 1)[None]
     parts = [exact(lay(q[:200]), lay(k[:200]), lay(v[:200]), True), exact(lay(q[200:]), lay(k[200:]), lay(v[200:]), True)]
     errors["varlen"] = off(lay(got), torch.cat(parts, 2))
@@ -435,7 +465,7 @@ def measure(model, tp, path, device="cuda", dry=False, parts=("dense", "attentio
         tokens, sequences, decode, prefill, mixed = [1, 8], [1, 4], [(1, 128), (4, 128)], [(64, 0), (64, 512)], [(32, 0, 64), (32, 2, 64)]
     errors = check(device)
     wrong = {k for k, e in errors.items() if not e < 1e-2}
-    if wrong & {"norm", "act", "rope"}:
+    if wrong & {"norm", "qk_norm", "act", "rope"}:
         sys.exit(f"wrong results, so no times: {errors}")
     with open(path, "w", encoding="utf-8") as out:
         facts = dict(gpu="CPU, a dry run", driver="-", memory_gib="0")
@@ -534,9 +564,10 @@ def fit(path, fixed_ms=FIXED_MS, out=sys.stdout, log=sys.stderr):
 
     # Sequences: the output projection reads its weights once (a constant, put beside the dense layers') and grows from there.
     n = np.array(sorted(k[2] for k in times if k[0] == "lm_head" and k[2] <= 512), float)
-    y = np.array([get("lm_head", 0, int(i), 0) + get("sampler", 0, int(i), 0) for i in n])
+    y = np.array([get("lm_head", 0, int(i), 0) + get("greedy", 0, int(i), 0) for i in n])
     head_us, per_seq_us = nonnegative([np.ones_like(n), n], y, 1 / y)
-    say(f"  per sequence: {error(head_us + per_seq_us * n, y, n)}")
+    draw = [(get("sampler", 0, int(i), 0) - get("greedy", 0, int(i), 0)) / i for i in n[n >= 64]]
+    say(f"  per sequence: {error(head_us + per_seq_us * n, y, n)}; greedy; drawing from the softmax adds {np.mean(draw):.2f} us")
     per_seq_us += share / 2 * m["vocab"] * 2 / bandwidth  # Its logits, gathered.
 
     tokens = np.array(sorted(k[1] for k in times if k[0] == "layer"), float)
@@ -550,7 +581,7 @@ def fit(path, fixed_ms=FIXED_MS, out=sys.stdout, log=sys.stderr):
 
     # Attention: errors count by their part of the whole step, for a microsecond is a microsecond wherever it is spent.
     fastest = lambda kernels, *key: min(get(k, *key) for k in kernels if (k, *key) in times)
-    decode, prefill = ("decode_flash", "decode_packed"), ("prefill_flash", "prefill_cudnn")
+    decode, prefill = ("decode_flash", "decode_packed", "decode_cudnn"), ("prefill_flash", "prefill_cudnn")
     points = sorted({k[1:] for k in times if k[0] in decode})
     seqs, kv = np.array([p[1] for p in points], float), np.array([p[1] * p[2] for p in points], float)
     y = np.array([layers * fastest(decode, *p) for p in points]) / 1e3
@@ -564,17 +595,20 @@ def fit(path, fixed_ms=FIXED_MS, out=sys.stdout, log=sys.stderr):
     y = np.array([layers * fastest(prefill, *p) for p in points]) / 1e3
     step = fixed_ms + dense_ms(chunk) + y
     area = chunk * (prefix + chunk / 2)
-    pre_const, p_ms, p2_ms = nonnegative([np.ones_like(chunk), chunk, area], y, 1 / step)
+    fair = chunk >= 256  # A shorter chunk leaves most of the GPU idle; it is a prompt's last, and the fit is not bent for it.
+    pre_const, p_ms, p2_ms = nonnegative([np.ones_like(chunk[fair]), chunk[fair], area[fair]], y[fair], 1 / step[fair])
     got = pre_const + p_ms * chunk + p2_ms * area
-    big = area >= 1 << 22
-    say(f"  prefill: of the step, {error(step - y + got, step, chunk)}; alone from 2^22 pairs, {error(got[big], y[big], chunk[big])}; {4 * HEAD * m['heads'] * (area * layers / y).max() / 1e9:.0f} TFLOP/s at most")
+    say(f"  prefill: of the step, {error((step - y + got)[fair], step[fair], chunk[fair])}, below 256 tokens {error((step - y + got)[~fair], step[~fair], chunk[~fair])}; {4 * HEAD * m['heads'] * (area * layers / y).max() / 1e9:.0f} TFLOP/s at most")
 
-    mults = []
-    for _, c, s, context in (k for k in times if k[0] == "varlen" and k[2]):
-        if ("varlen", c, 0, 0) in times and any((d, 0, s, context) in times for d in decode):
-            mults.append((get("varlen", c, s, context) - get("varlen", c, 0, 0)) / fastest(decode, 0, s, context))
-    mult = max(1.0, float(np.median(mults))) if mults else 1.0
-    say(f"  mixed: decoding takes {min(mults, default=1):.2f} to {max(mults, default=1):.2f} times as long in a call that also has prefill, median {mult:.2f}")
+    mult = 1.0
+    for kernel in ("varlen", "varlen_packed"):
+        mults = []
+        for _, c, s, context in (k for k in times if k[0] == kernel and k[2]):
+            if (kernel, c, 0, 0) in times and any((d, 0, s, context) in times for d in decode):
+                mults.append((get(kernel, c, s, context) - get(kernel, c, 0, 0)) / fastest(decode, 0, s, context))
+        if mults:
+            mult = max(1.0, float(np.median(mults)))
+            say(f"  mixed, {kernel}: decoding takes {min(mults):.2f} to {max(mults):.2f} times as long in a call that also has prefill, median {mult:.2f}")
 
     again = [max(v) / min(v) * 100 - 100 for k, v in times.items() if k[0] == "layer" and len(v) > 1]
     parts = ("qkv", "o", "gate_up", "down", "act", "rope") + (("qk_norm",) if m.get("qk_norm") else ())
