@@ -5,9 +5,9 @@
     python3 scripts/measure_gpu.py --fit FILE [--fixed-ms 2.0]                # needs numpy alone
     python3 scripts/measure_gpu.py --model llama-3.1-8b --tp 1 --out FILE --dry-run   # tiny, on the CPU: does it run?
 
-One run measures one rank of a tensor-parallel group, on one GPU, in about half a minute: bf16, random weights (a kernel's
-time does not depend on what the weights say), one layer at a time. Every time is the median of repeated replays of a CUDA
-graph, so launch overhead does not count; weights and KV rotate through enough memory that no repeat finds them in the L2.
+One run measures one rank of a tensor-parallel group, on one GPU, in about half a minute: bf16, random weights (zeros would
+run faster), one layer at a time. Every time is the median of repeated replays of a CUDA graph, so launch overhead does not
+count; weights and KV rotate through enough memory that no repeat finds them in the L2.
 
 FILE is CSV. Comment lines (`# key: value`) name the GPU, the software, the model and its sizes; then the columns
 
