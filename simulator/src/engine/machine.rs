@@ -330,6 +330,14 @@ impl Engine {
         true
     }
 
+    /// Tokens of an answer that are out by now. `None` if the request is not here: unknown, or done.
+    pub fn given(&mut self, now_us: u64, id: u64) -> Option<u32> {
+        self.settle(now_us);
+        let sequence = self.slots.get(self.slots.find(id)?);
+        let since = if sequence.stage == Stage::Decode { (self.step - sequence.since) as u32 } else { 0 };
+        Some(sequence.given + since)
+    }
+
     /// When [`advance`](Self::advance) is next needed, if nothing is submitted or cancelled before. It may then have nothing
     /// to tell: the end of a step that computed the middle of a long prompt, or made room.
     #[must_use]
