@@ -1,6 +1,7 @@
 //! What a routing policy is asked, may answer, and is told.
 //! Invariant: a policy sees a job's prompt, never how long its answer will be.
 
+use super::gateway::Seen;
 use super::view::View;
 
 /// A replica's number in its setting.
@@ -78,8 +79,11 @@ pub enum Choice {
 /// What a gateway learned.
 #[derive(Clone, Copy, Debug)]
 pub enum News<'a> {
-    /// A probe's answer is in: [`View::seen`] holds it.
-    Probed,
+    /// A probe's answer is in.
+    Probed {
+        /// What it said.
+        seen: Seen,
+    },
     /// A probe was given up.
     ProbeLost,
     /// The first text of a job came.

@@ -846,12 +846,13 @@ impl Fleet {
         let probe = self.probes[index as usize];
         let known = &mut self.gateways[probe.gateway.index()].known[probe.replica.index()];
         known.measured(self.now_us - probe.sent_us);
-        known.learned(probe.answer.expect("an answer was sent"));
+        let seen = probe.answer.expect("an answer was sent");
+        known.learned(seen);
         known.banned_until_us = 0;
         // After the limit it is late, not wrong: what it says is kept, and its job no longer waits for it.
         if probe.out {
             self.probes[index as usize].out = false;
-            self.tell_probe(probe.gateway, probe.replica, &News::Probed);
+            self.tell_probe(probe.gateway, probe.replica, &News::Probed { seen });
             self.probe_ended(probe);
         } else {
             self.probes_free.push(index);

@@ -4,7 +4,7 @@
 use super::gateway::{Gateway, Seen};
 use super::policy::{Ask, GatewayId, ReplicaId};
 use super::replica::Replica;
-use super::setting::{PriceRules, Setting};
+use super::setting::{PriceRules, Setting, SloRules};
 
 /// What all views look at.
 #[derive(Clone, Copy, Debug)]
@@ -75,6 +75,19 @@ impl<'a> View<'a> {
     #[must_use]
     pub const fn gateways(&self) -> usize {
         self.scene.gateways.len()
+    }
+
+    /// What is promised to clients.
+    #[must_use]
+    pub const fn slo(&self) -> SloRules {
+        self.scene.setting.slo
+    }
+
+    /// The other gateways of this organisation: those that a job may be forwarded to.
+    pub fn siblings(&self) -> impl Iterator<Item = GatewayId> + 'a {
+        let (id, organisation) = (self.gateway.id, self.gateway.organisation);
+        let others = self.scene.gateways.iter();
+        others.filter(move |it| it.organisation == organisation && it.id != id).map(|it| it.id)
     }
 
     /// Jobs that wait at a gateway: this one, or any in one data centre; 0 where it is not known.

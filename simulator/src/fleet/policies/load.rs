@@ -1,65 +1,9 @@
 //! Policies that look at load alone, or at nothing: the classic ones.
 //! Invariant: a replica that is known to be down is chosen only if all are.
 
+use super::common::{any, draws, load, lowest};
 use crate::draws::Draws;
 use crate::fleet::{Ask, Choice, GatewayId, Policy, ReplicaId, View};
-
-/// The stream of draws of one gateway's policy.
-pub(super) fn draws(seed: u64, gateway: GatewayId) -> Draws {
-    Draws::new(seed, &format!("policy {}", gateway.0))
-}
-
-/// The jobs at a replica, as far as this gateway knows: what it saw there, and at least those it sent itself. Jobs on their
-/// way are counted where they are seen.
-pub(super) fn load(view: &View<'_>, replica: ReplicaId) -> u32 {
-    let seen = view.seen(replica).map_or(0, |seen| seen.running + seen.waiting);
-    (seen + view.coming(replica)).max(view.in_flight(replica))
-}
-
-/// A drawn candidate; one that is up if a few draws find one.
-pub(super) fn any(draws: &mut Draws, view: &View<'_>) -> ReplicaId {
-    let candidates = view.candidates();
-    let mut drawn = candidates[0];
-    for _ in 0..4 {
-        let index = draws.below(candidates.len() as u64);
-        drawn = candidates[usize::try_from(index).expect("below a length")];
-        if view.up(drawn) {
-            break;
-        }
-    }
-    drawn
-}
-
-/// Of `replicas`, the one with the lowest rank, of those that are up if any is; equal ones share by a draw.
-pub(super) fn lowest<R: PartialOrd + Copy>(
-    draws: &mut Draws,
-    view: &View<'_>,
-    replicas: &[ReplicaId],
-    rank: impl Fn(ReplicaId) -> R,
-) -> Option<ReplicaId> {
-    let mut best: Option<(R, ReplicaId)> = None;
-    let mut equal = 0;
-    for &replica in replicas {
-        if !view.up(replica) {
-            continue;
-        }
-        let rank = rank(replica);
-        match &best {
-            Some((least, _)) if rank > *least => {}
-            Some((least, _)) if rank == *least => {
-                equal += 1;
-                if draws.below(equal) == 0 {
-                    best = Some((rank, replica));
-                }
-            }
-            _ => {
-                equal = 1;
-                best = Some((rank, replica));
-            }
-        }
-    }
-    best.map(|(_, replica)| replica)
-}
 
 /// Any replica.
 pub struct Random(Draws);
