@@ -203,6 +203,7 @@ pub struct Engine {
     pub(super) mean_output: f64,
     tokens_every: u32,
     told: Vec<Progress>,
+    flights: u64,
 }
 
 impl Engine {
@@ -240,6 +241,7 @@ impl Engine {
             mean_output: super::predict::OUTPUT_PRIOR,
             tokens_every: 0,
             told: Vec::new(),
+            flights: 0,
             rules,
         }
     }
@@ -340,6 +342,18 @@ impl Engine {
         }
         self.cut(1);
         true
+    }
+
+    /// Flights so far: what was computed at once, one step or many.
+    #[must_use]
+    pub const fn flights(&self) -> u64 {
+        self.flights
+    }
+
+    /// Steps so far, the one in flight not included.
+    #[must_use]
+    pub const fn steps(&self) -> u64 {
+        self.step
     }
 
     /// When [`advance`](Self::advance) is next needed, if nothing is submitted or cancelled before. It may then have nothing
@@ -582,6 +596,7 @@ impl Engine {
         let first = self.ticks.step(&batch).max(1);
         let steps = if alike { self.steps_alike() } else { 1 };
         let growth = self.ticks.decode_per_kv * u64::from(self.decoding);
+        self.flights += 1;
         let shift = if at > u64::MAX / 4 { at / PS_PER_US } else { 0 };
         self.origin_us += shift;
         self.now = self.now.saturating_sub(shift * PS_PER_US);
