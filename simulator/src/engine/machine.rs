@@ -24,6 +24,9 @@ pub struct EngineRules {
     pub chunk_budget: u32,
     /// Tokens that one name of a prefix covers, a multiple of 16; 0 for no prefix cache.
     pub prefix_grain: u32,
+    /// Whether a step is decided while the one before it runs, as vLLM does since 0.14: what comes, and what ends, during
+    /// a step counts from the next but one on.
+    pub async_scheduling: bool,
 }
 
 /// Why rules do not hold.
@@ -190,6 +193,8 @@ pub struct Engine {
     /// Number of the step in flight.
     step: u64,
     flight: Option<Flight>,
+    /// Sequences that are done and keep their memory and their place until one more step is decided.
+    leaving: Vec<(u32, u32)>,
     /// Whether the head of the queue cannot run before a running sequence leaves.
     blocked: bool,
     admitted: u64,
@@ -198,6 +203,7 @@ pub struct Engine {
     pub(super) mean_output: f64,
     tokens_every: u32,
     told: Vec<Progress>,
+    flights: u64,
 }
 
 impl Engine {
@@ -228,12 +234,14 @@ impl Engine {
             batch: Vec::new(),
             step: 0,
             flight: None,
+            leaving: Vec::new(),
             blocked: false,
             admitted: 0,
             waiting_tokens: 0,
             mean_output: super::predict::OUTPUT_PRIOR,
             tokens_every: 0,
             told: Vec::new(),
+            flights: 0,
             rules,
         }
     }
@@ -274,6 +282,8 @@ impl Engine {
         let pieces = (input + output - 1).checked_div(self.rules.prefix_grain).unwrap_or(0) as usize;
         let names = &prefix[..prefix.len().min(pieces)];
         let known = self.known(names, input);
+        // The step in flight, and with asynchronous scheduling the one after it too, has been decided.
+        let ahead = if self.flight.is_none() { 0 } else { 1 + u64::from(self.rules.async_scheduling) };
         let sequence = self.slots.get_mut(slot);
         sequence.stranger = priority > 0;
         sequence.input = input;
@@ -283,6 +293,7 @@ impl Engine {
         sequence.given = 0;
         sequence.computed = 0;
         sequence.cached = None;
+        sequence.from = self.step + ahead;
         sequence.counted = input - known * self.rules.prefix_grain;
         self.waiting_tokens += u64::from(sequence.counted);
         let ticket = self.slots.enter(slot, Stage::Waiting);
@@ -292,8 +303,8 @@ impl Engine {
             self.origin_us = now_us;
             self.now = 0;
             self.schedule(0);
-        } else if !self.blocked || self.queue.head(&self.slots) == Some(slot) {
-            self.cut();
+        } else if !self.blocked || self.queue.head(&self.slots, u64::MAX) == Some(slot) {
+            self.cut(ahead);
         }
         true
     }
@@ -305,7 +316,8 @@ impl Engine {
         match self.slots.get(slot).stage {
             Stage::Waiting => {
                 self.uncount(slot);
-                self.slots.close(slot);
+                self.slots.forget(slot);
+                self.slots.vacate(slot);
                 self.queue.forget(&self.slots);
             }
             Stage::Prefill => {
@@ -316,17 +328,19 @@ impl Engine {
                 if self.tail == Some(slot) {
                     self.tail = None;
                 }
-                self.slots.close(slot);
+                self.slots.forget(slot);
+                self.slots.vacate(slot);
             }
             Stage::Decode => {
                 let blocks = self.kv_of(slot).div_ceil(BLOCK);
                 self.stop_decoding(slot);
                 self.release(slot, blocks);
-                self.slots.close(slot);
+                self.slots.forget(slot);
+                self.slots.vacate(slot);
             }
             Stage::Gone => unreachable!("a vacant slot has no id"),
         }
-        self.cut();
+        self.cut(1);
         true
     }
 
@@ -336,6 +350,18 @@ impl Engine {
         let sequence = self.slots.get(self.slots.find(id)?);
         let since = if sequence.stage == Stage::Decode { (self.step - sequence.since) as u32 } else { 0 };
         Some(sequence.given + since)
+    }
+
+    /// Flights so far: what was computed at once, one step or many.
+    #[must_use]
+    pub const fn flights(&self) -> u64 {
+        self.flights
+    }
+
+    /// Steps so far, the one in flight not included.
+    #[must_use]
+    pub const fn steps(&self) -> u64 {
+        self.step
     }
 
     /// When [`advance`](Self::advance) is next needed, if nothing is submitted or cancelled before. It may then have nothing
@@ -453,7 +479,6 @@ impl Engine {
     }
 
     fn finish_chunk(&mut self, slot: u32, tokens: u32, at_us: u64) {
-        self.name_pieces(slot, self.slots.get(slot).computed);
         let sequence = self.slots.get_mut(slot);
         let counted = tokens.min(sequence.counted);
         sequence.counted -= counted;
@@ -509,15 +534,44 @@ impl Engine {
     /// Ends a sequence that has computed `tokens`, the answer's but its last included.
     fn done(&mut self, slot: u32, tokens: u32, at_us: u64) {
         self.name_pieces(slot, tokens);
-        self.release(slot, tokens.div_ceil(BLOCK));
         let sequence = self.slots.get(slot);
         self.mean_output += (f64::from(sequence.output) - self.mean_output) * super::predict::OUTPUT_WEIGHT;
         self.told.push(Progress::Done { id: sequence.id, at_us, cached: sequence.cached.unwrap_or(0) });
-        self.slots.close(slot);
+        self.slots.forget(slot);
+        self.leaving.push((slot, tokens.div_ceil(BLOCK)));
+        if !self.rules.async_scheduling {
+            self.let_go();
+        }
     }
 
-    /// Decides what the next step computes, which starts `at`: running sequences first, then the queue.
+    /// Frees what those that are done still hold.
+    fn let_go(&mut self) {
+        while let Some((slot, blocks)) = self.leaving.pop() {
+            self.release(slot, blocks);
+            self.slots.vacate(slot);
+        }
+    }
+
+    /// Decides what the next step computes, and starts it `at`.
     fn schedule(&mut self, at: u64) {
+        loop {
+            self.decide();
+            let alike = self.chunks.is_empty() && self.leaving.is_empty() && (self.blocked || self.queue.len() == 0);
+            self.let_go();
+            if self.decoding > 0 || !self.chunks.is_empty() {
+                self.take_off(at, alike);
+                return;
+            }
+            if self.queue.len() == 0 {
+                return;
+            }
+            // What waits was not yet to be seen, or was not yet free, when this empty step was decided.
+            self.step += 1;
+        }
+    }
+
+    /// Chooses what the current step computes: running sequences first, then the queue.
+    fn decide(&mut self) {
         let mut preempted = false;
         while self.need(0) + self.tail_need() > self.kv.free() {
             self.preempt_newest();
@@ -531,30 +585,26 @@ impl Engine {
 
         self.blocked = false;
         while !preempted && budget > 0 {
-            let Some(slot) = self.queue.head(&self.slots) else { break };
-            let full = self.decoding + self.prefilling == self.rules.seqs_max;
-            if full || !self.admit(slot, budget) {
-                self.blocked = true;
+            let Some(slot) = self.queue.head(&self.slots, self.step) else { break };
+            let full = self.decoding + self.prefilling + self.leaving.len() as u32 >= self.rules.seqs_max;
+            if full || !self.admit(slot) {
+                // Unless someone who could not be seen yet comes before it.
+                self.blocked = self.queue.head(&self.slots, u64::MAX) == Some(slot);
                 break;
             }
             budget -= self.compute_chunk(slot, budget);
         }
-        self.take_off(at);
     }
 
-    /// Starts the flight of what was scheduled.
-    fn take_off(&mut self, at: u64) {
+    /// Starts what was decided: one step, or as many as are `alike` until something is to tell.
+    fn take_off(&mut self, at: u64, alike: bool) {
         self.batch.clear();
         self.batch.extend(self.chunks.iter().map(|(_, chunk)| *chunk));
-        if self.decoding == 0 && self.batch.is_empty() {
-            assert_eq!(self.queue.len(), 0, "an empty engine admits any request that fits");
-            return;
-        }
         let batch = Batch { decoding: self.decoding, decoding_kv: self.decoding_kv, chunks: &self.batch };
         let first = self.ticks.step(&batch).max(1);
-        let same_again = self.batch.is_empty() && (self.blocked || self.queue.len() == 0);
-        let steps = if same_again { self.steps_alike() } else { 1 };
+        let steps = if alike { self.steps_alike() } else { 1 };
         let growth = self.ticks.decode_per_kv * u64::from(self.decoding);
+        self.flights += 1;
         let shift = if at > u64::MAX / 4 { at / PS_PER_US } else { 0 };
         self.origin_us += shift;
         self.now = self.now.saturating_sub(shift * PS_PER_US);
@@ -580,14 +630,13 @@ impl Engine {
         (next - self.step + 1).min(more + 1)
     }
 
-    /// Admits the head of the queue, if its next chunk's memory is free.
-    fn admit(&mut self, slot: u32, budget: u32) -> bool {
+    /// Admits the head of the queue, if memory for all that it has to compute is free.
+    fn admit(&mut self, slot: u32) -> bool {
         let sequence = self.slots.get(slot);
         let known = self.known(&sequence.names, sequence.target());
         let cached = known * self.rules.prefix_grain;
-        let computed = cached + budget.min(sequence.target() - cached);
         let names = &sequence.names[..known as usize];
-        let blocks = computed.div_ceil(BLOCK) - cached / BLOCK + self.kv.idle_blocks(names);
+        let blocks = sequence.target().div_ceil(BLOCK) - cached / BLOCK + self.kv.idle_blocks(names);
         if blocks > self.kv.free() {
             return false;
         }
@@ -618,10 +667,13 @@ impl Engine {
         let tokens = budget.min(sequence.target() - prefix);
         sequence.computed += tokens;
         self.kv.take(sequence.computed.div_ceil(BLOCK) - prefix.div_ceil(BLOCK));
-        if sequence.computed < sequence.target() {
+        let computed = sequence.computed;
+        if computed < sequence.target() {
             self.tail = Some(slot);
         }
         self.chunks.push((self.slots.ticket(slot), Chunk { tokens, prefix }));
+        // Whoever is admitted from now on reads it after this step has written it.
+        self.name_pieces(slot, computed);
         tokens
     }
 
@@ -652,15 +704,16 @@ impl Engine {
         let sequence = self.slots.get_mut(slot);
         sequence.counted = counted;
         sequence.computed = 0;
+        sequence.from = self.step;
         let stranger = sequence.stranger;
         let ticket = self.slots.enter(slot, Stage::Waiting);
         self.queue.push_front(ticket, stranger);
     }
 
-    /// The flight ends with the step in flight: what follows is to be decided anew.
-    const fn cut(&mut self) {
+    /// The flight ends after at most `steps` steps, the one in flight included: what follows is to be decided anew.
+    fn cut(&mut self, steps: u64) {
         if let Some(flight) = &mut self.flight {
-            flight.steps = 1;
+            flight.steps = flight.steps.min(steps);
         }
     }
 

@@ -13,6 +13,7 @@ pub struct Preset {
     step: StepModel,
     kv_tokens: u32,
     seqs_max: u32,
+    async_scheduling: bool,
 }
 
 /// All known engines.
@@ -33,6 +34,7 @@ pub fn preset(name: &str) -> Option<EngineRules> {
         seqs_max: preset.seqs_max,
         chunk_budget: 2048,
         prefix_grain: PREFIX_BLOCK,
+        async_scheduling: preset.async_scheduling,
     })
 }
 
@@ -40,7 +42,7 @@ const PRESETS: &[Preset] = &[
     Preset {
         name: "rtx4090-llama-3.1-8b",
         step: StepModel {
-            fixed_us: 615.0,
+            fixed_us: 1_399.0,
             weight_floor_us: 16_428.0,
             dense_us: 5_724.0,
             dense_per_token_us: 87.42,
@@ -52,13 +54,15 @@ const PRESETS: &[Preset] = &[
             prefill_per_token_us: 0.515,
             prefill_per_token2_us: 0.004_402,
         },
-        kv_tokens: 41_408,
+        // 2,588 blocks, of which vLLM keeps one.
+        kv_tokens: 41_392,
         seqs_max: 256,
+        async_scheduling: true,
     },
     Preset {
         name: "rtxpro6000-llama-3.1-8b",
         step: StepModel {
-            fixed_us: 3_454.0,
+            fixed_us: 3_505.0,
             weight_floor_us: 10_448.0,
             dense_us: 6_139.0,
             dense_per_token_us: 34.36,
@@ -72,5 +76,6 @@ const PRESETS: &[Preset] = &[
         },
         kv_tokens: 500_000,
         seqs_max: 128,
+        async_scheduling: true,
     },
 ];

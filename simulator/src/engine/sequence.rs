@@ -40,6 +40,8 @@ pub(super) struct Sequence {
     pub(super) computed: u32,
     /// Tokens found in the cache when it was first admitted; none before.
     pub(super) cached: Option<u32>,
+    /// The first step that may admit it.
+    pub(super) from: u64,
     /// Tokens that it was thought to have to compute, in the load's sum.
     pub(super) counted: u32,
     /// The first step in which it decodes.
@@ -90,10 +92,15 @@ impl Slots {
         self.by_id.find(hash(id), |slot| self.all[*slot as usize].id == id).copied()
     }
 
-    pub(super) fn close(&mut self, slot: u32) {
+    /// The sequence has left every stage: its id is free, its slot not yet.
+    pub(super) fn forget(&mut self, slot: u32) {
         self.enter(slot, Stage::Gone);
         let id = self.all[slot as usize].id;
         self.by_id.find_entry(hash(id), |other| *other == slot).expect("each sequence has its id's entry").remove();
+    }
+
+    /// A forgotten sequence's slot is free.
+    pub(super) fn vacate(&mut self, slot: u32) {
         self.vacant.push(slot);
     }
 
@@ -148,14 +155,16 @@ impl Queue {
         self.len += 1;
     }
 
-    /// Who is next. Stale tickets before it are dropped.
-    pub(super) fn head(&mut self, slots: &Slots) -> Option<u32> {
+    /// Who is next among those that the step `step` may admit. Stale tickets before it are dropped.
+    pub(super) fn head(&mut self, slots: &Slots, step: u64) -> Option<u32> {
         for class in [&mut self.owner, &mut self.stranger] {
-            while let Some(ticket) = class.front() {
-                if slots.valid(*ticket) {
-                    return Some(ticket.slot);
-                }
+            while class.front().is_some_and(|ticket| !slots.valid(*ticket)) {
                 class.pop_front();
+            }
+            // Who comes later may be admitted no earlier.
+            let head = class.front().filter(|ticket| slots.get(ticket.slot).from <= step);
+            if let Some(ticket) = head {
+                return Some(ticket.slot);
             }
         }
         None

@@ -1,6 +1,6 @@
-//! The engine on its own.
+//! What each rule says.
 
-use super::{Engine, Progress, preset};
+use crate::engine::{Engine, Progress, preset};
 
 fn run(engine: &mut Engine) -> Vec<Progress> {
     let mut out = Vec::new();
