@@ -5,16 +5,12 @@ use super::*;
 use crate::directory::{Directory, Listing};
 use crate::reputation::Reputation;
 use crate::router::preference::Named;
-use crate::router::{Candidate as Weighed, Market, Report, Router, RouterRules};
+use crate::router::{ALL_MAX, Candidate as Weighed, DRAWN, Market, Report, Router, RouterRules};
 
 /// Models whose markets are remembered; the one not used for longest makes room.
 const MODELS_MAX: usize = 64;
 /// Quotes kept of one model.
 const QUOTES_MAX: usize = 64;
-/// Up to so many providers of a model, all are looked at for each job.
-const ALL_MAX: usize = 48;
-/// Beyond, so many are drawn.
-const DRAWN: usize = 12;
 
 /// A quote at hand.
 #[derive(Clone, Debug)]
@@ -127,6 +123,8 @@ impl Market<NodeId> for Eligible<'_> {
             distance_ms: rtt,
             measured: rtt.is_some(),
             standing: self.reputation.lower_bound(id),
+            cached: None,
+            ready_ms: 0.0,
             rank,
         })
     }

@@ -445,6 +445,7 @@ pub(super) fn ask(active: &Active, output: u64, second_worth: Credits) -> Ask<'_
         prefix: &[],
         prefix_units: 1,
         target_ms: active.job.target_ms.map(f64::from),
+        rate_us: active.job.preferences.preferred_min_throughput.map(|rate| 1e6 / f64::from(rate.max(1))),
         weights: Weights::new(second_worth, active.job.preferences.sort),
         thorough: active.thorough,
     }
