@@ -4,7 +4,8 @@
 use crate::config::MarketConfig;
 use crate::directory::Directory;
 use crate::event::{Effect, StreamId};
-use crate::own::Own;
+use crate::job::{Job, Prefer};
+use crate::own::{Own, OwnState};
 use crate::reputation::Reputation;
 use crate::time::Now;
 use crate::timers::Timers;
@@ -70,6 +71,8 @@ pub(crate) struct Context {
     pub(crate) directory: Directory,
     pub(crate) reputation: Reputation,
     pub(crate) balance: Credits,
+    /// Strangers' jobs that lost their slot to the owner and do not know it yet.
+    pub(crate) preempted: VecDeque<StreamId>,
     #[cfg(feature = "sabotage")]
     pub(crate) sabotage: Option<Sabotage>,
 }
@@ -77,6 +80,19 @@ pub(crate) struct Context {
 impl Context {
     pub(crate) fn emit(&mut self, effect: Effect) {
         self.effects.push_back(effect);
+    }
+
+    /// Whether one of the owner's jobs can start, if need be in the place of a stranger's. What it says is free is free.
+    pub(crate) fn room_for(&mut self, job: &Job) -> OwnState {
+        let state = self.own.state(&job.model, job.kind);
+        if state != OwnState::Saturated || !self.config.preempt || job.prefer == Prefer::Any {
+            return state;
+        }
+        let Some((work, stream)) = self.own.preempt(self.now, &job.model) else { return state };
+        // The backend stops before it starts the owner's job; whose job it was is told with the same event.
+        self.emit(Effect::Stop(work));
+        self.preempted.push_back(stream);
+        OwnState::Free
     }
 
     /// Whether a deliberate fault is on.

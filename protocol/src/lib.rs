@@ -42,4 +42,4 @@ pub use record::{Record, RecordKind};
 pub use selling::{Sell, Selling, Slots, Utilisation};
 pub use speed::{Correction, Predicted, Speed};
 pub use time::Now;
-pub use wire::{Abort, Frame, OpenJob, Probe, ProbeReply, Refusal};
+pub use wire::{Abort, Frame, Load, OpenJob, Probe, ProbeReply, Refusal};

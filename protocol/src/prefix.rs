@@ -63,10 +63,10 @@ pub struct PrefixTable {
 }
 
 impl PrefixTable {
-    /// An empty table of at most `names_max` names (at least one, at most 2^20).
+    /// An empty table of at most `names_max` names, and at most 2^20. One of none stays empty.
     #[must_use]
     pub fn new(names_max: usize) -> Self {
-        let names_max = names_max.clamp(1, 1 << 20);
+        let names_max = names_max.min(1 << 20);
         Self {
             names_max,
             entries: BTreeMap::new(),
@@ -93,6 +93,9 @@ impl PrefixTable {
     }
 
     fn touch(&mut self, name: u64, units: u32, deeper: u32) -> u32 {
+        if self.names_max == 0 {
+            return 0;
+        }
         self.age();
         self.clock += 1;
         let clock = self.clock;
@@ -123,10 +126,15 @@ impl PrefixTable {
         }
     }
 
-    /// How many units of a prompt with these prefixes are believed to be cached: those of the longest known one.
+    /// How many units of a prompt with these prefixes are believed to be cached: those of the longest known one. A name at
+    /// another place than its own counts for nothing.
     #[must_use]
     pub fn cached_units(&self, names: &[u64]) -> u32 {
-        names.iter().rev().find_map(|name| self.entries.get(name)).map_or(0, |entry| entry.units)
+        let known = names.iter().enumerate().rev().find_map(|(index, name)| {
+            let units = self.entries.get(name)?.units;
+            (units as usize == (index + 1) * PREFIX_UNITS).then_some(units)
+        });
+        known.unwrap_or(0)
     }
 
     /// The most used prefixes, at most `count`: by uses, then by length. One that is only used as part of a longer one is left
@@ -190,6 +198,7 @@ mod tests {
         {
             assert_eq!(table.cached_units(&prompt(blocks)) as usize, cached * PREFIX_UNITS, "{blocks:?}");
         }
+        assert_eq!(table.cached_units(&prompt(&[1, 2, 3])[2..]), 0, "out of its place");
         table.clear();
         assert_eq!(table.cached_units(&prompt(&[1])), 0);
     }

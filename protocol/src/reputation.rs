@@ -24,6 +24,8 @@ pub enum Experience {
     Stalled,
     /// It refused a job that it had quoted for.
     RefusedQuote,
+    /// Its owner needed the slot: it broke off, said so, and billed what it had delivered.
+    Preempted,
     /// Its count of the work differs from ours, or it sent what nobody asked for.
     Disputed,
 }
@@ -46,7 +48,7 @@ pub struct Reputation {
 }
 
 impl Reputation {
-    /// Takes in an experience; all but a served job also ban the provider for a while, but a refused quote only lowers it.
+    /// Takes in an experience; a stall and a dispute also ban the provider for a while.
     pub fn record(&mut self, now: Now, peer: NodeId, what: Experience) {
         let standing = self.entry(now, peer);
         standing.decay(now);
@@ -59,6 +61,10 @@ impl Reputation {
             }
             Experience::RefusedQuote => {
                 standing.bad += 0.5;
+                return;
+            }
+            Experience::Preempted => {
+                standing.bad += 0.25;
                 return;
             }
             Experience::Stalled => 2.0,

@@ -96,6 +96,10 @@ pub(crate) fn score_quote(
 ) -> f64 {
     #[expect(clippy::cast_precision_loss, reason = "a ranking")]
     let output = job.output_max.min(OUTPUT_EXPECTED) as f64;
-    let seconds = rtt.as_secs_f64() + f64::from(reply.ttft_ms) / 1e3 + output * f64::from(reply.per_unit_us) / 1e6;
+    let load = &reply.load;
+    #[expect(clippy::cast_precision_loss, reason = "a ranking")]
+    let unread = job.prompt_units().saturating_sub(quote.cached) as f64;
+    let first = f64::from(load.start_ms) / 1e3 + unread * f64::from(load.read_us_per_kilo) / 1e9;
+    let seconds = rtt.as_secs_f64() + first + output * f64::from(load.per_unit_us) / 1e6;
     score(job, &quote.price, seconds, second_worth, reputation)
 }

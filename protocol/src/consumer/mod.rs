@@ -9,8 +9,9 @@ use crate::context::{Alarm, Context};
 use crate::event::{BackendError, Effect, LedgerCommand, ProbeId, StreamId, WorkId};
 use crate::job::{Failure, Job, LEGS_MAX, Leg, OUTPUT_UNITS_MAX, Outcome, Prefer, Reason, Route};
 use crate::offer::Quote;
-use crate::own::{OwnState, WorkFor};
+use crate::own::{OwnState, Start, WorkFor};
 use crate::paying::{LegEnd, LegMoney, PayingSessions};
+use crate::prefix::NAMES_MAX;
 use crate::record::{Paying, Record, Spending};
 use crate::reputation::Experience;
 use crate::router::{Asked, Candidate, Quoted, score_quote, shortlist};
@@ -172,7 +173,7 @@ impl Consumer {
             let reason = active.last.unwrap_or(Reason::ProviderRefused);
             return self.fail(cx, id, reason, None, "every place that was tried failed");
         }
-        let own = if active.own_failed { OwnState::Missing } else { cx.own.state(&active.job.model, active.job.kind) };
+        let own = if active.own_failed { OwnState::Missing } else { cx.room_for(&active.job) };
         let reason = match own {
             OwnState::Free => return self.run_own(cx, id),
             OwnState::Saturated => Reason::OwnSaturated,
@@ -199,7 +200,15 @@ impl Consumer {
 
     fn run_own(&mut self, cx: &mut Context, id: JobId) {
         let active = self.jobs.get_mut(&id).expect("the caller holds the job");
-        let work = cx.own.start(cx.now, &active.job.model, WorkFor::Owner(id));
+        let start = Start {
+            model: &active.job.model,
+            whose: WorkFor::Owner(id),
+            prompt: active.job.prompt_units() + active.delivered.len() as u64,
+            names: active.job.prefix.clone(),
+            output_max: active.job.output_max.saturating_sub(active.delivered.len() as u64),
+            continuable: active.job.continuable,
+        };
+        let work = cx.own.start(cx.now, start);
         let reason = match (active.queued_until, active.last) {
             (Some(_), _) if active.first.is_none() => Reason::OwnQueued,
             (_, Some(last)) => last,
@@ -245,6 +254,18 @@ impl Consumer {
                 index += 1;
             }
         }
+    }
+
+    /// How many jobs wait for an own slot, by model.
+    pub(crate) fn waiting(&self) -> BTreeMap<String, u32> {
+        let mut waiting = BTreeMap::new();
+        for job in self.queue.iter().filter_map(|id| self.jobs.get(id)) {
+            match waiting.get_mut(&job.job.model) {
+                Some(count) => *count += 1,
+                None => _ = waiting.insert(job.job.model.clone(), 1),
+            }
+        }
+        waiting
     }
 
     // ---- on own hardware ----

@@ -38,6 +38,7 @@ impl Consumer {
                 prompt_units: active.job.prompt_units() + active.delivered.len() as u64,
                 output_max: active.job.output_max,
                 window_max: window_for(cx, &candidate.node),
+                prefix: active.job.prefix.iter().take(NAMES_MAX).copied().collect(),
             };
             cx.emit(Effect::SendProbe { probe, peer: candidate.node, addresses: candidate.addresses.clone(), request });
             asked.push(Asked { probe, candidate });
@@ -65,6 +66,7 @@ impl Consumer {
             | Reason::LabelForbidsNetwork
             | Reason::ProviderRefused
             | Reason::ProviderStalled
+            | Reason::ProviderPreempted
             | Reason::Upstream429
             | Reason::UpstreamError
             | Reason::ClientLeft
@@ -134,6 +136,7 @@ impl Consumer {
         let money = LegMoney {
             price: best.quote.value().price,
             input: active.job.prompt_units() + prefix,
+            cached: best.quote.value().cached,
             delivered: 0,
             window: best.quote.value().window,
             held: 0,
@@ -289,6 +292,8 @@ fn check_quote(cx: &Context, job: &Job, candidate: &Candidate, reply: &ProbeRepl
         && value.model == job.model
         && value.is_valid(cx.now)
         && value.price.within(&job.price_max)
+        && value.price.cached <= value.price.input
+        && value.is_for(&job.prefix)
         && value.window <= window_for(cx, &candidate.node);
     holds.then_some(quote)
 }

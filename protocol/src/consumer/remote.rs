@@ -64,6 +64,7 @@ impl Consumer {
             body: active.job.body.clone(),
             prefix: active.delivered.clone(),
             output_max: active.job.output_max,
+            continuable: active.job.continuable,
             quote,
             voucher,
         };
@@ -125,7 +126,7 @@ impl Consumer {
         }
         remote.heard = cx.now;
         match frame {
-            Frame::Accepted => {
+            Frame::Accepted { .. } => {
                 remote.phase = Phase::Accepted;
                 cx.timers.set(Alarm::Job(id), cx.now.after(cx.config.silence_max));
                 let session = remote.session;
@@ -148,11 +149,12 @@ impl Consumer {
                 let experience = (!refusal.is_consumers_fault()).then_some(Experience::RefusedQuote);
                 self.leg_failed(cx, id, Reason::ProviderRefused, experience, Bill::Nothing);
             }
-            Frame::Done { finish, receipt } => self.done(cx, id, finish, receipt),
+            Frame::Done { finish, receipt, .. } => self.done(cx, id, finish, receipt),
             Frame::Aborted { abort, receipt } => {
                 let (reason, experience) = match abort {
                     Abort::Backend | Abort::Leaving => (Reason::ProviderStalled, Some(Experience::Stalled)),
                     Abort::BackendBusy => (Reason::ProviderRefused, Some(Experience::RefusedQuote)),
+                    Abort::Preempted => (Reason::ProviderPreempted, Some(Experience::Preempted)),
                     Abort::Unpaid | Abort::Cancelled => (Reason::ProviderStalled, None),
                 };
                 self.leg_failed(cx, id, reason, experience, receipt.map_or(Bill::Nothing, Bill::Receipt));
@@ -232,7 +234,7 @@ impl Consumer {
             && value.leg == leg
             && value.model == active.job.model
             && value.price == quote.price
-            && value.usage == (Usage { input: money.input, cached: 0, output: money.delivered })
+            && value.usage == money.usage()
             && value.cost == money.earned()
             && value.prompt == prompt_digest(&active.job.body, &active.delivered[..remote.prefix])
             && value.transcript == transcript_digest(&active.delivered[remote.prefix..]);
