@@ -4,8 +4,7 @@
 use crate::config::MarketConfig;
 use crate::directory::Directory;
 use crate::event::{Effect, StreamId};
-use crate::job::{Job, Prefer};
-use crate::own::{Own, OwnState};
+use crate::own::Own;
 use crate::reputation::Reputation;
 use crate::time::Now;
 use crate::timers::Timers;
@@ -82,17 +81,12 @@ impl Context {
         self.effects.push_back(effect);
     }
 
-    /// Whether one of the owner's jobs can start, if need be in the place of a stranger's. What it says is free is free.
-    pub(crate) fn room_for(&mut self, job: &Job) -> OwnState {
-        let state = self.own.state(&job.model, job.kind);
-        if state != OwnState::Saturated || !self.config.preempt || job.prefer == Prefer::Any {
-            return state;
-        }
-        let Some((work, stream)) = self.own.preempt(self.now, &job.model) else { return state };
+    /// Frees a slot of a model for one of the owner's jobs. The caller has seen that a stranger's job can be stopped for it.
+    pub(crate) fn make_way(&mut self, model: &str) {
+        let Some((work, stream)) = self.own.preempt(self.now, model) else { return };
         // The backend stops before it starts the owner's job; whose job it was is told with the same event.
         self.emit(Effect::Stop(work));
         self.preempted.push_back(stream);
-        OwnState::Free
     }
 
     /// Whether a deliberate fault is on.

@@ -145,11 +145,26 @@ impl Directory {
 
     /// Providers of a model and kind at any price.
     pub fn serving<'a>(&'a self, now: Now, model: &str, kind: Kind) -> impl Iterator<Item = &'a Listing> {
-        self.listings.get(model).into_iter().flat_map(|nodes| nodes.values()).filter(move |listing| {
-            listing.offer.value().expires_ms > now.ms()
-                && listing.model().meter == METER
-                && listing.model().kinds.iter().any(|name| name == kind.as_str())
-        })
+        let nodes = self.listings.get(model).into_iter().flat_map(|nodes| nodes.values());
+        nodes.filter(move |listing| is_good(now, listing, kind))
+    }
+
+    /// One provider of a model and kind.
+    #[must_use]
+    pub fn get(&self, now: Now, model: &str, kind: Kind, node: &NodeId) -> Option<&Listing> {
+        let listing = self.listings.get(model)?.get(node)?;
+        is_good(now, listing, kind).then_some(listing)
+    }
+
+    /// Up to `count` providers of a model and kind, drawn at random.
+    pub fn sample(&self, now: Now, model: &str, kind: Kind, count: usize, rng: &mut impl rand::Rng) -> Vec<Listing> {
+        let mut all: Vec<&Listing> = self.serving(now, model, kind).collect();
+        let mut drawn = Vec::with_capacity(count.min(all.len()));
+        while drawn.len() < count && !all.is_empty() {
+            let index = (u128::from(rng.next_u64()) * all.len() as u128) >> 64;
+            drawn.push(all.swap_remove(usize::try_from(index).expect("below a length")).clone());
+        }
+        drawn
     }
 
     /// Every listing that is still good, by model.
@@ -174,4 +189,11 @@ impl Directory {
     pub const fn dropped(&self) -> &BTreeMap<OfferError, u64> {
         &self.dropped
     }
+}
+
+/// Whether a listing has not expired, counts work as this node does, and is for that kind.
+fn is_good(now: Now, listing: &Listing, kind: Kind) -> bool {
+    listing.offer.value().expires_ms > now.ms()
+        && listing.model().meter == METER
+        && listing.model().kinds.iter().any(|name| name == kind.as_str())
 }

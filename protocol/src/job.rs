@@ -1,12 +1,15 @@
 //! A job: one request, its limits, and how it ended.
 //! Invariant: every job that was submitted ends once, with one [`Outcome`].
 
+use crate::router::Preferences;
 use spillway_ledger::{Credits, JobId, NodeId, Price, Usage};
 
 /// Longest request body, in bytes; the gateway answers 413 above it.
 pub const BODY_BYTES_MAX: usize = 4 << 20;
 /// Most output a job may ask for, in work units (bytes of delivered text).
 pub const OUTPUT_UNITS_MAX: u64 = 1 << 20;
+/// Most models that a job may fall back to.
+pub const ALTERNATIVES_MAX: usize = 4;
 /// Longest model name, in bytes.
 pub const MODEL_BYTES_MAX: usize = 256;
 
@@ -166,6 +169,13 @@ pub struct Job {
     /// The names of the body's prefix blocks, as [`prefix::names`](crate::prefix::names) gives them. They are told to the
     /// providers that are probed. Empty: nothing of the prompt is told, and nothing is billed as cached.
     pub prefix: Vec<u64>,
+    /// Models to try in this order once nobody will serve `model`, before the first byte; at most [`ALTERNATIVES_MAX`].
+    pub alternatives: Vec<String>,
+    /// Which providers it may go to, and in which order.
+    pub preferences: Preferences,
+    /// The time to first text that is asked for, in milliseconds: the cheapest place that meets it is taken. `None` weighs
+    /// time against price.
+    pub target_ms: Option<u32>,
 }
 
 impl Job {

@@ -111,9 +111,9 @@ pub struct Quote {
     pub price: Price,
     /// How many output units must be paid ahead.
     pub window: u64,
-    /// So many input units of the job are billed at the cached price: whole prefix blocks. 0 unless the probe named them.
+    /// So many input units are billed at the cached price if the job's body begins with the prefix: whole prefix blocks.
     pub cached: u64,
-    /// The name of the prompt's prefix of `cached` units. The job's body must have it. 0 if nothing is cached.
+    /// The name of the prefix of `cached` units, one that the probe named; 0 if nothing is cached.
     pub prefix: u64,
     /// When it lapses, Unix milliseconds.
     pub valid_until_ms: u64,
@@ -126,15 +126,13 @@ impl Quote {
         now.ms() <= self.valid_until_ms
     }
 
-    /// Whether a body with these prefix names is one that the quote's cached part is for.
+    /// The input units that are billed at the cached price for a body with these prefix names: all that is quoted, or none.
+    /// Both sides ask this of the body itself.
     #[must_use]
-    pub fn is_for(&self, names: &[u64]) -> bool {
-        if self.cached == 0 {
-            return self.prefix == 0;
-        }
+    pub fn cached_of(&self, names: &[u64]) -> u64 {
         let blocks = usize::try_from(self.cached / PREFIX_UNITS as u64).unwrap_or(usize::MAX);
-        let whole = self.cached.is_multiple_of(PREFIX_UNITS as u64);
-        whole && blocks.checked_sub(1).and_then(|last| names.get(last)) == Some(&self.prefix)
+        let named = blocks.checked_sub(1).and_then(|last| names.get(last)) == Some(&self.prefix);
+        if named && self.cached.is_multiple_of(PREFIX_UNITS as u64) { self.cached } else { 0 }
     }
 }
 

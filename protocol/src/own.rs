@@ -323,12 +323,18 @@ impl Own {
         Some(work)
     }
 
+    /// How many strangers' jobs could be stopped for a slot. None where one slot less would still be one too many.
+    pub(crate) fn preemptible(&self, model: &str) -> u32 {
+        self.models
+            .get(model)
+            .map_or(0, |model| if model.running() > model.capacity.slots { 0 } else { model.strangers })
+    }
+
     /// Takes the slot of a stranger's job for the owner, if that gives one: of those that others can go on with rather than
     /// not, the one that has said least, and of these the newest.
     pub(crate) fn preempt(&mut self, now: Now, model: &str) -> Option<(WorkId, StreamId)> {
-        let found = self.models.get(model)?;
-        if found.running() > found.capacity.slots {
-            return None; // One slot less would still be one too many.
+        if self.preemptible(model) == 0 {
+            return None;
         }
         let strangers = self.work.iter().filter(|(_, work)| work.model == model).filter_map(|(id, work)| {
             let WorkFor::Stranger(stream) = work.whose else { return None };
@@ -337,6 +343,22 @@ impl Own {
         let (_, _, std::cmp::Reverse(id), stream) = strangers.min()?;
         self.release(now, id)?;
         Some((id, stream))
+    }
+
+    /// The wait for the first text of a job that starts now, its prompt's cached part not counted.
+    pub(crate) fn first_text(&self, model: &str, prompt: u64, names: &[u64]) -> Duration {
+        let unread = prompt.saturating_sub(u64::from(self.cached_units(model, names)));
+        let us = self.speed(model).map_or(0, |(speed, running, ahead)| speed.predict(unread, running, ahead).ttft_us);
+        Duration::from_micros(us)
+    }
+
+    /// When `count` pieces of a model's work are predicted to have ended, from now on; those that run, and then others like
+    /// them.
+    pub(crate) fn ended(&self, now: Now, model: &str, count: u32) -> Duration {
+        let (ends, count) = (self.ends(now, model), count as usize);
+        let (Some(last), Some(index)) = (ends.last(), count.checked_sub(1)) else { return Duration::ZERO };
+        let rounds = u32::try_from(index / ends.len()).unwrap_or(u32::MAX);
+        ends[index % ends.len()].saturating_add(last.saturating_mul(rounds))
     }
 
     /// When each piece of a model's work is predicted to end from now on, soonest first.

@@ -88,6 +88,9 @@ impl Source {
                 Preference::Any => Prefer::Any,
             },
             price_max: Price { input, cached: input, output: Credits::new(rules.price_output_max_micro) },
+            alternatives: Vec::new(),
+            preferences: spillway_protocol::Preferences::default(),
+            target_ms: None,
         };
         Client { job, gateway, leaves }
     }

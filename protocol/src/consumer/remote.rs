@@ -1,6 +1,7 @@
 //! A leg at a provider: chunks come in, vouchers go out, and at the end both sign the receipt.
 //! Invariant: a leg's chunks are taken in order and without gaps; a leg that breaks that is over.
 
+use super::place::ask;
 use super::*;
 
 impl Consumer {
@@ -20,8 +21,9 @@ impl Consumer {
         self.next_stream += 1;
         self.streams.insert(stream, id);
         self.paying.get_mut(&session).expect("the caller found it").begin(id, money);
-        let Quoted { candidate, quote, .. } = best;
-        cx.emit(Effect::OpenStream { stream, peer: candidate.node, addresses: candidate.addresses.clone() });
+        let Quoted { candidate, quote, expected } = best;
+        let node = candidate.node;
+        cx.emit(Effect::OpenStream { stream, peer: node, addresses: candidate.addresses.clone() });
         cx.timers.set(Alarm::Job(id), cx.now.after(cx.config.open_wait));
         active.stage = Stage::Remote(Box::new(Remote {
             stream,
@@ -34,9 +36,16 @@ impl Consumer {
             sequence: 0,
             prefix: active.delivered.len(),
             placed: false,
+            expected,
+            opened: cx.now,
+            first: None,
             heard: cx.now,
+            refused: None,
             leaving: false,
         }));
+        let router = &mut self.markets.of(cx.now, &active.job.model).router;
+        let ask = ask(active, router.output_expected(active.job.output_max), cx.config.second_worth);
+        router.sent(cx.now, node, &ask, expected.cached);
     }
 
     pub(super) fn at(&mut self, stream: StreamId) -> Option<(JobId, &mut Active)> {
@@ -145,7 +154,9 @@ impl Consumer {
                 self.pay(cx, session);
             }
             Frame::Chunk { sequence, offset, bytes } => self.chunk(cx, id, sequence, offset, bytes, text),
-            Frame::Refused { refusal, .. } => {
+            Frame::Refused { refusal, retry_after_ms, .. } => {
+                let wait = Duration::from_millis(u64::from(retry_after_ms).clamp(100, RETRY_AFTER_MAX_MS));
+                remote.refused = Some(cx.now.after(wait));
                 let experience = (!refusal.is_consumers_fault()).then_some(Experience::RefusedQuote);
                 self.leg_failed(cx, id, Reason::ProviderRefused, experience, Bill::Nothing);
             }
@@ -188,6 +199,9 @@ impl Consumer {
             return self.leg_failed(cx, id, Reason::ProviderStalled, Some(Experience::Disputed), Bill::Unknown);
         }
         remote.sequence += 1;
+        if !text.is_empty() {
+            remote.first.get_or_insert(cx.now);
+        }
         active.delivered.extend_from_slice(text);
         let session = remote.session;
         if !remote.leaving {
@@ -251,6 +265,7 @@ impl Consumer {
 
     /// Ends the leg at a provider: what is owed for it is fixed and kept.
     pub(super) fn end_leg(&mut self, cx: &mut Context, id: JobId, how: LegEnd) {
+        self.note_leg(cx, id);
         let active = self.jobs.get_mut(&id).expect("the caller holds the job");
         let Stage::Remote(remote) = std::mem::replace(&mut active.stage, Stage::Placing) else {
             unreachable!("the caller saw it")
@@ -262,7 +277,11 @@ impl Consumer {
             let (usage, cost) = paying.end(&id, how);
             cx.emit(Effect::Persist(Record::Paying(paying.record.clone())));
             let (provider, reason) = (Some(remote.candidate.node), remote.reason);
-            active.legs.push(Leg { route: Route::Network, provider, reason, usage, cost });
+            if remote.refused.is_some() {
+                active.refusals += 1;
+            } else {
+                active.legs.push(Leg { route: Route::Network, provider, reason, usage, cost });
+            }
         }
         active.tried.insert(remote.candidate.node);
     }

@@ -4,6 +4,14 @@
 use super::load::slots_free;
 use super::*;
 
+/// An opening that passed every check that needs no ledger.
+pub(super) struct Checked {
+    quote: Signed<Quote>,
+    voucher: Signed<Voucher>,
+    /// The names of the body's prefix blocks.
+    names: Vec<u64>,
+}
+
 impl Provider {
     /// The one rule for what is advertised and what is admitted.
     pub(super) fn refusal(&self, cx: &mut Context, model: &str, kind: Kind, output_max: u64) -> Option<Refusal> {
@@ -87,7 +95,7 @@ impl Provider {
         }
         match self.check_open(cx, peer, &open) {
             Err(refusal) => self.refuse(cx, stream, &open, refusal),
-            Ok((quote, voucher, names)) => {
+            Ok(Checked { quote, voucher, names }) => {
                 let session = voucher.value().session;
                 let until = cx.now.after(SESSION_WAIT);
                 let serving = Serving {
@@ -96,7 +104,7 @@ impl Provider {
                     session,
                     price: quote.value().price,
                     window: quote.value().window,
-                    cached: quote.value().cached,
+                    cached: quote.value().cached_of(&names),
                     names,
                     stage: Stage::Parked { voucher: Box::new(voucher) },
                     began: cx.now,
@@ -122,12 +130,7 @@ impl Provider {
     }
 
     /// What can be said of an opening without the ledger. The voucher's signature is the first check.
-    pub(super) fn check_open(
-        &self,
-        cx: &mut Context,
-        peer: NodeId,
-        open: &OpenJob,
-    ) -> Result<(Signed<Quote>, Signed<Voucher>, Vec<u64>), Refusal> {
+    pub(super) fn check_open(&self, cx: &mut Context, peer: NodeId, open: &OpenJob) -> Result<Checked, Refusal> {
         if self.serving.len() >= cx.config.jobs_max {
             return Err(Refusal::Busy);
         }
@@ -151,12 +154,9 @@ impl Provider {
         }
         let worst = Usage { input: (open.body.len() + open.prefix.len()) as u64, cached: 0, output: open.output_max };
         value.price.cost(worst).ok_or(Refusal::TooLarge)?;
-        // From the body itself: what the probe named may be another prompt's.
+        // From the body itself: what a probe named may be another prompt's.
         let names = prefix::names(&open.model, &open.body);
-        if !value.is_for(&names) {
-            return Err(Refusal::BadQuote);
-        }
-        Ok((quote, voucher, names))
+        Ok(Checked { quote, voucher, names })
     }
 
     /// The session is known: the money is checked, then the job starts.

@@ -56,9 +56,7 @@ impl Provider {
         let room = slots.slots.saturating_sub(selling.reserved_slots);
         // So many have to end until one slot is free.
         let enough = (taken + 1).saturating_sub(room);
-        let ends = cx.own.ends(cx.now, model);
-        let until = usize::try_from(enough).ok().and_then(|enough| ends.get(enough.checked_sub(1)?).or(ends.last()));
-        wait = wait.max(until.copied().unwrap_or_default());
+        wait = wait.max(cx.own.ended(cx.now, model, enough));
         u32::try_from(wait.as_millis()).unwrap_or(u32::MAX).max(1)
     }
 

@@ -138,7 +138,7 @@ fn a_good_opening_is_accepted() {
 #[test]
 fn each_bad_opening_is_refused_by_name() {
     type Spoil = fn(&mut Bad);
-    let cases: [(&str, Spoil, Refusal); 16] = [
+    let cases: [(&str, Spoil, Refusal); 14] = [
         ("another's signature", |bad| bad.key = secret(3, 2), Refusal::ForgedVoucher),
         ("a broken signature", |bad| bad.break_signature = true, Refusal::ForgedVoucher),
         ("another network", |bad| bad.network = NetworkId(Digest::of("test", &[b"other"])), Refusal::ForgedVoucher),
@@ -151,12 +151,6 @@ fn each_bad_opening_is_refused_by_name() {
         ("a quote for another consumer", |bad| bad.quote.consumer = bad.quote.provider, Refusal::BadQuote),
         ("a lapsed quote", |bad| bad.quote.valid_until_ms = START.ms() - 1, Refusal::BadQuote),
         ("a quote for another model", |bad| bad.quote.model = "other".into(), Refusal::BadQuote),
-        ("a cached part without a name", |bad| bad.quote.cached = 2048, Refusal::BadQuote),
-        (
-            "a cached prefix that the body does not have",
-            |bad| (bad.quote.cached, bad.quote.prefix) = (2048, 1),
-            Refusal::BadQuote,
-        ),
         ("a price above the session's cap", |bad| bad.quote.price = price(60_000, 200_000), Refusal::BadQuote),
         ("a price beyond reason", |bad| bad.quote.price = price(u64::MAX, u64::MAX), Refusal::BadQuote),
     ];

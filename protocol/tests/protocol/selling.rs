@@ -247,6 +247,7 @@ fn a_cached_prefix_is_billed_at_the_cached_price_by_both_sides() {
         [(long(1, "why?"), 0), (long(2, "and how?"), cached), (Job { prefix: vec![], ..long(3, "when?") }, 0)]
     {
         let (id, whole) = (job.id, job.body.len() as u64);
+        world.pass(Duration::from_secs(11)); // Earlier quotes lapse.
         world.submit(gateway, job);
         world.say(owner, "because");
         world.finish(owner);
@@ -277,20 +278,26 @@ fn a_cached_prefix_is_billed_at_the_cached_price_by_both_sides() {
 }
 
 #[test]
-fn who_names_anothers_prefix_is_refused() {
-    let (mut world, gateway, owner, other) = setting(2, MarketConfig { price: DISCOUNT, ..sell("always", 0) });
+fn who_names_anothers_prefix_pays_in_full() {
+    let (mut world, gateway, owner, _) = setting(2, MarketConfig { price: DISCOUNT, ..sell("always", 0) });
     world.submit(gateway, long(1, "why?"));
     world.say(owner, "because");
     world.finish(owner);
+    world.pass(Duration::from_secs(11)); // The quote from before lapses.
     let mut liar = long(2, "why?");
     liar.body[0] = b'b';
+    let whole = liar.body.len() as u64;
     let id = world.submit(gateway, liar);
-    let refused = |frame: &Frame| matches!(frame, Frame::Refused { refusal: Refusal::BadQuote, .. });
-    assert!(world.wire.iter().any(|(from, _, frame)| *from == owner && refused(frame)));
-    assert!(world.nodes[owner].work.is_empty());
-    world.say(other, "served in full elsewhere");
-    world.finish(other);
-    assert_eq!(world.nodes[gateway].ended[&id].legs.last().expect("one").usage.cached, 0);
+    world.say(owner, "because");
+    world.finish(owner);
+    let quoted = world.wire.iter().rev().find_map(|(_, _, frame)| match frame {
+        Frame::Open(open) => Some(Signed::<Quote>::open(open.quote.clone()).expect("signed").value().cached),
+        _ => None,
+    });
+    assert_eq!(quoted, Some(2 * PREFIX_UNITS as u64), "the provider had to believe it until it saw the body");
+    assert_eq!(world.nodes[gateway].ended[&id].legs[0].usage, Usage { input: whole, cached: 0, output: 7 });
+    let signed = world.wire.iter().filter(|(_, _, frame)| matches!(frame, Frame::CoSigned(_))).count();
+    assert_eq!(signed, 2, "both counts agree");
 }
 
 #[test]
