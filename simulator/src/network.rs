@@ -20,6 +20,11 @@ const ROUND_TRIP_MS: [[u64; 6]; 6] = [
     [207, 180, 279, 152, 98, 1],
 ];
 
+/// The round trip between two of [`REGIONS`], by their places in it, in milliseconds.
+pub const fn round_trip_ms(from: usize, to: usize) -> u64 {
+    ROUND_TRIP_MS[from][to]
+}
+
 /// How long both sides wait for a vanished peer before their connection to it counts as lost, in microseconds.
 pub const IDLE_US: u64 = 10_000_000;
 /// What a frame's bytes take on the wire: 100 Mbit/s.
