@@ -2,6 +2,7 @@
 
 mod admission;
 mod common;
+mod directory;
 mod market;
 mod offers;
 mod wire;
