@@ -29,6 +29,7 @@ pub mod wire;
 
 pub use config::{MarketConfig, NodeConfig};
 pub use directory::{Directory, Listing, OfferError};
+pub use discovery::{Discovery, Settings as DiscoverySettings};
 pub use earn::{CashEffect, CashEvent, CashPolicy, Cashier, Earn, Intent};
 pub use event::{BackendError, Capacity, Effect, Event, LedgerCommand, ProbeId, StreamId, WorkId};
 pub use job::{Failure, Job, Kind, Leg, Outcome, Prefer, Reason, Route};

@@ -3,6 +3,7 @@
 mod admission;
 mod common;
 mod directory;
+mod discovery;
 mod market;
 mod offers;
 mod wire;
