@@ -25,7 +25,7 @@ const HELPERS_MAX: usize = 6;
 const PULLS_MAX: usize = 4;
 /// Providers that are dialled for their offers: at once, and each minute.
 pub(super) const DIALS_BURST: u64 = 16;
-pub(super) const DIALS_PER_MINUTE: u64 = 8;
+pub(super) const DIALS_PER_MINUTE: u64 = 2;
 /// How long an offer that its provider did not give is let alone, at first; it doubles up to [`PERIOD_MAX`].
 const UNAVAILABLE: Duration = Duration::from_secs(300);
 const UNAVAILABLE_MAX: Duration = super::PERIOD_MAX;

@@ -596,6 +596,6 @@ fn bytes_on_the_wire_are_frozen() {
     let _: NetworkId = network();
 }
 
-const FROZEN: &str = "";
-const TAG_A: &str = "";
-const TAG_B: &str = "";
+const FROZEN: &str = "9497e5d50620b6f8ab485dcb08b4dd52e2306397b153d70fafd34e061dde03a9";
+const TAG_A: &str = "ModelTag(733311444) 20";
+const TAG_B: &str = "ModelTag(1860684434) 18";
