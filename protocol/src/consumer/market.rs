@@ -5,7 +5,7 @@ use super::*;
 use crate::directory::{Directory, Listing};
 use crate::reputation::Reputation;
 use crate::router::preference::Named;
-use crate::router::{ALL_MAX, Candidate as Weighed, DRAWN, Market, Report, Router, RouterRules};
+use crate::router::{ALL_MAX, CHEAPEST, Candidate as Weighed, DRAWN, Market, Report, Router, RouterRules};
 
 /// Models whose markets are remembered; the one not used for longest makes room.
 const MODELS_MAX: usize = 64;
@@ -110,13 +110,14 @@ impl Eligible<'_> {
 
     /// Whether anybody is left who might serve it, busy or not.
     pub(super) fn any(&self) -> bool {
-        self.directory.serving(self.now, &self.job.model, self.job.kind).any(|listing| self.admits(listing).is_some())
+        let mut all = self.directory.serving(self.now, &self.job.model, self.job.kind);
+        all.any(|listing| self.admits(listing).is_some())
     }
 }
 
 impl Market<NodeId> for Eligible<'_> {
     fn candidate(&self, id: &NodeId) -> Option<Weighed> {
-        let listing = self.directory.get(self.now, &self.job.model, self.job.kind, id)?;
+        let listing = self.directory.lookup(self.now, &self.job.model, id).filter(|it| it.serves(self.job.kind))?;
         let rank = self.admits(listing)?;
         let rtt = self.reputation.rtt_ms(id);
         Some(Weighed {
@@ -132,15 +133,14 @@ impl Market<NodeId> for Eligible<'_> {
     }
 
     fn propose(&self, into: &mut Vec<NodeId>, rng: &mut impl rand::Rng) {
-        let all = self.directory.serving(self.now, &self.job.model, self.job.kind);
-        let from = into.len();
-        into.extend(all.map(Listing::node).take(ALL_MAX + 1));
-        if into.len() - from <= ALL_MAX {
-            return;
+        let (now, model) = (self.now, &self.job.model);
+        if self.directory.providers(model) <= ALL_MAX {
+            let all = self.directory.serving(now, model, self.job.kind);
+            return into.extend(all.map(Listing::node));
         }
-        into.truncate(from);
-        let drawn = self.directory.sample(self.now, &self.job.model, self.job.kind, DRAWN, rng);
-        into.extend(drawn.iter().map(Listing::node));
+        let admits = |listing: &Listing| listing.serves(self.job.kind) && self.admits(listing).is_some();
+        into.extend(self.directory.cheapest(now, model, CHEAPEST, admits).into_iter().map(Listing::node));
+        into.extend(self.directory.sample_where(now, model, DRAWN, rng, admits).into_iter().map(Listing::node));
     }
 }
 

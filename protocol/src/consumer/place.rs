@@ -463,5 +463,5 @@ fn cached_by(quote: &Quote, job: &Job) -> u64 {
 
 /// A provider by its offer.
 fn candidate_of(cx: &Context, job: &Job, node: &NodeId) -> Option<Candidate> {
-    cx.directory.get(cx.now, &job.model, job.kind, node).map(Candidate::from)
+    cx.directory.lookup(cx.now, &job.model, node).filter(|it| it.serves(job.kind)).map(Candidate::from)
 }

@@ -2,6 +2,8 @@
 
 mod admission;
 mod common;
+mod directory;
+mod discovery;
 mod market;
 mod offers;
 mod selling;
