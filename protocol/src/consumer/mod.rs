@@ -4,6 +4,7 @@
 
 mod place;
 mod remote;
+mod sessions;
 
 use crate::context::{Alarm, Context};
 use crate::event::{BackendError, Effect, LedgerCommand, ProbeId, StreamId, WorkId};
@@ -91,14 +92,6 @@ struct Remote {
     leaving: bool,
 }
 
-#[derive(Debug)]
-struct Opening {
-    provider: Account,
-    price_cap: Price,
-    deposit: Credits,
-    waiting: Vec<JobId>,
-}
-
 /// The consuming half.
 #[derive(Debug, Default)]
 pub(crate) struct Consumer {
@@ -107,7 +100,8 @@ pub(crate) struct Consumer {
     streams: BTreeMap<StreamId, JobId>,
     probes: BTreeMap<ProbeId, JobId>,
     paying: PayingSessions,
-    opening: BTreeMap<[u8; 16], Opening>,
+    opening: BTreeMap<[u8; 16], sessions::Opening>,
+    ahead: sessions::Ahead,
     next_stream: u64,
     next_probe: u64,
 }
@@ -166,6 +160,7 @@ impl Consumer {
 
     /// Decides where the job goes next: own hardware first, then the network, then the own queue.
     fn place(&mut self, cx: &mut Context, id: JobId) {
+        self.foresee(cx, id);
         let Some(active) = self.jobs.get_mut(&id) else { return };
         active.stage = Stage::Placing;
         if active.legs.len() >= LEGS_MAX as usize {

@@ -37,6 +37,7 @@ impl Consumer {
             heard: cx.now,
             leaving: false,
         }));
+        self.top_up_if_low(cx, session);
     }
 
     pub(super) fn at(&mut self, stream: StreamId) -> Option<(JobId, &mut Active)> {
@@ -136,7 +137,7 @@ impl Consumer {
                 let held = held.min(cx.config.window_max);
                 if let Some(paying) = self.paying.get_mut(&session) {
                     paying.held(&id, held);
-                    if held > 0 && paying.is_exhausted() {
+                    if held > 0 && paying.is_exhausted() && !self.rescue(cx, session) {
                         // It cannot be paid here any more: on with another session.
                         return self.leg_failed(cx, id, Reason::NoDeposit, None, Bill::Unknown);
                     }
@@ -263,6 +264,7 @@ impl Consumer {
             active.legs.push(Leg { route: Route::Network, provider, reason, usage, cost });
         }
         active.tried.insert(remote.candidate.node);
+        self.leg_over(cx, remote.session);
     }
 
     /// A provider refused, failed or fell silent: on to the next, from where the client is.
