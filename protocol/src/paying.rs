@@ -134,6 +134,11 @@ impl PayingSession {
         self.record.sequence == 0 && self.legs.is_empty()
     }
 
+    /// Whether a voucher was signed so lately.
+    pub(crate) fn signed_within(&self, now: Now, span: Duration) -> bool {
+        self.last_signed.is_some_and(|last| now.since(last) < span)
+    }
+
     /// Takes in what the ledger has locked in all. Says whether that is news.
     pub(crate) fn raise(&mut self, deposit: Credits) -> bool {
         let news = deposit > self.record.deposit;

@@ -373,7 +373,9 @@ impl Checks {
     /// A node asks the ledger to lock a deposit.
     pub fn locks(&mut self, host: HostId) {
         let asked = self.jobs.values().any(|track| track.host == host);
-        self.hold(Rule::IdleMoney, asked, || format!("node {host} locks a deposit, and none of its clients ever asked"));
+        self.hold(Rule::IdleMoney, asked, || {
+            format!("node {host} locks a deposit, and none of its clients ever asked")
+        });
     }
 
     /// A stream is opened as soon as the ledger has locked a deposit: its job waited for that.

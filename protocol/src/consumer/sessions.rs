@@ -73,7 +73,8 @@ impl Ahead {
             let oldest = self.wishes.iter().min_by_key(|(_, wish)| wish.seen).map(|(key, _)| key.clone());
             oldest.and_then(|key| self.wishes.remove(&key));
         }
-        let wish = self.wishes.entry(key).or_insert(Wish { seen: now, price_max: job.price_max, usage: Usage::default() });
+        let wish =
+            self.wishes.entry(key).or_insert(Wish { seen: now, price_max: job.price_max, usage: Usage::default() });
         (wish.seen, wish.price_max) = (now, job.price_max);
         wish.usage.input = smooth(wish.usage.input, job.prompt_units());
         wish.usage.output = smooth(wish.usage.output, job.output_max);
@@ -349,8 +350,11 @@ impl Consumer {
         let ranked: Vec<(Likely, Price, Usage)> = wishes
             .into_iter()
             .flat_map(|((model, kind), wish)| {
-                let likely = likely(cx, model, *kind, wish);
-                likely.into_iter().take(count).map(|likely| (likely, wish.price_max, wish.usage))
+                let likely = likely(cx, model, *kind, wish).into_iter().enumerate();
+                // The likeliest on paper, and those that jobs went to lately.
+                likely
+                    .filter(|(rank, likely)| *rank < count || self.was_used(cx.now, &likely.account))
+                    .map(|(_, likely)| (likely, wish.price_max, wish.usage))
             })
             .collect();
         let accounts: BTreeSet<Account> = ranked.iter().map(|(likely, ..)| likely.account).collect();
@@ -366,9 +370,20 @@ impl Consumer {
         }
     }
 
+    fn was_used(&self, now: Now, provider: &Account) -> bool {
+        self.paying.iter().any(|session| session.record.provider == *provider && session.signed_within(now, WANTED_FOR))
+    }
+
     /// Sees to a session with that provider for jobs that may cost `worst`, none of which waits for it. Says whether one
     /// is now being opened.
-    fn prepare(&mut self, cx: &mut Context, provider: Account, price: &Price, price_cap: Price, worst: Credits) -> bool {
+    fn prepare(
+        &mut self,
+        cx: &mut Context,
+        provider: Account,
+        price: &Price,
+        price_cap: Price,
+        worst: Credits,
+    ) -> bool {
         let lifetime = cx.config.session_lifetime.min(AHEAD_LIFETIME);
         let usable = lifetime.saturating_sub(EXPIRY_MARGIN);
         let with = |session: &&crate::paying::PayingSession| {

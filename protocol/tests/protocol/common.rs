@@ -8,7 +8,7 @@ use spillway_protocol::{
     Capacity, Effect, Event, Frame, Identity, Job, Kind, LedgerCommand, MarketConfig, Now, Outcome, Peer, Prefer,
     Reason, Record, RecordKind, StreamId, WorkId,
 };
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 pub const MODEL: &str = "guide";
@@ -83,6 +83,8 @@ pub struct World {
     /// The ledger answers only when it is told to, from here on.
     pub ledger_waits: bool,
     unanswered: VecDeque<(usize, [u8; 16], LedgerCommand)>,
+    /// Business ids of top-ups that are in.
+    raised: BTreeSet<[u8; 16]>,
 }
 
 impl World {
@@ -345,6 +347,9 @@ impl World {
                 }
             }
             LedgerCommand::TopUp { session, amount } => {
+                if !self.raised.insert(business) {
+                    return; // Done before.
+                }
                 let state = self.sessions.get_mut(&session).expect("opened");
                 state.deposit = state.deposit.checked_add(amount).expect("small");
                 let deposit = state.deposit;
