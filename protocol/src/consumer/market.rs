@@ -80,9 +80,14 @@ pub(super) struct Eligible<'a> {
     pub(super) now: Now,
     pub(super) me: (NodeId, Account),
     pub(super) job: &'a Job,
+    /// Text that the client has already, in units: what a continuation reads beside the prompt.
+    pub(super) delivered: u64,
     pub(super) tried: &'a BTreeSet<NodeId>,
     pub(super) directory: &'a Directory,
     pub(super) reputation: &'a Reputation,
+    pub(super) paying: &'a PayingSessions,
+    /// How long a session takes to open, in milliseconds.
+    pub(super) opening_ms: f64,
 }
 
 impl Eligible<'_> {
@@ -120,14 +125,23 @@ impl Market<NodeId> for Eligible<'_> {
         let listing = self.directory.lookup(self.now, &self.job.model, id).filter(|it| it.serves(self.job.kind))?;
         let rank = self.admits(listing)?;
         let rtt = self.reputation.rtt_ms(id);
+        let price = listing.model().price;
+        let most = Usage {
+            input: self.job.prompt_units() + self.delivered,
+            cached: 0,
+            output: self.job.output_max.saturating_sub(self.delivered),
+        };
+        let ready = price
+            .cost(most)
+            .is_some_and(|worst| self.paying.fitting(self.now, &listing.account(), &price, worst).is_some());
         Some(Weighed {
-            price: listing.model().price,
+            price,
             slots: listing.model().slots,
             distance_ms: rtt,
             measured: rtt.is_some(),
             standing: self.reputation.lower_bound(id),
             cached: None,
-            ready_ms: 0.0,
+            ready_ms: if ready { 0.0 } else { self.opening_ms },
             rank,
         })
     }

@@ -7,4 +7,5 @@ mod discovery;
 mod market;
 mod offers;
 mod selling;
+mod sessions;
 mod wire;
