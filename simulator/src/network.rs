@@ -10,11 +10,6 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 /// Where the nodes of drawn scenarios are, so that a seed keeps its scenario. Any of [`regions::REGIONS`] will do.
 pub const DRAWN_REGIONS: [&str; 6] = ["us-east", "us-west", "france", "india", "asia-southeast", "australia"];
 
-/// The round trip between two of [`REGIONS`], by their places in it, in milliseconds.
-pub const fn round_trip_ms(from: usize, to: usize) -> u64 {
-    ROUND_TRIP_MS[from][to]
-}
-
 /// How long both sides wait for a vanished peer before their connection to it counts as lost, in microseconds.
 pub const IDLE_US: u64 = 10_000_000;
 /// What a frame's bytes take on the wire: 100 Mbit/s.
