@@ -18,6 +18,8 @@ use std::collections::BTreeMap;
 const SECOND_WORTH: Credits = Credits::new(1_000);
 /// How soon a replica that refused without saying when is asked again, in microseconds.
 const REFUSED_US: u64 = 300_000;
+/// How long a job on an own replica is taken to run before any has ended, in milliseconds.
+const OWN_JOB_MS: f64 = 10_000.0;
 /// Rounds of probes for one job before it waits.
 const ROUNDS_MAX: usize = 8;
 /// Jobs whose looks are remembered.
@@ -50,6 +52,8 @@ pub struct Spillway {
     heard_us: Vec<u64>,
     /// The newest word on each replica's speed.
     pace: Vec<Pace>,
+    /// How long jobs run on own replicas, smoothed, in milliseconds.
+    own_job_ms: f64,
 }
 
 impl Spillway {
@@ -71,6 +75,7 @@ impl Spillway {
             by_price: Vec::new(),
             heard_us: Vec::new(),
             pace: Vec::new(),
+            own_job_ms: OWN_JOB_MS,
         }
     }
 
@@ -95,6 +100,10 @@ impl Spillway {
     fn own(&self, job: &Job<'_>, view: &View<'_>, target_ms: f64) -> Result<ReplicaId, Option<f64>> {
         let mut best: Option<(u64, ReplicaId)> = None;
         let mut wait_ms: Option<f64> = None;
+        let own_slots: u32 = view.own().iter().filter(|id| view.up(**id)).map(|id| view.slots(*id)).sum();
+        let queued = view.queue(view.gateway()) as f64;
+        // Slots become free one after the other, and those that wait go first.
+        let slot_ms = self.own_job_ms * (queued + 1.0) / f64::from(own_slots.max(1));
         for id in view.own().iter().copied().filter(|id| view.candidates().binary_search(id).is_ok() && view.up(*id)) {
             let Some(seen) = view.seen(id) else { continue };
             let (slots, coming) = (view.slots(id), view.coming(id));
@@ -107,7 +116,7 @@ impl Spillway {
                 preemptible: 0,
                 pending: seen.waiting,
                 first_ms: first_us as f64 / 1e3,
-                wait_ms: first_us as f64 / 1e3,
+                wait_ms: slot_ms,
             };
             match spill::gate(&own, Some(target_ms)) {
                 Gate::Own | Gate::Preempt => {
@@ -277,6 +286,9 @@ impl Policy for Spillway {
             }
             News::Done { ask, after_us, made, .. } => {
                 self.outputs.learn(*made);
+                if view.is_own(replica) {
+                    self.own_job_ms += (*after_us as f64 / 1e3 - self.own_job_ms) / 32.0;
+                }
                 let Some(flight) = self.flights.remove(&ask.job) else { return };
                 let served = flight.first_us.map(|first_us| {
                     let rest_us = after_us.saturating_sub(first_us) as f64;
