@@ -36,17 +36,24 @@ pub struct Served {
     pub output: u64,
 }
 
-/// A smoothed ratio of measured to predicted.
+/// How many times longer it takes than a provider says, as this node measured it. Bounded steps in the ratio's logarithm, so
+/// that a few outliers move it little, and it eases back to 1 with each word of the provider: whoever was slow once is tried
+/// again.
 #[derive(Clone, Copy, Debug)]
 struct Bias(f64);
 
 impl Bias {
-    fn learn(&mut self, predicted: f64, measured: f64) {
+    /// Takes in a measurement against a prediction that the bias was in already. `weight` is within 0 and 1.
+    fn learn(&mut self, predicted: f64, measured: f64, weight: f64) {
         if predicted > 0.0 && measured >= 0.0 && measured.is_finite() {
-            // One outlier may not undo many jobs.
-            let ratio = (measured / predicted * self.0).clamp(self.0 / 4.0, self.0 * 4.0);
-            self.0 = (self.0 + 0.2 * (ratio - self.0)).clamp(0.25, 8.0);
+            let ratio = measured / predicted;
+            let off = (ratio - 1.0) / (ratio + 1.0);
+            self.0 = (self.0 * (1.0 + 0.25 * weight * off)).clamp(0.5, 4.0);
         }
+    }
+
+    const fn ease(&mut self) {
+        self.0 += 0.01 * (1.0 - self.0);
     }
 }
 
@@ -107,6 +114,8 @@ impl Known {
         self.fresh = true;
         self.sent = 0;
         self.sent_units = 0;
+        self.first.ease();
+        self.rate.ease();
     }
 
     pub(super) const fn forget_load(&mut self) {
@@ -123,10 +132,13 @@ impl Known {
         self.in_flight = self.in_flight.saturating_sub(1);
     }
 
-    pub(super) fn served(&mut self, served: &Served) {
-        self.first.learn(served.first_ms.0, served.first_ms.1);
+    /// `usual` is the usual output, in units: a rate seen over a shorter one says less.
+    pub(super) fn served(&mut self, served: &Served, usual: f64) {
+        self.first.learn(served.first_ms.0, served.first_ms.1, 1.0);
         if let Some((predicted, measured)) = served.per_unit_us {
-            self.rate.learn(predicted, measured);
+            #[expect(clippy::cast_precision_loss, reason = "a weight")]
+            let weight = (served.output as f64 / usual.max(1.0)).min(1.0);
+            self.rate.learn(predicted, measured, weight);
         }
     }
 
@@ -153,6 +165,11 @@ impl Known {
     /// Slots that are free by its last word, less what was sent since.
     pub(super) fn free(&self) -> u32 {
         self.report.as_ref().map_or(0, |report| report.slots_free.saturating_sub(self.sent))
+    }
+
+    /// Whether it has no slot by its last word, and has named a time for the next that is not yet.
+    pub(super) fn is_busy(&self, now: Now) -> bool {
+        self.report.as_ref().is_some_and(|report| self.free() == 0 && report.free_at > now)
     }
 
     /// Whether the last word is young enough to act on.
@@ -212,6 +229,10 @@ impl Typical {
         #[expect(clippy::cast_precision_loss, reason = "a mean")]
         let output = served.output as f64;
         self.output += 0.05 * (output - self.output);
+    }
+
+    pub(super) const fn usual_output(&self) -> f64 {
+        self.output
     }
 
     pub(super) fn output(&self) -> u64 {

@@ -13,7 +13,7 @@ impl Market<u32> for Stalls {
     fn candidate(&self, id: &u32) -> Option<Candidate> {
         self.0.get(id).copied()
     }
-    fn propose(&self, into: &mut Vec<u32>, _rng: &mut impl rand::Rng) {
+    fn propose(&self, into: &mut Vec<u32>, _busy: impl Fn(&u32) -> bool, _rng: &mut impl rand::Rng) {
         into.extend(self.0.keys().copied());
     }
 }

@@ -182,12 +182,12 @@ impl Market<u32> for Stalls<'_, '_> {
         })
     }
 
-    fn propose(&self, into: &mut Vec<u32>, rng: &mut impl rand_chacha::rand_core::Rng) {
+    fn propose(&self, into: &mut Vec<u32>, busy: impl Fn(&u32) -> bool, rng: &mut impl rand_chacha::rand_core::Rng) {
         let all = if self.strangers { self.view.network() } else { self.view.candidates() };
         if all.len() <= ALL_MAX {
             return into.extend(all.iter().map(|id| id.0));
         }
-        let open = |id: &&ReplicaId| self.view.up(**id) && self.view.seen(**id).is_none_or(|seen| seen.slots_free > 0);
+        let open = |id: &&ReplicaId| self.view.up(**id) && !busy(&id.0);
         into.extend(self.by_price.iter().filter(open).take(CHEAPEST).map(|id| id.0));
         for _ in 0..DRAWN {
             let index = (u128::from(rng.next_u64()) * all.len() as u128) >> 64;
@@ -243,7 +243,7 @@ impl Policy for Spillway {
         match self.router.decide(Now(now_us), &ask, &look.asked, &stalls, &mut self.rng) {
             Decision::Go { to, expected, refresh } => {
                 self.looks.remove(&job.job);
-                if own_first_ms.is_some_and(|ms| ms <= expected.first_ms) {
+                if own_first_ms.is_some_and(|ms| ms <= expected.first_ms && ms <= target_ms) {
                     return Choice::Wait;
                 }
                 self.router.sent(Now(now_us), to, &ask, expected.cached);
