@@ -1,6 +1,8 @@
 //! The simulator's command line, for `spillway-sim` and `spillway sim` alike.
 //! Invariant: what is asked for goes to standard output, progress to standard error.
 
+mod compare;
+
 use crate::scenario::{SWARM, Scenario, built_in};
 use crate::swarm::swarm;
 use crate::{Report, Simulation};
@@ -31,6 +33,8 @@ enum Command {
         #[arg(long)]
         trace: bool,
     },
+    /// Compares routing policies on one workload, over seeds.
+    Compare(compare::Args),
     /// Runs many seeds, each with a scenario of its own; fails if any check does not hold.
     Swarm {
         /// First seed, and the one after the last: `0..200`.
@@ -40,6 +44,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Shows how offers spread among many nodes: bytes, times, staleness, and what Sybils achieve.
+    Discovery(crate::discovery::Args),
     /// Prints a scenario as TOML, to start your own from.
     Show {
         /// As for `run`.
@@ -89,6 +95,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
+        Command::Compare(args) => compare::run(&args),
         Command::Swarm { seeds: Seeds { first, end }, json } => {
             let total = end - first;
             let step = (total / 20).max(1);
@@ -107,6 +114,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             }
             Ok(if result.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
+        Command::Discovery(args) => crate::discovery::command(&args),
         Command::Show { scenario, seed } => {
             print!("{}", toml::to_string(&read(&scenario, seed)?)?);
             Ok(ExitCode::SUCCESS)
