@@ -535,3 +535,59 @@ impl NodeConfig {
         Ok(Price { input, cached: input, output: credits("spend.price_output_max", self.spend.price_output_max)? })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(provide: ProvideSection) -> NodeConfig {
+        NodeConfig {
+            genesis: default_genesis(),
+            network: NetworkSection::default(),
+            gateway: None,
+            edge: None,
+            backend: Vec::new(),
+            provide,
+            spend: SpendSection::default(),
+            ledger: LedgerSection { role: LedgerRole::Solo, ..LedgerSection::default() },
+        }
+    }
+
+    #[test]
+    fn what_is_provided_is_read_or_its_field_is_named() {
+        type Change = fn(&mut ProvideSection);
+        let cases: [(Change, &str); 8] = [
+            (|_| {}, ""),
+            (|provide| provide.price_cached = Some(provide.price_input), ""),
+            (|provide| provide.sell = "22:00-06:00, 12:00-13:00".into(), ""),
+            (|provide| provide.cache_units = 0, ""),
+            (|provide| provide.price_cached = Some(0.06), "provide.price_cached: above provide.price_input"),
+            (|provide| provide.price_cached = Some(f64::NAN), "provide.price_cached: NaN is not between"),
+            (|provide| provide.sell = "nightly".into(), "provide.sell: `nightly`: neither `always`, `never`"),
+            (|provide| provide.cache_units = u64::MAX, "provide.cache_units: more than"),
+        ];
+        for (change, says) in cases {
+            let mut provide = ProvideSection::default();
+            change(&mut provide);
+            let said = node(provide).validate().map_or_else(|error| error.to_string(), |()| String::new());
+            assert!(said.starts_with(says) && said.is_empty() == says.is_empty(), "{said:?} for {says:?}");
+        }
+    }
+
+    #[test]
+    fn the_market_sells_as_configured() {
+        let provide = ProvideSection {
+            price_cached: Some(0.01),
+            sell: "below 70%".into(),
+            reserved_slots: 2,
+            preempt: false,
+            ..ProvideSection::default()
+        };
+        let market = node(provide).market().expect("good");
+        assert_eq!(market.price.cached, Credits::new(10_000));
+        assert_eq!(market.selling, Selling { mode: Sell::Below(70), reserved_slots: 2 });
+        assert!(!market.preempt);
+        let default = node(ProvideSection::default()).market().expect("good");
+        assert_eq!(default.price.cached, default.price.input, "no discount unless one is set");
+    }
+}

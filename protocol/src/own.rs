@@ -84,6 +84,8 @@ struct Work {
     names: Vec<u64>,
     output_max: u64,
     continuable: bool,
+    /// Something was said, if only an event without text.
+    begun: bool,
     units: u64,
     /// From where on the rate is measured; set by the first text.
     mark: Option<Mark>,
@@ -253,6 +255,7 @@ impl Own {
             names: start.names,
             output_max: start.output_max,
             continuable: start.continuable,
+            begun: false,
             units: 0,
             mark: None,
             last: Mark { at: now, units: 0, worked: 0 },
@@ -275,6 +278,7 @@ impl Own {
     /// Notes output, to learn how fast the backend is, and that it has read the prompt.
     pub(crate) fn output(&mut self, now: Now, id: WorkId, units: u64) {
         let Some(work) = self.work.get_mut(&id) else { return };
+        work.begun = true;
         if units == 0 {
             return;
         }
@@ -338,7 +342,7 @@ impl Own {
         }
         let strangers = self.work.iter().filter(|(_, work)| work.model == model).filter_map(|(id, work)| {
             let WorkFor::Stranger(stream) = work.whose else { return None };
-            Some((!work.continuable && work.units > 0, work.units, std::cmp::Reverse(*id), stream))
+            Some((!work.continuable && work.begun, work.units, std::cmp::Reverse(*id), stream))
         });
         let (_, _, std::cmp::Reverse(id), stream) = strangers.min()?;
         self.release(now, id)?;
@@ -436,7 +440,7 @@ mod tests {
             (&[(3, true), (3, true), (4, true)], 1),
             (&[(1, false), (50, true)], 1),
             (&[(1, false), (50, false)], 0),
-            (&[(7, true), (0, false)], 1),
+            (&[(7, true), (0, false)], 0),
         ] {
             let mut own = own(u32::try_from(strangers.len()).unwrap() + 1);
             start(&mut own, START, OWNER, true);

@@ -7,7 +7,7 @@ use crate::network::{HostId, IDLE_US, Parcel};
 use crate::oracle;
 use crate::world::{Happening, World};
 use spillway_ledger::{Credits, Signed, SignedBytes, Voucher, encode};
-use spillway_protocol::{BackendError, Effect, Event, Frame, LedgerCommand, Quote, Record, StreamId, WorkId};
+use spillway_protocol::{Abort, BackendError, Effect, Event, Frame, LedgerCommand, Quote, Record, StreamId, WorkId};
 use std::time::Duration;
 
 /// How long a node waits for a probe's answer, in microseconds; peers lose patience sooner.
@@ -176,6 +176,7 @@ impl World {
                     self.checks.opens(&open.job, &provider, &price, open.prefix.len());
                     self.checks.spills(id, stream, &open.job);
                 }
+                self.checks.opened_on(id, stream, open.job);
                 self.check_voucher(&open.voucher);
             }
             Frame::Voucher(voucher) => self.check_voucher(voucher),
@@ -243,7 +244,8 @@ impl World {
                     return;
                 };
                 let input = (open.body.len() + open.prefix.len()) as u64;
-                let Quote { price, cached, .. } = quote;
+                let cached = quote.cached_of(&spillway_protocol::prefix::names(&open.model, &open.body));
+                let price = quote.price;
                 self.checks.arrives(id, stream, Opened { session, price, input, cached, vouched });
             }
             Frame::Voucher(voucher) => {
@@ -252,6 +254,7 @@ impl World {
                 }
             }
             Frame::CoSigned(_) => self.checks.agrees(id, stream),
+            Frame::Aborted { abort: Abort::Preempted, .. } => self.checks.taken(id, stream),
             Frame::Accepted { .. }
             | Frame::Refused { .. }
             | Frame::Chunk { .. }

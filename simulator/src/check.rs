@@ -112,6 +112,8 @@ struct Track {
     cost_max: Credits,
     continuable: bool,
     left: bool,
+    /// A provider's owner took its slot.
+    taken: bool,
     over: bool,
     /// It has been at a stranger's, or has waited for the ledger on its way there.
     spilled: bool,
@@ -192,6 +194,8 @@ pub struct Checks {
     violations: Vec<Violation>,
     jobs: BTreeMap<JobId, Track>,
     legs: BTreeMap<(HostId, StreamId), LegTrack>,
+    /// Consumers' ends of open legs.
+    out: BTreeMap<(HostId, StreamId), JobId>,
     sessions: BTreeMap<SessionId, SessionTrack>,
     went: BTreeMap<Went, u64>,
     total: u64,
@@ -213,6 +217,7 @@ impl Checks {
             violations: Vec::new(),
             jobs: BTreeMap::new(),
             legs: BTreeMap::new(),
+            out: BTreeMap::new(),
             sessions: BTreeMap::new(),
             went: BTreeMap::new(),
             total: 0,
@@ -263,6 +268,7 @@ impl Checks {
             cost_max: job.cost_max().unwrap_or_default(),
             continuable: job.continuable,
             left: false,
+            taken: false,
             over: false,
             spilled: false,
             waited: false,
@@ -327,7 +333,7 @@ impl Checks {
         let Some(track) = self.under_way(host, job, "ended") else { return };
         track.over = true;
         let (answer, given, left, cost_max) = (track.answer.take(), track.given, track.left, track.cost_max);
-        let (submitted, single) = (track.submitted, !track.continuable);
+        let (submitted, single, taken) = (track.submitted, !track.continuable, track.taken);
         let continued = !track.continuable && outcome.legs.iter().filter(|leg| leg.usage.output > 0).count() > 1;
         self.hold(Rule::Continued, !continued, || format!("job {job} was served in parts"));
         match (&outcome.result, answer) {
@@ -355,9 +361,11 @@ impl Checks {
             Err(_) => Went::Failed,
         };
         *self.went.entry(went).or_default() += 1;
-        // Where the owner took the slot of a job that nobody else can go on with, it ends; that is its provider's right.
-        let taken = matches!(&outcome.result, Err(failure) if failure.reason == Reason::ProviderPreempted);
-        let excused = taken && single && given > 0;
+        // An owner may take the slot of a job at any time. One that nobody else can go on with then ends, and so does one
+        // whose gateway has no money left for another provider, or that has waited for one as long as it may.
+        let excused = taken
+            && matches!(&outcome.result, Err(failure)
+                if failure.reason == Reason::NoDeposit || (failure.reason == Reason::ProviderPreempted && (single || failure.retry_after_ms.is_some())));
         let needless = went == Went::Failed && submitted >= self.calm && !excused;
         self.hold(Rule::NeedlessFailure, !needless, || {
             format!("job {job}: {:?}, legs {:?}", outcome.result, outcome.legs)
@@ -422,6 +430,18 @@ impl Checks {
         });
     }
 
+    /// On which stream of which consumer a leg runs.
+    pub fn opened_on(&mut self, host: HostId, stream: StreamId, job: JobId) {
+        self.out.insert((host, stream), job);
+    }
+
+    /// A consumer hears that the provider's owner took the slot.
+    pub fn taken(&mut self, host: HostId, stream: StreamId) {
+        if let Some(track) = self.out.get(&(host, stream)).and_then(|job| self.jobs.get_mut(job)) {
+            track.taken = true;
+        }
+    }
+
     /// A leg reaches its provider.
     pub fn arrives(&mut self, host: HostId, stream: StreamId, opened: Opened) {
         let Opened { session, price, input, cached, vouched } = opened;
@@ -468,6 +488,7 @@ impl Checks {
     /// A provider's stream is over.
     pub fn leg_over(&mut self, host: HostId, stream: StreamId) {
         self.legs.remove(&(host, stream));
+        self.out.remove(&(host, stream));
     }
 
     // ---- money ----
@@ -559,10 +580,9 @@ const fn is_refusal(reason: Reason, status: Option<u16>) -> bool {
         | Reason::NoOffer
         | Reason::NoDeposit
         | Reason::ProviderRefused
+        | Reason::ProviderPreempted
         | Reason::Upstream429
         | Reason::QueueFull => true,
-        Reason::UpstreamError | Reason::ProviderStalled | Reason::ProviderPreempted | Reason::ClientLeft => {
-            status.is_some()
-        }
+        Reason::UpstreamError | Reason::ProviderStalled | Reason::ClientLeft => status.is_some(),
     }
 }
