@@ -104,6 +104,11 @@ impl Table {
         self.entries.len()
     }
 
+    /// How many entries there are, as said in marks.
+    pub(super) fn size(&self) -> u32 {
+        u32::try_from(self.entries.len()).unwrap_or(u32::MAX)
+    }
+
     pub(super) fn get(&self, tag: u32) -> Option<&Entry> {
         self.entries.get(&tag)
     }
