@@ -18,15 +18,15 @@ pub const TELL_MAX: usize = 4;
 pub const ASK_BYTES_MAX: usize = 1024;
 /// Longest answer, in bytes.
 pub const ANSWER_BYTES_MAX: usize = 64 << 10;
-/// A place in a peer's log that is its end, wherever that is.
-pub const AT_THE_END: u64 = u64::MAX;
+/// A place in a peer's log: wherever its newer half begins. Of that, signs of life are told and no notices.
+pub const RECENT: u64 = u64::MAX;
 
 /// How far somebody has read a peer's log of a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, wincode::SchemaRead, wincode::SchemaWrite)]
 pub struct Mark {
     /// The shard's number.
     pub shard: u16,
-    /// The place after the last change that was read; 0 for the beginning, [`AT_THE_END`] to be told the end.
+    /// The place after the last change that was read; 0 for the beginning, or [`RECENT`].
     pub place: u64,
     /// How many notices of the shard whoever says this has.
     pub size: u32,

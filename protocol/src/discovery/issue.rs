@@ -17,7 +17,7 @@ use std::time::Duration;
 /// Own notices.
 const OWN_MAX: usize = 64;
 /// Connected peers of each shard that are told of an own offer and its signs of life.
-const TELL_PEERS: usize = 2;
+const TELL_PEERS: usize = 3;
 /// Connected peers of each shard that are told when an offer is taken back.
 const FAREWELL_PEERS: usize = 6;
 /// A change of an offer is gossiped at most once in so long for each offer in its shard; sooner ones spread by the logs.

@@ -488,7 +488,7 @@ impl<O: Opener> Discovery<O> {
                 for mark in &marks {
                     let Some(shard) = Shard::new(mark.shard) else { continue };
                     let Some(topic) = self.topics.get(&shard) else { continue };
-                    let place = if log == self.log || mark.place == super::AT_THE_END { mark.place } else { 0 };
+                    let place = if log == self.log || mark.place == super::RECENT { mark.place } else { 0 };
                     let (place, rest) = topic.table.since(place, asker, &mut room);
                     more |= rest;
                     room.marks.push(super::Mark { shard: mark.shard, place, size: topic.table.size() });
@@ -582,8 +582,8 @@ impl<O: Opener> Discovery<O> {
         self.peers.iter().filter(move |(_, state)| state.is_on(shard) && !state.is_muted(now)).map(|(peer, _)| *peer)
     }
 
-    /// How long a shard's round is: a quarter of its period.
+    /// How long a shard's round is: an eighth of its period, so that a sign reaches everyone well before it is missed.
     pub(super) fn round_of(live: usize) -> Duration {
-        (period(live) / 4).max(ROUND_MIN)
+        (period(live) / 8).max(ROUND_MIN)
     }
 }

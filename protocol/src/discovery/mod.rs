@@ -17,8 +17,8 @@ mod round;
 mod table;
 
 pub use ask::{
-    ANSWER_BYTES_MAX, ASK_BYTES_MAX, AT_THE_END, Answer, Ask, CONTENTS_MAX, LOST_MAX, MARKS_MAX, Mark, News,
-    OFFERS_PROTOCOL, TELL_MAX,
+    ANSWER_BYTES_MAX, ASK_BYTES_MAX, Answer, Ask, CONTENTS_MAX, LOST_MAX, MARKS_MAX, Mark, News, OFFERS_PROTOCOL,
+    RECENT, TELL_MAX,
 };
 pub use machine::{Discovery, Opener, Settings, Verify};
 pub use notice::{

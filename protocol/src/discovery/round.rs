@@ -2,7 +2,7 @@
 //! Invariant: the logs of at most [`Settings::partners`](super::Settings) peers of a shard are read at a time, and each
 //! from where it was read last.
 
-use super::ask::{AT_THE_END, Ask, LOST_MAX, MARKS_MAX, Mark};
+use super::ask::{Ask, LOST_MAX, MARKS_MAX, Mark, RECENT};
 use super::machine::{Asking, Discovery, Opener};
 use super::notice::Shard;
 use super::{Beat, Effect, Fault, News};
@@ -98,7 +98,7 @@ impl<O: Opener> Discovery<O> {
             let drawn = self.rng.random_range(0..free.len() as u64);
             let at = anchor.or(shared).unwrap_or_else(|| usize::try_from(drawn).expect("below a length"));
             // The first log is read whole; what a later one has beyond it shows by its signs.
-            let place = if is_filled || !topic.partners.is_empty() { AT_THE_END } else { 0 };
+            let place = if is_filled || !topic.partners.is_empty() { RECENT } else { 0 };
             topic.partners.push(Partner {
                 peer: free.swap_remove(at),
                 log: 0,

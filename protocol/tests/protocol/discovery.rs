@@ -7,9 +7,9 @@ use spillway_ledger::{
     Account, Digest, Document as _, NetworkId, NodeId, SecretKey, Signed, SignedBytes, decode, encode,
 };
 use spillway_protocol::discovery::{
-    ANSWER_BYTES_MAX, ASK_BYTES_MAX, AT_THE_END, Answer, Ask, Beat, Chain, ContentId, Effect, Event, FAREWELL, Fault,
-    Judgement, LIVES, LOBBY_NOTICES, Mark, ModelTag, NOTICE_BYTES_MAX, News, Notice, PERIOD_MAX, PERIOD_MIN, Shard,
-    Token, Verify, period,
+    ANSWER_BYTES_MAX, ASK_BYTES_MAX, Answer, Ask, Beat, Chain, ContentId, Effect, Event, FAREWELL, Fault, Judgement,
+    LIVES, LOBBY_NOTICES, Mark, ModelTag, NOTICE_BYTES_MAX, News, Notice, PERIOD_MAX, PERIOD_MIN, RECENT, Shard, Token,
+    Verify, period,
 };
 use spillway_protocol::offer::{METER, OFFER_LIFETIME, OFFER_PERIOD};
 use spillway_protocol::{Discovery, DiscoverySettings, ModelOffer, Now, Offer};
@@ -601,7 +601,7 @@ fn bytes_on_the_wire_are_frozen() {
     let all = [
         encode(&notice),
         signed.to_bytes(),
-        encode(&Ask::News { log: 1, marks: vec![Mark { shard: 2, place: AT_THE_END, size: 0 }], lost: vec![4] }),
+        encode(&Ask::News { log: 1, marks: vec![Mark { shard: 2, place: RECENT, size: 0 }], lost: vec![4] }),
         encode(&Ask::Offers(vec![notice.content])),
         encode(&Ask::Tell(vec![News { notice: wire.clone(), number: FAREWELL, link: chain.link(FAREWELL) }])),
         encode(&Answer::News {
