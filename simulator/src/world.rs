@@ -266,6 +266,7 @@ impl World {
                 if self.network.connected(from, to) {
                     let life = self.hosts[to].life;
                     self.deliver(to, life, Event::OfferReceived(*offer));
+                    self.ping(to, from);
                 }
             }
             Happening::Step(host, life, work) => self.step_gpu(host, life, work),
@@ -312,6 +313,16 @@ impl World {
             }
             Happening::Heal(cut) => faults::heal(self, cut),
             Happening::Sever(cut) => faults::sever(self, cut),
+        }
+    }
+
+    /// A node pings those that it happens to be connected to: a third of all. The others' distances it has to estimate.
+    fn ping(&mut self, from: HostId, to: HostId) {
+        if (from + to).is_multiple_of(3) {
+            let wait = self.network.delay(from, to, 64) + self.network.delay(to, from, 64);
+            let (life, peer) = (self.hosts[from].life, self.hosts[to].node);
+            let event = Event::RoundTrip { peer, rtt: Duration::from_micros(wait) };
+            self.line.after(wait, Happening::Tell(from, life, Box::new(event)));
         }
     }
 

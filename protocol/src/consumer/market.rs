@@ -4,6 +4,7 @@
 use super::*;
 use crate::directory::{Directory, Listing};
 use crate::reputation::Reputation;
+use crate::router::Coordinate;
 use crate::router::preference::Named;
 use crate::router::{ALL_MAX, CHEAPEST, Candidate as Weighed, DRAWN, Market, Report, Router, RouterRules};
 
@@ -85,6 +86,7 @@ pub(super) struct Eligible<'a> {
     pub(super) tried: &'a BTreeSet<NodeId>,
     pub(super) directory: &'a Directory,
     pub(super) reputation: &'a Reputation,
+    pub(super) coordinate: Coordinate,
     pub(super) paying: &'a PayingSessions,
     /// How long a session takes to open, in milliseconds.
     pub(super) opening_ms: f64,
@@ -109,7 +111,7 @@ impl Eligible<'_> {
             account: &account,
             region: &listing.offer.value().region,
             quantization: &model.quantization,
-            keeps_nothing: false,
+            keeps_nothing: model.keeps_nothing,
         })
     }
 
@@ -137,8 +139,11 @@ impl Market<NodeId> for Eligible<'_> {
         Some(Weighed {
             price,
             slots: listing.model().slots,
-            distance_ms: rtt,
-            measured: rtt.is_some(),
+            distance_ms: rtt.or_else(|| {
+                let theirs = listing.offer.value().coordinate.bounded();
+                let known = self.coordinate.is_settled() && theirs.is_settled();
+                known.then(|| self.coordinate.distance(&theirs).as_secs_f64() * 1e3)
+            }),
             standing: self.reputation.lower_bound(id),
             cached: None,
             ready_ms: if ready { 0.0 } else { self.opening_ms },

@@ -25,6 +25,7 @@ impl Consumer {
             tried: &active.tried,
             directory: &cx.directory,
             reputation: &cx.reputation,
+            coordinate: cx.coordinate,
             paying: &self.paying,
             opening_ms: self.ahead.wait_ms(),
         };
@@ -206,7 +207,7 @@ impl Consumer {
         match (&reply, quote) {
             // Quoted, or busy and honest about it.
             (Some(reply), quote) if quote.is_some() || reply.quote.is_err() => {
-                cx.reputation.measured_rtt(cx.now, node, cx.now.since(sent));
+                cx.measured(node, cx.now.since(sent));
                 market.router.reported(cx.now, node, report_of(cx.now, reply));
                 market.router.holds(node, reply.hot.iter().map(|hot| (hot.name, u64::from(hot.units))));
                 match quote {

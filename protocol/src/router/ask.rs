@@ -64,8 +64,6 @@ pub struct Candidate {
     pub slots: u32,
     /// The round trip to it in milliseconds, measured or estimated; `None` if there is not even an estimate.
     pub distance_ms: Option<f64>,
-    /// Whether the round trip was measured.
-    pub measured: bool,
     /// How good it has been, above 0 and at most 1.
     pub standing: f64,
     /// Units of this very prompt that it says its cache holds, or is seen to hold; `None` leaves it to what the router

@@ -24,7 +24,6 @@ fn candidate(price: u64, distance_ms: f64) -> Candidate {
         price: Price { input: price, cached: price, output: price },
         slots: 4,
         distance_ms: Some(distance_ms),
-        measured: true,
         standing: 1.0,
         cached: None,
         ready_ms: 0.0,

@@ -174,7 +174,6 @@ impl Market<u32> for Stalls<'_, '_> {
             },
             slots: view.slots(replica),
             distance_ms: view.rtt_us(replica).map(|us| us as f64 / 1e3),
-            measured: true,
             standing: 1.0,
             cached: view.cached_tokens(replica, self.job).map(u64::from),
             ready_ms: 0.0,
