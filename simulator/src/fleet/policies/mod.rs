@@ -14,6 +14,9 @@ mod session;
 mod sglang;
 mod skywalker;
 
+#[cfg(test)]
+mod tests;
+
 pub use gorgo::{Gorgo, GorgoRules};
 pub use load::{LeastLoad, Random, RoundRobin, TwoChoices};
 pub use oracle::Oracle;
