@@ -48,6 +48,7 @@ const fn entry(name: &'static str, about: &'static str, make: fn(u64, GatewayId)
 /// All policies.
 pub const TABLE: &[Entry] = &[
     entry("oracle", "Sees all: the cheapest that is in time, else the fastest.", |_, _| Box::<Oracle>::default()),
+    entry("oracle-fast", "Sees all: the fastest.", |_, _| Box::new(Oracle::fast())),
     entry("own-only", "Own replicas alone.", |seed, gateway| Box::new(OwnOnly::new(seed, gateway))),
     entry("random", "Any replica.", |seed, gateway| Box::new(Random::new(seed, gateway))),
     entry("round-robin", "One after the other.", |_, _| Box::<RoundRobin>::default()),
