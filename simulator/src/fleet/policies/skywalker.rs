@@ -7,7 +7,7 @@
 //! Cross-Region Load Balancer for LLM Inference", EuroSys 2026 (arXiv:2505.24095), selective pushing by pending requests and
 //! prefix trees.
 
-use super::common::{RTT_UNKNOWN_US, draws, load, lowest};
+use super::common::{RTT_UNKNOWN_US, draws, fresh, load, lowest};
 use super::prefixes::{Prefixes, cached};
 use crate::draws::Draws;
 use crate::fleet::{Ask, Choice, GatewayId, News, Policy, ReplicaId, View};
@@ -44,7 +44,7 @@ impl SkyWalker {
 fn free(view: &View<'_>, replica: ReplicaId) -> bool {
     view.up(replica)
         && view.coming(replica) == 0
-        && view.seen(replica).is_none_or(|seen| seen.waiting == 0 && seen.slots_free > 0)
+        && fresh(view, replica).is_none_or(|seen| seen.waiting == 0 && seen.slots_free > 0)
 }
 
 impl Policy for SkyWalker {
