@@ -2,6 +2,7 @@
 //! Invariant: what is asked for goes to standard output, progress to standard error.
 
 mod compare;
+mod trial;
 
 use crate::scenario::{SWARM, Scenario, built_in};
 use crate::swarm::swarm;
@@ -46,6 +47,8 @@ enum Command {
     },
     /// Shows how offers spread among many nodes: bytes, times, staleness, and what Sybils achieve.
     Discovery(crate::discovery::Args),
+    /// Plays many runs to put a figure on a promise; fails if a rule or a bound does not hold.
+    Trial(trial::TrialArgs),
     /// Prints a scenario as TOML, to start your own from.
     Show {
         /// As for `run`.
@@ -115,6 +118,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             Ok(if result.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Command::Discovery(args) => crate::discovery::command(&args),
+        Command::Trial(args) => trial::run(&args),
         Command::Show { scenario, seed } => {
             print!("{}", toml::to_string(&read(&scenario, seed)?)?);
             Ok(ExitCode::SUCCESS)

@@ -141,14 +141,20 @@ impl Consumer {
     /// Nobody on the network will have it now: it waits for a slot, tries its next model, or ends.
     fn unplaced(&mut self, cx: &mut Context, id: JobId, any: bool, free_at: Option<Now>) {
         let active = self.jobs.get_mut(&id).expect("the caller holds the job");
+        let own_may = !active.own_failed && active.job.preferences.allows_own();
+        if own_may && cx.own.state(&active.job.model, active.job.kind) == OwnState::Free {
+            // A slot became free here while others were asked.
+            return self.run_own(cx, id);
+        }
         let own_is_busy = !active.own_failed && cx.own.state(&active.job.model, active.job.kind) == OwnState::Saturated;
         let over = active.queued_until.is_some_and(|until| cx.now >= until);
         if (own_is_busy || any) && !over && self.queue.len() < cx.config.queue_max {
             return self.enqueue(cx, id, free_at);
         }
         if (own_is_busy || any) && !active.thorough {
-            // The last look asks those again that said they are busy.
+            // The last look asks those again that said they are busy, or turned this job down before.
             active.thorough = true;
+            active.tried.clear();
             active.asked.clear();
             active.rounds = 0;
             let reason = active.last.unwrap_or(Reason::ProviderRefused);
