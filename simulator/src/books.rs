@@ -41,7 +41,7 @@ pub struct Seen {
     pub provider: Account,
     /// Whose vouchers count.
     pub voucher_key: PublicKey,
-    /// What was locked.
+    /// What was locked, top-ups counted.
     pub deposit: Credits,
     /// The highest price it may pay.
     pub price_cap: Price,
@@ -69,6 +69,10 @@ impl Seen {
             price_cap: self.price_cap,
             expires_ms: self.expires_ms,
         }
+    }
+
+    fn topped_up(&self, session: SessionId) -> Event {
+        Event::SessionToppedUp { session, deposit: self.deposit }
     }
 
     fn settled(&self, session: SessionId) -> Event {
@@ -280,7 +284,9 @@ fn note(
             vec![seen.consumer, seen.provider]
         }
         Applied::ToppedUp { session, consumer, deposit, .. } => {
-            sessions.get_mut(session).expect("only what was opened is topped up").deposit = *deposit;
+            let seen = sessions.get_mut(session).expect("only what was opened is topped up");
+            seen.deposit = *deposit;
+            news.extend([seen.consumer, seen.provider].map(|account| (account, seen.topped_up(*session))));
             vec![*consumer]
         }
         Applied::Bonded { account, .. }
@@ -328,6 +334,7 @@ impl Clerk {
         let all = all.chain(self.in_flight.iter().map(|(command, _)| command));
         all.fold(Credits::ZERO, |sum, command| match command {
             LedgerCommand::Open { deposit, .. } => sum.checked_add(*deposit).unwrap_or(sum),
+            LedgerCommand::TopUp { amount, .. } => sum.checked_add(*amount).unwrap_or(sum),
             LedgerCommand::Settle { .. } | LedgerCommand::Refund { .. } => sum,
         })
     }
@@ -375,6 +382,7 @@ fn sign(
         LedgerCommand::Open { provider, voucher_key, deposit, price_cap, expires_ms } => {
             Action::Open { provider, gateway: account, voucher_key, deposit, price_cap, expires_ms }
         }
+        LedgerCommand::TopUp { session, amount } => Action::TopUp { session, amount },
         LedgerCommand::Settle { voucher, claim, usage, receipts, last } => {
             Action::Settle { voucher, claim, usage, receipts, last }
         }

@@ -7,7 +7,7 @@ use crate::network::{HostId, IDLE_US, Parcel};
 use crate::oracle;
 use crate::world::{Happening, World};
 use spillway_ledger::{Credits, Signed, SignedBytes, Voucher, encode};
-use spillway_protocol::{BackendError, Effect, Event, Frame, Quote, Record, StreamId, WorkId};
+use spillway_protocol::{Abort, BackendError, Effect, Event, Frame, LedgerCommand, Quote, Record, StreamId, WorkId};
 use std::time::Duration;
 
 /// How long a node waits for a probe's answer, in microseconds; peers lose patience sooner.
@@ -72,7 +72,12 @@ impl World {
                 }
                 self.next_work(id);
             }
-            Effect::OpenStream { stream, peer, .. } => self.call(id, stream, peer),
+            Effect::OpenStream { stream, peer, .. } => {
+                if self.hosts[id].hears_of_deposit {
+                    self.checks.waited(id, stream);
+                }
+                self.call(id, stream, peer);
+            }
             Effect::Send { stream, frame } => self.send(id, stream, &frame),
             Effect::CloseStream(stream) => {
                 let Some((link, side)) = self.network.find(id, stream) else { return };
@@ -123,6 +128,9 @@ impl World {
                 }
             }
             Effect::Ledger { business, command } => {
+                if matches!(command, LedgerCommand::Open { .. } | LedgerCommand::TopUp { .. }) {
+                    self.checks.locks(id);
+                }
                 self.hosts[id].clerk.take(business, command);
                 self.bring(id);
             }
@@ -136,7 +144,7 @@ impl World {
                     }
                     Record::Paying(_) | Record::Earning(_) | Record::Spending(_) | Record::Receipt { .. } => {
                         disk.insert(record.key(), record.to_bytes());
-                        if before.is_some_and(|before| (0..3).any(|index| before[index] > after[index])) {
+                        if before.is_some_and(|before| (0..4).any(|index| before[index] > after[index])) {
                             let what = format!(
                                 "node {id} keeps {after:?}, and knew {before:?}: {}",
                                 crate::log::brief(&record)
@@ -191,26 +199,32 @@ impl World {
                     let link = self.network.link(link)?;
                     Some(link.ends[1 - side].host)
                 });
-                let price = quote_price(&open.quote).unwrap_or_default();
+                let price = quote_of(&open.quote).map(|quote| quote.price).unwrap_or_default();
                 if let Some(provider) = provider {
                     let node = self.hosts[provider].node;
                     self.checks.opens(&open.job, &node, provider, &price, open.prefix.len());
+                    self.checks.spills(id, stream, &open.job);
                 }
+                self.checks.opened_on(id, stream, open.job);
                 if honest {
                     self.check_voucher(&open.voucher);
                 }
-                if let (Some((session, _)), Some(provider)) = (voucher_of(&open.voucher), provider) {
+                if let (Some((session, _)), Some(provider), Some(quote)) =
+                    (voucher_of(&open.voucher), provider, quote_of(&open.quote))
+                {
                     let seller = &self.hosts[provider];
                     let event = seller.gpu.as_ref().map_or(0, |gpu| gpu.rules().event_bytes + 4);
-                    let window = quote_window(&open.quote).unwrap_or_default();
                     let bought = Bought {
+                        job: open.job,
                         provider,
                         session,
                         price,
+                        cached: quote.cached_of(&spillway_protocol::prefix::names(&open.model, &open.body)),
                         input: (open.body.len() + open.prefix.len()) as u64,
-                        window: if seller.adversary.is_none() { window.max(event) } else { window },
+                        window: if seller.adversary.is_none() { quote.window.max(event) } else { quote.window },
                         output_max: open.output_max.saturating_sub(open.prefix.len() as u64),
                         opened: self.line.now(),
+                        first: None,
                         received: 0,
                         end: None,
                     };
@@ -226,7 +240,7 @@ impl World {
             }
             Frame::Open(_)
             | Frame::Voucher(_)
-            | Frame::Accepted
+            | Frame::Accepted { .. }
             | Frame::Refused { .. }
             | Frame::Chunk { .. }
             | Frame::Alive { .. }
@@ -272,7 +286,7 @@ impl World {
             }
             Frame::Done { .. } => self.checks.works(id, stream, 0, true, sent),
             Frame::Open(_)
-            | Frame::Accepted
+            | Frame::Accepted { .. }
             | Frame::Refused { .. }
             | Frame::Alive { .. }
             | Frame::Voucher(_)
@@ -300,13 +314,14 @@ impl World {
     pub(crate) fn frame_arrives(&mut self, from: HostId, id: HostId, stream: StreamId, frame: &Frame) {
         match frame {
             Frame::Open(open) => {
-                let (Some((session, vouched)), Some(price)) = (voucher_of(&open.voucher), quote_price(&open.quote))
-                else {
+                let (Some((session, vouched)), Some(quote)) = (voucher_of(&open.voucher), quote_of(&open.quote)) else {
                     return;
                 };
                 let vouched = if self.holds(from, id, &open.voucher) { vouched } else { Credits::ZERO };
                 let input = (open.body.len() + open.prefix.len()) as u64;
-                self.checks.arrives(id, stream, Opened { session, price, input, vouched });
+                let cached = quote.cached_of(&spillway_protocol::prefix::names(&open.model, &open.body));
+                let price = quote.price;
+                self.checks.arrives(id, stream, Opened { session, price, input, cached, vouched });
             }
             Frame::Voucher(voucher) => {
                 if let Some((session, total)) = voucher_of(voucher)
@@ -318,7 +333,8 @@ impl World {
             Frame::CoSigned(_) => self.checks.agrees(id, stream),
             Frame::Chunk { bytes, .. } => self.checks.receives(id, stream, oracle::text_of(bytes).len() as u64),
             Frame::Refused { .. } => self.checks.bought_ends(id, stream, LegEnd::Refused),
-            Frame::Accepted
+            Frame::Aborted { abort: Abort::Preempted, .. } => self.checks.taken(id, stream),
+            Frame::Accepted { .. }
             | Frame::Alive { .. }
             | Frame::Cancel
             | Frame::Done { .. }
@@ -328,13 +344,13 @@ impl World {
     }
 }
 
-/// What a record says of money: promised or vouched, spent, settled. None of them ever shrinks.
-fn money_of(record: &Record) -> [Credits; 3] {
+/// What a record says of money: deposit, promised or vouched, spent, settled. None of them ever shrinks.
+fn money_of(record: &Record) -> [Credits; 4] {
     match record {
-        Record::Paying(paying) => [paying.promised, paying.spent, paying.settled],
-        Record::Earning(earning) => [earning.vouched, earning.spent, earning.settled],
+        Record::Paying(paying) => [paying.deposit, paying.promised, paying.spent, paying.settled],
+        Record::Earning(earning) => [earning.deposit, earning.vouched, earning.spent, earning.settled],
         Record::Spending(_) | Record::Receipt { .. } | Record::PayingOver(_) | Record::EarningOver(_) => {
-            [Credits::ZERO; 3]
+            [Credits::ZERO; 4]
         }
     }
 }
@@ -344,10 +360,6 @@ fn voucher_of(wire: &SignedBytes) -> Option<(spillway_ledger::SessionId, Credits
     Some((voucher.session, voucher.total))
 }
 
-fn quote_window(wire: &SignedBytes) -> Option<u64> {
-    spillway_ledger::decode::<Quote>(&wire.document).ok().map(|quote| quote.window)
-}
-
-fn quote_price(wire: &SignedBytes) -> Option<spillway_ledger::Price> {
-    spillway_ledger::decode::<Quote>(&wire.document).ok().map(|quote| quote.price)
+fn quote_of(wire: &SignedBytes) -> Option<Quote> {
+    spillway_ledger::decode::<Quote>(&wire.document).ok()
 }

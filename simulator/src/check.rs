@@ -9,7 +9,7 @@ use crate::timeline::START;
 use serde::Serialize;
 use spillway_ledger::{Credits, JobId, NodeId, Price, SessionId, Usage};
 use spillway_protocol::{Job, Now, Outcome, Prefer, Reason, Route, StreamId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Violations kept of one run; the first tells most.
 const KEPT_MAX: usize = 32;
@@ -65,6 +65,8 @@ pub enum Rule {
     BadFrame,
     /// A peer asks for what its driver cannot do.
     BadEffect,
+    /// No deposit is locked at a node whose clients never asked for anything.
+    IdleMoney,
     /// Streams, work, probes and entries do not outlive their jobs.
     LeftBehind,
     /// Time goes on.
@@ -104,12 +106,16 @@ pub enum LegEnd {
 /// A leg that is over, for figures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LegSeen {
+    /// Whose part it was.
+    pub job: JobId,
     /// Who asked.
     pub consumer: HostId,
     /// Who was asked.
     pub provider: HostId,
     /// When the opening was sent.
     pub opened: Now,
+    /// When its first text arrived, if any did.
+    pub first: Option<Now>,
     /// When it was over.
     pub over: Now,
     /// How.
@@ -177,7 +183,31 @@ struct Track {
     other: bool,
     continuable: bool,
     left: bool,
+    /// A provider's owner took its slot.
+    taken: bool,
     over: bool,
+    /// It has been at a stranger's, or has waited for the ledger on its way there.
+    spilled: bool,
+    waited: bool,
+}
+
+/// Which jobs that went to strangers had to wait for a deposit: when each was brought, in milliseconds since the run began,
+/// in the order of their first opening.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LedgerWaits {
+    /// Those that were sent to a stranger.
+    pub spilled: Vec<u64>,
+    /// Those of them that went on only when the ledger had locked a deposit.
+    pub waited: Vec<u64>,
+}
+
+impl LedgerWaits {
+    /// How many were sent to strangers, and how many of them waited, of those that were brought from `from_ms` on.
+    #[must_use]
+    pub fn since(&self, from_ms: u64) -> (usize, usize) {
+        let count = |all: &[u64]| all.iter().filter(|ms| **ms >= from_ms).count();
+        (count(&self.spilled), count(&self.waited))
+    }
 }
 
 #[derive(Debug)]
@@ -185,6 +215,7 @@ struct LegTrack {
     session: SessionId,
     price: Price,
     input: u64,
+    cached: u64,
     sent: u64,
     /// All was delivered: the prompt is owed even if there was no text.
     done: bool,
@@ -197,7 +228,8 @@ impl LegTrack {
         if self.sent == 0 && !self.done {
             return Credits::ZERO;
         }
-        self.price.cost(Usage { input: self.input, cached: 0, output: self.sent }).unwrap_or_default()
+        let usage = Usage { input: self.input.saturating_sub(self.cached), cached: self.cached, output: self.sent };
+        self.price.cost(usage).unwrap_or_default()
     }
 }
 
@@ -220,6 +252,8 @@ pub struct Opened {
     pub price: Price,
     /// Prompt and prefix, in units.
     pub input: u64,
+    /// How much of that is billed as cached.
+    pub cached: u64,
     /// What the voucher promises in all.
     pub vouched: Credits,
 }
@@ -227,6 +261,8 @@ pub struct Opened {
 /// A leg as its consumer sees it.
 #[derive(Clone, Copy, Debug)]
 pub struct Bought {
+    /// Whose part it is.
+    pub job: JobId,
     /// Who is asked.
     pub provider: HostId,
     /// The session that pays.
@@ -235,12 +271,16 @@ pub struct Bought {
     pub price: Price,
     /// Prompt and prefix, in units.
     pub input: u64,
+    /// How much of that is billed as cached.
+    pub cached: u64,
     /// Output paid ahead, in units: the quote's window, or an honest provider's largest event if that is more.
     pub window: u64,
     /// Most output of this leg, in units.
     pub output_max: u64,
     /// When the opening was sent.
     pub opened: Now,
+    /// When its first text arrived, if any did.
+    pub first: Option<Now>,
     /// Text that arrived, in units.
     pub received: u64,
     /// How it ended, if that is known.
@@ -249,7 +289,8 @@ pub struct Bought {
 
 impl Bought {
     fn cost(&self, output: u64) -> Credits {
-        self.price.cost(Usage { input: self.input, cached: 0, output }).unwrap_or(Credits::new(u64::MAX))
+        let usage = Usage { input: self.input.saturating_sub(self.cached), cached: self.cached, output };
+        self.price.cost(usage).unwrap_or(Credits::new(u64::MAX))
     }
 
     fn worst(&self) -> Credits {
@@ -281,6 +322,8 @@ pub struct Checks {
     violations: Vec<Violation>,
     jobs: BTreeMap<JobId, Track>,
     legs: BTreeMap<(HostId, StreamId), LegTrack>,
+    /// Consumers' ends of open legs.
+    out: BTreeMap<(HostId, StreamId), JobId>,
     /// Legs as their consumers see them.
     bought: BTreeMap<(HostId, StreamId), Bought>,
     legs_seen: Vec<LegSeen>,
@@ -288,8 +331,11 @@ pub struct Checks {
     sessions: BTreeMap<SessionId, SessionTrack>,
     went: BTreeMap<Went, u64>,
     total: u64,
-    first_ms: Vec<u64>,
+    /// Of each job that had text: whose gateway brought it, and milliseconds to its first text.
+    first_ms: Vec<(HostId, u64)>,
     cost: u64,
+    waited: BTreeSet<(HostId, StreamId)>,
+    ledger: LedgerWaits,
     seen: Vec<JobSeen>,
 }
 
@@ -304,6 +350,7 @@ impl Checks {
             violations: Vec::new(),
             jobs: BTreeMap::new(),
             legs: BTreeMap::new(),
+            out: BTreeMap::new(),
             bought: BTreeMap::new(),
             legs_seen: Vec::new(),
             adversaries,
@@ -312,6 +359,8 @@ impl Checks {
             total: 0,
             first_ms: Vec::new(),
             cost: 0,
+            waited: BTreeSet::new(),
+            ledger: LedgerWaits { spilled: Vec::new(), waited: Vec::new() },
             seen: Vec::new(),
         }
     }
@@ -369,7 +418,10 @@ impl Checks {
             other: false,
             continuable: job.continuable,
             left: false,
+            taken: false,
             over: false,
+            spilled: false,
+            waited: false,
         };
         self.jobs.insert(job.id, track);
     }
@@ -421,7 +473,7 @@ impl Checks {
         if from == 0 && to > 0 {
             let first = now.since(track.submitted);
             track.first_us = Some(first.as_micros() as u64);
-            self.first_ms.push(u64::try_from(first.as_millis()).unwrap_or(u64::MAX));
+            self.first_ms.push((host, u64::try_from(first.as_millis()).unwrap_or(u64::MAX)));
         }
     }
 
@@ -441,7 +493,7 @@ impl Checks {
         let track = self.under_way(host, job, "ended")?;
         track.over = true;
         let (answer, given, left, cost_max) = (track.answer.take(), track.given, track.left, track.cost_max);
-        let submitted = track.submitted;
+        let (submitted, single, taken) = (track.submitted, !track.continuable, track.taken);
         let need = track.need.clone();
         let (begun, first_us, met) = (track.begun, track.first_us, track.met);
         let sound = matches!(answer, Some(Answer::Text(_)));
@@ -472,6 +524,13 @@ impl Checks {
             Err(_) => Went::Failed,
         };
         *self.went.entry(went).or_default() += 1;
+        // An owner may take the slot of a job at any time. One that nobody else can go on with then ends, and so does one
+        // whose gateway has no money left for another provider, or that has waited for one as long as it may.
+        let excused = taken
+            && matches!(&outcome.result, Err(failure)
+                if failure.reason == Reason::NoDeposit || (failure.reason == Reason::ProviderPreempted && (single || failure.retry_after_ms.is_some())));
+        let excused = excused || met || self.adversaries[host].is_some();
+        let needless = went == Went::Failed && submitted >= self.calm && !excused;
         let (now, given_units) = (self.now, given as u64);
         self.seen.push(JobSeen {
             host,
@@ -483,8 +542,6 @@ impl Checks {
             legs: outcome.legs.len(),
             went,
         });
-        let excused = met || self.adversaries[host].is_some();
-        let needless = went == Went::Failed && submitted >= self.calm && !excused;
         self.hold(Rule::NeedlessFailure, !needless, || {
             format!("job {job}: {:?}, legs {:?}", outcome.result, outcome.legs)
         });
@@ -502,6 +559,34 @@ impl Checks {
     #[must_use]
     pub fn busy(&self) -> bool {
         self.jobs.values().any(|track| !track.over)
+    }
+
+    // ---- deposits ----
+
+    /// A node asks the ledger to lock a deposit.
+    pub fn locks(&mut self, host: HostId) {
+        let asked = self.jobs.values().any(|track| track.host == host);
+        self.hold(Rule::IdleMoney, asked, || {
+            format!("node {host} locks a deposit, and none of its clients ever asked")
+        });
+    }
+
+    /// A stream is opened as soon as the ledger has locked a deposit: its job waited for that.
+    pub fn waited(&mut self, host: HostId, stream: StreamId) {
+        self.waited.insert((host, stream));
+    }
+
+    /// A job is sent to a stranger.
+    pub fn spills(&mut self, host: HostId, stream: StreamId, job: &JobId) {
+        let waited = self.waited.remove(&(host, stream));
+        let Some(track) = self.jobs.get_mut(job) else { return };
+        let brought = track.submitted.ms() - START.ms();
+        if !std::mem::replace(&mut track.spilled, true) {
+            self.ledger.spilled.push(brought);
+        }
+        if waited && !std::mem::replace(&mut track.waited, true) {
+            self.ledger.waited.push(brought);
+        }
     }
 
     // ---- legs ----
@@ -525,11 +610,23 @@ impl Checks {
         });
     }
 
+    /// On which stream of which consumer a leg runs.
+    pub fn opened_on(&mut self, host: HostId, stream: StreamId, job: JobId) {
+        self.out.insert((host, stream), job);
+    }
+
+    /// A consumer hears that the provider's owner took the slot.
+    pub fn taken(&mut self, host: HostId, stream: StreamId) {
+        if let Some(track) = self.out.get(&(host, stream)).and_then(|job| self.jobs.get_mut(job)) {
+            track.taken = true;
+        }
+    }
+
     /// A leg reaches its provider.
     pub fn arrives(&mut self, host: HostId, stream: StreamId, opened: Opened) {
-        let Opened { session, price, input, vouched } = opened;
+        let Opened { session, price, input, cached, vouched } = opened;
         self.vouched(session, vouched);
-        let leg = LegTrack { session, price, input, sent: 0, done: false, agreed: false };
+        let leg = LegTrack { session, price, input, cached, sent: 0, done: false, agreed: false };
         self.legs.insert((host, stream), leg);
     }
 
@@ -571,6 +668,7 @@ impl Checks {
     /// A stream is over at one side.
     pub fn leg_over(&mut self, host: HostId, stream: StreamId) {
         self.legs.remove(&(host, stream));
+        self.out.remove(&(host, stream));
         let Some(bought) = self.bought.remove(&(host, stream)) else { return };
         let bound = bought.bound();
         // A provider may have used what was promised for any of the session's legs for the one that broke off.
@@ -580,9 +678,11 @@ impl Checks {
         let track = self.sessions.entry(bought.session).or_default();
         track.bound = track.bound.saturating_add(bound.micro()).saturating_add(ahead);
         self.legs_seen.push(LegSeen {
+            job: bought.job,
             consumer: host,
             provider: bought.provider,
             opened: bought.opened,
+            first: bought.first,
             over: self.now,
             end: bought.end.unwrap_or(LegEnd::Broken),
             received: bought.received,
@@ -600,6 +700,9 @@ impl Checks {
     /// Text reaches a consumer.
     pub fn receives(&mut self, host: HostId, stream: StreamId, units: u64) {
         if let Some(bought) = self.bought.get_mut(&(host, stream)) {
+            if units > 0 {
+                bought.first.get_or_insert(self.now);
+            }
             bought.received += units;
         }
     }
@@ -694,9 +797,21 @@ impl Checks {
     /// Milliseconds from submission to first text, of every job that had any, sorted.
     #[must_use]
     pub fn first_ms(&self) -> Vec<u64> {
-        let mut all = self.first_ms.clone();
+        self.first_ms_of(|_| true)
+    }
+
+    /// The same, of the jobs that those gateways brought.
+    #[must_use]
+    pub fn first_ms_of(&self, counts: impl Fn(HostId) -> bool) -> Vec<u64> {
+        let mut all: Vec<u64> = self.first_ms.iter().filter(|(host, _)| counts(*host)).map(|(_, ms)| *ms).collect();
         all.sort_unstable();
         all
+    }
+
+    /// Which jobs waited for the ledger.
+    #[must_use]
+    pub const fn ledger_waits(&self) -> &LedgerWaits {
+        &self.ledger
     }
 
     /// Every job that is over, in the order in which they ended. Jobs lost with their gateway are not among them.
@@ -725,6 +840,7 @@ const fn is_refusal(reason: Reason, status: Option<u16>) -> bool {
         | Reason::NoOffer
         | Reason::NoDeposit
         | Reason::ProviderRefused
+        | Reason::ProviderPreempted
         | Reason::Upstream429
         | Reason::QueueFull => true,
         Reason::UpstreamError | Reason::ProviderStalled | Reason::ClientLeft => status.is_some(),

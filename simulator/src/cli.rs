@@ -1,6 +1,7 @@
 //! The simulator's command line, for `spillway-sim` and `spillway sim` alike.
 //! Invariant: what is asked for goes to standard output, progress to standard error.
 
+mod compare;
 mod trial;
 
 use crate::scenario::{SWARM, Scenario, built_in};
@@ -33,6 +34,8 @@ enum Command {
         #[arg(long)]
         trace: bool,
     },
+    /// Compares routing policies on one workload, over seeds.
+    Compare(compare::Args),
     /// Runs many seeds, each with a scenario of its own; fails if any check does not hold.
     Swarm {
         /// First seed, and the one after the last: `0..200`.
@@ -42,6 +45,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Shows how offers spread among many nodes: bytes, times, staleness, and what Sybils achieve.
+    Discovery(crate::discovery::Args),
     /// Plays many runs to put a figure on a promise; fails if a rule or a bound does not hold.
     Trial(trial::TrialArgs),
     /// Prints a scenario as TOML, to start your own from.
@@ -93,6 +98,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
+        Command::Compare(args) => compare::run(&args),
         Command::Swarm { seeds: Seeds { first, end }, json } => {
             let total = end - first;
             let step = (total / 20).max(1);
@@ -111,6 +117,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             }
             Ok(if result.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
+        Command::Discovery(args) => crate::discovery::command(&args),
         Command::Trial(args) => trial::run(&args),
         Command::Show { scenario, seed } => {
             print!("{}", toml::to_string(&read(&scenario, seed)?)?);

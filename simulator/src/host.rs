@@ -4,10 +4,11 @@
 use crate::adversary::{Adversary, Mischief};
 use crate::books::Clerk;
 use crate::check::Rule;
+use crate::data::regions;
 use crate::draws::key;
 use crate::gpu::{Gpu, Made};
 use crate::idle::Since;
-use crate::network::{HostId, REGIONS};
+use crate::network::HostId;
 use crate::oracle;
 use crate::scenario::{Fleet, Scenario};
 use crate::timeline::START;
@@ -15,7 +16,7 @@ use crate::world::{Happening, World};
 use spillway_ledger::{Account, Credits, Digest, NodeId, Price, SecretKey, Signed};
 use spillway_protocol::peer::Identity;
 use spillway_protocol::{
-    BackendError, Capacity, Event, Kind, MarketConfig, Now, Offer, Peer, ProbeId, Record, RecordKind, WorkId,
+    BackendError, Capacity, Event, Kind, MarketConfig, Now, Offer, Peer, ProbeId, Record, RecordKind, Selling, WorkId,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -72,6 +73,8 @@ pub(crate) struct Host {
     pub(crate) offers: Vec<Signed<Offer>>,
     /// The streams and probes that came in so far.
     pub(crate) called: u64,
+    /// It is being told that a deposit is locked: whoever goes on now has waited for the ledger.
+    pub(crate) hears_of_deposit: bool,
     tick_at: Option<Now>,
 }
 
@@ -113,6 +116,7 @@ impl Host {
             probed: BTreeMap::new(),
             offers: Vec::new(),
             called: 0,
+            hears_of_deposit: false,
             tick_at: None,
         }
     }
@@ -120,7 +124,7 @@ impl Host {
 
 /// A region's index.
 pub(crate) fn region(name: &str) -> usize {
-    REGIONS.iter().position(|region| *region == name).expect("validated with the scenario")
+    regions::region(name).expect("validated with the scenario")
 }
 
 fn config(scenario: &Scenario, fleet: &Fleet) -> MarketConfig {
@@ -129,12 +133,21 @@ fn config(scenario: &Scenario, fleet: &Fleet) -> MarketConfig {
     MarketConfig {
         region: fleet.region.clone(),
         provide: fleet.provide,
-        price: Price { input, cached: input, output: Credits::new(fleet.price_output_micro) },
-        reserved_slots: fleet.reserved_slots,
+        price: Price {
+            input,
+            cached: fleet.price_cached_micro.map_or(input, Credits::new),
+            output: Credits::new(fleet.price_output_micro),
+        },
+        selling: Selling {
+            mode: fleet.sell.parse().expect("validated with the scenario"),
+            reserved_slots: fleet.reserved_slots,
+        },
+        preempt: fleet.preempt,
         window: rules.window,
         window_start: rules.window,
         window_max: rules.window * 16,
         deposit: Credits::new(rules.deposit_micro),
+        sessions_ahead: rules.sessions_ahead,
         session_lifetime: Duration::from_secs(rules.session_s),
         session_grace: Duration::from_secs(rules.grace_s),
         settle_after: Duration::from_secs(rules.settle_after_s),
@@ -231,6 +244,7 @@ impl World {
             eprintln!("{:>10.6} {:<12} <- {}", self.line.elapsed().as_secs_f64(), host.name, crate::log::brief(&event));
         }
         let over = if let Event::StreamClosed(stream) = event { Some(stream) } else { None };
+        host.hears_of_deposit = matches!(event, Event::SessionOpened { .. } | Event::SessionToppedUp { .. });
         if let Event::OfferReceived(offer) = &event
             && let Some(from) = self.by_node.get(&offer.value().node)
         {
@@ -241,6 +255,7 @@ impl World {
         }
         host.peer.as_mut().expect("seen above").handle(now, event);
         self.carry(id);
+        self.hosts[id].hears_of_deposit = false;
         if let Some(stream) = over {
             self.checks.leg_over(id, stream);
         }

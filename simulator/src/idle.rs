@@ -199,7 +199,7 @@ impl World {
         let free = gpu.as_ref().filter(|_| up && !*gpu_down).map_or(0, crate::gpu::Gpu::free);
         awake.note(now, up);
         own_free.note(now, free > 0);
-        sold_free.note(now, config.provide && free > config.reserved_slots as usize);
+        sold_free.note(now, config.provide && free > config.selling.reserved_slots as usize);
     }
 
     /// How long a job's last look at the market may take, in microseconds: its gateway asks [`PROBES_AT_ONCE`] of the
@@ -328,7 +328,14 @@ mod tests {
             assert_eq!(until(&idle), now.after(Duration::from_secs(seconds)));
             now = until(&idle);
         }
-        idle.hears(8, &Frame::Refused { refusal: spillway_protocol::Refusal::Busy, retry_after_ms: 0 });
+        idle.hears(
+            8,
+            &Frame::Refused {
+                refusal: spillway_protocol::Refusal::Busy,
+                retry_after_ms: 0,
+                load: spillway_protocol::Load::default(),
+            },
+        );
         idle.over(now, 8, 0, 1);
         assert_eq!(until(&idle), now, "being busy is no cause");
     }

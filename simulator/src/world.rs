@@ -195,10 +195,18 @@ impl World {
             .map(|(id, seen)| (*id, (seen.settled, self.honest(&seen.provider))))
             .collect();
         self.checks.all_settled(|session| paid.get(session).copied());
-        let last = self.authority.sessions().map(|(_, seen)| seen.expires_ms).max().unwrap_or_default();
-        let back = Now::from_ms(last).after(Duration::from_secs(self.scenario.market.grace_s)).after(SETTLING);
-        if !self.until(back.max(settled)) {
-            return;
+        // What was opened for jobs that never came ends, too.
+        let mut back = settled;
+        loop {
+            let last = self.authority.sessions().map(|(_, seen)| seen.expires_ms).max().unwrap_or_default();
+            let due = Now::from_ms(last).after(Duration::from_secs(self.scenario.market.grace_s)).after(SETTLING);
+            if due <= back {
+                break;
+            }
+            back = due;
+            if !self.until(back) {
+                return;
+            }
         }
         self.checks.at(self.line.now());
         // An adversary may leave its own money where it is.
@@ -279,6 +287,7 @@ impl World {
                 if self.network.connected(from, to) {
                     let life = self.hosts[to].life;
                     self.deliver(to, life, Event::OfferReceived(*offer));
+                    self.ping(to, from);
                 }
             }
             Happening::Step(host, life, work) => self.step_gpu(host, life, work),
@@ -330,6 +339,16 @@ impl World {
         }
     }
 
+    /// A node pings those that it happens to be connected to: a third of all. The others' distances it has to estimate.
+    fn ping(&mut self, from: HostId, to: HostId) {
+        if (from + to).is_multiple_of(3) {
+            let wait = self.network.delay(from, to, 64) + self.network.delay(to, from, 64);
+            let (life, peer) = (self.hosts[from].life, self.hosts[to].node);
+            let event = Event::RoundTrip { peer, rtt: Duration::from_micros(wait) };
+            self.line.after(wait, Happening::Tell(from, life, Box::new(event)));
+        }
+    }
+
     // ---- clients ----
 
     fn client(&mut self, source: usize) {
@@ -355,6 +374,11 @@ impl World {
 
     // ---- figures ----
 
+    /// The fleets' nodes, by name.
+    pub(crate) fn fleets(&self) -> impl Iterator<Item = (&String, &Vec<HostId>)> {
+        self.fleets.iter()
+    }
+
     /// The hash of all that peers were told, in order.
     #[must_use]
     pub fn hash(&self) -> String {
@@ -371,6 +395,13 @@ impl World {
     #[must_use]
     pub const fn checks(&self) -> &Checks {
         &self.checks
+    }
+
+    /// What these nodes were paid for serving strangers, in micro-credits.
+    pub(crate) fn earned(&self, hosts: &[HostId]) -> u64 {
+        let theirs = |account: &Account| hosts.iter().any(|host| self.hosts[*host].account == *account);
+        let sessions = self.authority.sessions().filter(|(_, seen)| theirs(&seen.provider));
+        sessions.map(|(_, seen)| seen.to_provider.micro()).sum()
     }
 
     /// What sessions have settled, all shares together, and what providers had of it, in micro-credits.

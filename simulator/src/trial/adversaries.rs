@@ -95,6 +95,9 @@ fn provider(name: &str, count: u32, price_output_micro: u64, adversary: Option<A
         provide: true,
         price_input_micro: 50_000,
         price_output_micro,
+        price_cached_micro: None,
+        sell: "always".into(),
+        preempt: true,
         reserved_slots: 0,
         adversary,
         gpu: Some(GpuRules {

@@ -5,7 +5,7 @@
 use super::{Failure, Spread};
 use crate::check::Went;
 use crate::draws::Draws;
-use crate::network::REGIONS;
+use crate::network::DRAWN_REGIONS as REGIONS;
 use crate::scenario::{
     Arrivals, Clients, FaultRules, Fleet, GpuRules, MarketRules, NetworkRules, Preference, Scenario,
 };
@@ -71,6 +71,9 @@ pub fn scenario(seed: u64) -> Scenario {
             balance_micro: 0,
             provide: true,
             price_input_micro: draws.within([0, 200_000]),
+            price_cached_micro: None,
+            sell: "always".into(),
+            preempt: true,
             price_output_micro: draws.within([100_000, 800_000]),
             reserved_slots: 0,
             adversary: None,
@@ -90,6 +93,9 @@ pub fn scenario(seed: u64) -> Scenario {
             balance_micro: 1_000_000_000,
             provide,
             price_input_micro: 100_000,
+            price_cached_micro: None,
+            sell: "always".into(),
+            preempt: true,
             price_output_micro: draws.within([100_000, 800_000]),
             reserved_slots: u32::from(own > 0 && draws.happens(500_000)),
             adversary: None,
@@ -153,6 +159,9 @@ pub fn owners(seed: u64, selling: bool) -> Scenario {
         balance_micro: 0,
         provide: selling,
         price_input_micro: 100_000,
+        price_cached_micro: None,
+        sell: "always".into(),
+        preempt: true,
         price_output_micro: 400_000,
         reserved_slots: 1,
         adversary: None,
