@@ -3,7 +3,8 @@
 //! world; where that leaves a doubt, the refusal is excused.
 //!
 //! A refusal is wrongful if for the whole of the job's last look at the market, at least [`World::look_us`] before the
-//! refusal, an own slot or a slot of one provider was free for it without a break. That provider must have been up and
+//! refusal, an own slot or a slot of one provider was free for it without a break, beside those that jobs on their way from
+//! the same gateway will take. That provider must have been up and
 //! reachable, its offer known to the gateway and within the job's limits, the gateway able to pay it, and it must not
 //! have given the gateway cause to leave it out.
 
@@ -248,6 +249,7 @@ impl World {
         let idle = known.into_iter().find(|(provider, known)| {
             let (pair, seller) = ((gateway, *provider), &self.hosts[*provider]);
             seller.sold_free.held_at(then)
+                && self.sold_slots(*provider) > self.on_their_way(gateway, *provider)
                 && seller.stalled_until < then
                 && known.since <= then
                 && self.network.connected(gateway, *provider)
@@ -258,6 +260,23 @@ impl World {
         let (provider, _) = idle?;
         let name = &self.hosts[provider].name;
         Some(format!("{name} has a slot free, and had one for the last {} ms and more", look / 1000))
+    }
+
+    /// Slots that a provider has for strangers now.
+    fn sold_slots(&self, provider: HostId) -> usize {
+        let host = &self.hosts[provider];
+        let free = host.gpu.as_ref().map_or(0, crate::gpu::Gpu::free);
+        free.saturating_sub(host.config.selling.reserved_slots as usize)
+    }
+
+    /// Jobs that this gateway has sent to a provider and that have not got there: a slot that they will take is not idle.
+    fn on_their_way(&self, gateway: HostId, provider: HostId) -> usize {
+        let coming = self.network.links(|link| {
+            let [out, called] = &link.ends;
+            let theirs = out.host == gateway && called.host == provider && !out.closed && !called.closed;
+            theirs && !self.checks.has_arrived(provider, called.stream)
+        });
+        coming.len()
     }
 
     /// Whether a gateway could surely have paid a provider for a job: on a session that is open, or on a new one.

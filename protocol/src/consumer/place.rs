@@ -216,7 +216,7 @@ impl Consumer {
             // Quoted, or busy and honest about it.
             (Some(reply), quote) if quote.is_some() || reply.quote.is_err() => {
                 cx.measured(node, cx.now.since(sent));
-                market.router.reported(cx.now, node, report_of(cx.now, reply));
+                market.router.reported(cx.now, node, report_of(cx.now, cx.now.since(sent), reply));
                 market.router.holds(node, reply.hot.iter().map(|hot| (hot.name, u64::from(hot.units))));
                 match quote {
                     Some(quote) => {

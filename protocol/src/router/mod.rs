@@ -263,7 +263,7 @@ impl<P: Copy + Ord> Router<P> {
     /// A job was sent there.
     pub fn sent(&mut self, now: Now, id: P, ask: &Ask<'_>, cached: u64) {
         let known = self.entry(now, id);
-        known.sent(ask.units.saturating_sub(cached));
+        known.sent(now, ask.units.saturating_sub(cached));
         for (index, name) in ask.prefix.iter().enumerate() {
             self.holders.insert(*name, (index as u64 + 1) * ask.prefix_units, id);
         }

@@ -34,6 +34,7 @@ fn candidate(price: u64, distance_ms: f64) -> Candidate {
 fn report(free: u32, start_ms: u32) -> Report {
     Report {
         at: NOW,
+        covers: NOW,
         slots_free: free,
         pending: 0,
         running: 4 - free.min(4),

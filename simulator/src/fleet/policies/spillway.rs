@@ -80,7 +80,7 @@ impl Spillway {
     }
 
     /// Hands the router a load that it has not had yet.
-    fn hear(&mut self, now_us: u64, replica: ReplicaId, seen: &Seen) {
+    fn hear(&mut self, now_us: u64, replica: ReplicaId, rtt_us: u64, seen: &Seen) {
         let index = replica.index();
         if self.heard_us.len() <= index {
             self.heard_us.resize(index + 1, 0);
@@ -93,7 +93,7 @@ impl Spillway {
         if let Some(pace) = seen.speed {
             self.pace[index] = pace;
         }
-        self.router.reported(Now(now_us), replica.0, report(now_us, seen, &self.pace[index]));
+        self.router.reported(Now(now_us), replica.0, report(now_us, rtt_us, seen, &self.pace[index]));
     }
 
     /// The own replica to go to, if the gate lets it; otherwise when the first text would come from waiting here.
@@ -134,10 +134,11 @@ impl Spillway {
     }
 }
 
-fn report(now_us: u64, seen: &Seen, pace: &Pace) -> Report {
+fn report(now_us: u64, rtt_us: u64, seen: &Seen, pace: &Pace) -> Report {
     let whole = |us: u64| u32::try_from(us).unwrap_or(u32::MAX);
     Report {
         at: Now(now_us),
+        covers: Now(now_us.saturating_sub(rtt_us)),
         slots_free: seen.slots_free,
         pending: seen.waiting,
         running: seen.running,
@@ -224,7 +225,7 @@ impl Policy for Spillway {
                 let token_us = view.pace(*id).map_or(1, |pace| pace.token_us).max(1);
                 seen.speed = Some(Pace { start_us, read_us_per_kilo: 0, token_us });
                 seen.slots_free = seen.slots_free.saturating_sub(view.coming(*id));
-                self.hear(now_us, *id, &seen);
+                self.hear(now_us, *id, 0, &seen);
             }
         }
         let stalls = Stalls { view, job, by_price: &self.by_price, strangers };
@@ -273,10 +274,10 @@ impl Policy for Spillway {
         if !view.is_live(replica)
             && let Some(seen) = view.seen(replica).filter(|seen| seen.speed.is_some())
         {
-            self.hear(now_us, replica, &seen);
+            self.hear(now_us, replica, view.rtt_us(replica).unwrap_or(0), &seen);
         }
         match news {
-            News::Probed { seen } => self.hear(now_us, replica, seen),
+            News::Probed { seen } => self.hear(now_us, replica, view.rtt_us(replica).unwrap_or(0), seen),
             News::ProbeLost => self.router.silent(&replica.0),
             News::First { ask, after_us, .. } => {
                 if let Some(flight) = self.flights.get_mut(&ask.job) {
