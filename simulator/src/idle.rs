@@ -13,7 +13,7 @@ use crate::network::{HostId, LinkId};
 use crate::world::World;
 use spillway_ledger::{Account, Credits, Price, Usage};
 use spillway_protocol::{Frame, Kind, Now, Offer, Prefer, StreamId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 /// Providers that are asked at the same time; `docs/routing.md`, "Probe".
@@ -187,6 +187,33 @@ impl Since {
     }
 }
 
+/// A count over the last [`LEVELS_FOR`].
+#[derive(Clone, Debug, Default)]
+pub struct Levels(VecDeque<(Now, usize)>);
+
+/// Longer than any last look at the market.
+const LEVELS_FOR: Duration = Duration::from_secs(30);
+
+impl Levels {
+    /// Notes the count from now on.
+    pub fn note(&mut self, now: Now, count: usize) {
+        if self.0.back().is_none_or(|(_, last)| *last != count) {
+            self.0.push_back((now, count));
+        }
+        let old = earlier(now, LEVELS_FOR.as_micros() as u64);
+        while self.0.get(1).is_some_and(|(since, _)| *since <= old) {
+            self.0.pop_front();
+        }
+    }
+
+    /// The least that it was at and since `then`.
+    #[must_use]
+    pub fn least_since(&self, then: Now) -> usize {
+        let first = self.0.partition_point(|(since, _)| *since <= then).saturating_sub(1);
+        self.0.iter().skip(first).map(|(_, count)| *count).min().unwrap_or(0)
+    }
+}
+
 fn earlier(now: Now, micros: u64) -> Now {
     Now(now.0.saturating_sub(micros))
 }
@@ -200,7 +227,8 @@ impl World {
         let free = gpu.as_ref().filter(|_| up && !*gpu_down).map_or(0, crate::gpu::Gpu::free);
         awake.note(now, up);
         own_free.note(now, free > 0);
-        sold_free.note(now, config.provide && free > config.selling.reserved_slots as usize);
+        let sold = if config.provide { free.saturating_sub(config.selling.reserved_slots as usize) } else { 0 };
+        sold_free.note(now, sold);
     }
 
     /// How long a job's last look at the market may take, in microseconds: its gateway asks [`PROBES_AT_ONCE`] of the
@@ -248,8 +276,7 @@ impl World {
         }
         let idle = known.into_iter().find(|(provider, known)| {
             let (pair, seller) = ((gateway, *provider), &self.hosts[*provider]);
-            seller.sold_free.held_at(then)
-                && self.sold_slots(*provider) > self.on_their_way(gateway, *provider)
+            seller.sold_free.least_since(then) > self.on_their_way(gateway, *provider)
                 && seller.stalled_until < then
                 && known.since <= then
                 && self.network.connected(gateway, *provider)
@@ -260,13 +287,6 @@ impl World {
         let (provider, _) = idle?;
         let name = &self.hosts[provider].name;
         Some(format!("{name} has a slot free, and had one for the last {} ms and more", look / 1000))
-    }
-
-    /// Slots that a provider has for strangers now.
-    fn sold_slots(&self, provider: HostId) -> usize {
-        let host = &self.hosts[provider];
-        let free = host.gpu.as_ref().map_or(0, crate::gpu::Gpu::free);
-        free.saturating_sub(host.config.selling.reserved_slots as usize)
     }
 
     /// Jobs that this gateway has sent to a provider and that have not got there: a slot that they will take is not idle.

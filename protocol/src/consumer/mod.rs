@@ -525,7 +525,7 @@ impl Consumer {
             Stage::Remote(remote) => {
                 let patience =
                     if remote.phase == Phase::Accepted { cx.config.silence_max } else { cx.config.open_wait };
-                let dead = remote.heard.after(patience);
+                let dead = remote.heard.max(cx.woke).after(patience);
                 if cx.now < dead {
                     return cx.timers.set(Alarm::Job(id), dead);
                 }
