@@ -3,9 +3,10 @@
 
 use crate::books::Clerk;
 use crate::check::Rule;
+use crate::data::regions;
 use crate::draws::key;
 use crate::gpu::{Gpu, Made};
-use crate::network::{HostId, REGIONS};
+use crate::network::HostId;
 use crate::oracle;
 use crate::scenario::{Fleet, Scenario};
 use crate::timeline::START;
@@ -91,7 +92,7 @@ impl Host {
 
 /// A region's index.
 pub(crate) fn region(name: &str) -> usize {
-    REGIONS.iter().position(|region| *region == name).expect("validated with the scenario")
+    regions::region(name).expect("validated with the scenario")
 }
 
 fn config(scenario: &Scenario, fleet: &Fleet) -> MarketConfig {

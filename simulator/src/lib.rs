@@ -41,6 +41,7 @@ mod books;
 mod carry;
 pub mod check;
 pub mod cli;
+pub mod data;
 pub mod draws;
 pub mod engine;
 mod faults;

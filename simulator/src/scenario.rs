@@ -2,8 +2,9 @@
 //! Invariant: a [`Scenario`] that passed [`Scenario::validate`] runs; every number in it is an integer with its unit in
 //! its name, so that the file means the same on every machine.
 
+use crate::data::regions::REGIONS;
 use crate::draws::Draws;
-use crate::network::REGIONS;
+use crate::network::DRAWN_REGIONS;
 use serde::{Deserialize, Serialize};
 
 /// A whole setting.
@@ -438,7 +439,7 @@ impl Scenario {
     #[must_use]
     pub fn drawn(seed: u64) -> Self {
         let mut draws = Draws::new(seed, "scenario");
-        let region = |draws: &mut Draws| REGIONS[draws.below(REGIONS.len() as u64) as usize].to_owned();
+        let region = |draws: &mut Draws| DRAWN_REGIONS[draws.below(DRAWN_REGIONS.len() as u64) as usize].to_owned();
         let gpu = |draws: &mut Draws| GpuRules {
             model: "m".into(),
             slots: draws.within([1, 4]) as u32,

@@ -3,6 +3,7 @@
 
 use super::policies;
 use super::policy::GatewayId;
+use crate::data::regions;
 use crate::engine::{self, EngineRules};
 use serde::{Deserialize, Serialize};
 
@@ -404,7 +405,7 @@ impl NetworkRules {
     #[must_use]
     pub fn regions(&self) -> Vec<String> {
         if self.regions.is_empty() {
-            return crate::network::REGIONS.iter().map(|name| (*name).to_owned()).collect();
+            return regions::REGIONS.iter().map(|name| (*name).to_owned()).collect();
         }
         self.regions.clone()
     }
@@ -413,7 +414,7 @@ impl NetworkRules {
     #[must_use]
     pub fn one_way_us(&self, from: usize, to: usize) -> u64 {
         if self.regions.is_empty() {
-            return crate::network::round_trip_ms(from, to) * 500;
+            return regions::rtt_us(from, to) / 2;
         }
         self.rtt_ms[from][to] * 500
     }

@@ -1,6 +1,23 @@
 //! Workloads: real traces, and arrivals drawn from published statistics.
 //! Invariant: a workload is a stream of requests in order of time that follows from its source and a seed alone.
 
+pub mod arrivals;
+pub mod azure;
+mod error;
+pub mod joblog;
+mod lines;
+pub mod mooncake;
+pub mod names;
+pub mod sampling;
+pub mod servegen;
+pub mod spec;
+pub mod talk;
+mod trace;
+
+pub use error::{Problem, SettingError, TraceError};
+pub use spec::{Spec, SpecError};
+pub use trace::{Replay, Trace};
+
 /// One request of a workload. Sizes are in tokens.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Request {
