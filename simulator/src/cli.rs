@@ -40,6 +40,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Reproduces a published result: as published, as its method does here, and ours.
+    Paper(crate::paper::command::Args),
     /// Prints a scenario as TOML, to start your own from.
     Show {
         /// As for `run`.
@@ -107,6 +109,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             }
             Ok(if result.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
+        Command::Paper(args) => crate::paper::command::run(args),
         Command::Show { scenario, seed } => {
             print!("{}", toml::to_string(&read(&scenario, seed)?)?);
             Ok(ExitCode::SUCCESS)
