@@ -262,7 +262,7 @@ impl Driver {
                         task.kind = open.kind;
                         Vec::new()
                     }
-                    Frame::Accepted
+                    Frame::Accepted { .. }
                     | Frame::Refused { .. }
                     | Frame::Alive { .. }
                     | Frame::Voucher(_)

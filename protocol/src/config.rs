@@ -3,6 +3,7 @@
 
 use crate::earn::Earn;
 use crate::rate::{Rate, credits_of};
+use crate::selling::{Sell, SellError, Selling};
 use serde::{Deserialize, Serialize};
 use spillway_ledger::{Credits, Price};
 use std::time::Duration;
@@ -16,8 +17,12 @@ pub struct MarketConfig {
     pub provide: bool,
     /// What it asks of them, per million units.
     pub price: Price,
-    /// Slots that strangers never get, per model.
-    pub reserved_slots: u32,
+    /// What strangers may have of own slots, while `provide` is set.
+    pub selling: Selling,
+    /// Whether an owner's job that finds no free slot takes a stranger's. The stranger is paid for what it delivered so far.
+    pub preempt: bool,
+    /// How much prompt text the backend's prefix cache is taken to hold per model, in units; 0 is none.
+    pub cache_units: u64,
     /// The output units it wants paid ahead; it takes less from who offers less, down to an eighth.
     pub window: u64,
     /// The most output units it pays ahead to a provider without history; doubles with each paid job up to `window_max`.
@@ -58,7 +63,9 @@ impl Default for MarketConfig {
             region: String::new(),
             provide: false,
             price: Price { input: Credits::new(50_000), cached: Credits::new(50_000), output: Credits::new(200_000) },
-            reserved_slots: 0,
+            selling: Selling::default(),
+            preempt: true,
+            cache_units: 1 << 20,
             window: 1024,
             window_start: 1024,
             window_max: 16 << 10,
@@ -200,6 +207,9 @@ const fn default_slots() -> u32 {
     4
 }
 
+/// The largest prefix cache that is kept account of, in units per model: 2^20 names.
+const CACHE_UNITS_MAX: u64 = 1 << 31;
+
 /// `[provide]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -208,8 +218,18 @@ pub struct ProvideSection {
     pub enabled: bool,
     /// Credits per million input units (bytes).
     pub price_input: f64,
+    /// Credits per million input units that the backend has cached; as `price_input` if absent, never above it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub price_cached: Option<f64>,
     /// Credits per million output units (bytes).
     pub price_output: f64,
+    /// When strangers are served: `always`, `never`, daily windows in UTC such as `22:00-06:00, 12:00-13:00`, or `below 70%`
+    /// of own use over the last five minutes.
+    pub sell: String,
+    /// Whether an own job that finds no free slot takes a stranger's.
+    pub preempt: bool,
+    /// Prompt text that the backends' prefix caches hold per model, in units (bytes); 0 where they have none.
+    pub cache_units: u64,
     /// Slots per model kept for the owner.
     pub reserved_slots: u32,
     /// Output units wanted ahead.
@@ -223,7 +243,11 @@ impl Default for ProvideSection {
         Self {
             enabled: false,
             price_input: 0.05,
+            price_cached: None,
             price_output: 0.2,
+            sell: "always".into(),
+            preempt: true,
+            cache_units: 1 << 20,
             reserved_slots: 1,
             window: 1024,
             settle_after_s: 60.0,
@@ -427,7 +451,21 @@ impl NodeConfig {
     /// The first money field that does not hold.
     pub fn market(&self) -> Result<MarketConfig, ConfigError> {
         let input = credits("provide.price_input", self.provide.price_input)?;
+        let cached = match self.provide.price_cached {
+            Some(price) => credits("provide.price_cached", price)?,
+            None => input,
+        };
+        if cached > input {
+            return Err(ConfigError { field: "provide.price_cached".into(), why: "above provide.price_input".into() });
+        }
         let output = credits("provide.price_output", self.provide.price_output)?;
+        let mode: Sell = self.provide.sell.parse().map_err(|error: SellError| ConfigError {
+            field: "provide.sell".into(),
+            why: format!("`{}`: {error}", self.provide.sell),
+        })?;
+        if self.provide.cache_units > CACHE_UNITS_MAX {
+            return Err(ConfigError { field: "provide.cache_units".into(), why: "more than 2147483648".into() });
+        }
         if self.provide.window < 64 || self.provide.window > 1 << 20 {
             return Err(ConfigError { field: "provide.window".into(), why: "not between 64 and 1048576".into() });
         }
@@ -437,8 +475,10 @@ impl NodeConfig {
         Ok(MarketConfig {
             region: self.network.region.clone(),
             provide: self.provide.enabled,
-            price: Price { input, cached: input, output },
-            reserved_slots: self.provide.reserved_slots,
+            price: Price { input, cached, output },
+            selling: Selling { mode, reserved_slots: self.provide.reserved_slots },
+            preempt: self.provide.preempt,
+            cache_units: self.provide.cache_units,
             window: self.provide.window,
             deposit: credits("spend.deposit", self.spend.deposit)?,
             settle_after: Duration::from_secs_f64(self.provide.settle_after_s),

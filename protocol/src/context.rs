@@ -70,6 +70,8 @@ pub(crate) struct Context {
     pub(crate) directory: Directory,
     pub(crate) reputation: Reputation,
     pub(crate) balance: Credits,
+    /// Strangers' jobs that lost their slot to the owner and do not know it yet.
+    pub(crate) preempted: VecDeque<StreamId>,
     #[cfg(feature = "sabotage")]
     pub(crate) sabotage: Option<Sabotage>,
 }
@@ -77,6 +79,14 @@ pub(crate) struct Context {
 impl Context {
     pub(crate) fn emit(&mut self, effect: Effect) {
         self.effects.push_back(effect);
+    }
+
+    /// Frees a slot of a model for one of the owner's jobs. The caller has seen that a stranger's job can be stopped for it.
+    pub(crate) fn make_way(&mut self, model: &str) {
+        let Some((work, stream)) = self.own.preempt(self.now, model) else { return };
+        // The backend stops before it starts the owner's job; whose job it was is told with the same event.
+        self.emit(Effect::Stop(work));
+        self.preempted.push_back(stream);
     }
 
     /// Whether a deliberate fault is on.

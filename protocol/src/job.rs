@@ -90,6 +90,8 @@ pub enum Reason {
     ProviderRefused,
     /// The provider fell silent or vanished; the job went on elsewhere.
     ProviderStalled,
+    /// The provider's owner needed the slot; the job went on elsewhere.
+    ProviderPreempted,
     /// The backend is rate-limited.
     Upstream429,
     /// The backend failed.
@@ -102,7 +104,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every code, for documentation and tests.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::OwnFree,
         Self::OwnQueued,
         Self::OwnSaturated,
@@ -114,6 +116,7 @@ impl Reason {
         Self::NoDeposit,
         Self::ProviderRefused,
         Self::ProviderStalled,
+        Self::ProviderPreempted,
         Self::Upstream429,
         Self::UpstreamError,
         Self::ClientLeft,
@@ -135,6 +138,7 @@ impl Reason {
             Self::NoDeposit => "no_deposit",
             Self::ProviderRefused => "provider_refused",
             Self::ProviderStalled => "provider_stalled",
+            Self::ProviderPreempted => "provider_preempted",
             Self::Upstream429 => "upstream_429",
             Self::UpstreamError => "upstream_error",
             Self::ClientLeft => "client_left",
@@ -162,6 +166,9 @@ pub struct Job {
     pub prefer: Prefer,
     /// The highest price it accepts.
     pub price_max: Price,
+    /// The names of the body's prefix blocks, as [`prefix::names`](crate::prefix::names) gives them. They are told to the
+    /// providers that are probed. Empty: nothing of the prompt is told, and nothing is billed as cached.
+    pub prefix: Vec<u64>,
     /// Models to try in this order once nobody will serve `model`, before the first byte; at most [`ALTERNATIVES_MAX`].
     pub alternatives: Vec<String>,
     /// Which providers it may go to, and in which order.

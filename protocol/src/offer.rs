@@ -1,6 +1,7 @@
 //! Offers: what a provider publishes about itself, signed, and quotes: what it binds itself to for one consumer.
 //! Invariant: an [`Offer`] in a directory was signed by the node that it names.
 
+use crate::prefix::PREFIX_UNITS;
 use crate::time::Now;
 use spillway_ledger::{Account, Digest, Document, NetworkId, NodeId, Price};
 use std::time::Duration;
@@ -110,6 +111,10 @@ pub struct Quote {
     pub price: Price,
     /// How many output units must be paid ahead.
     pub window: u64,
+    /// So many input units are billed at the cached price if the job's body begins with the prefix: whole prefix blocks.
+    pub cached: u64,
+    /// The name of the prefix of `cached` units, one that the probe named; 0 if nothing is cached.
+    pub prefix: u64,
     /// When it lapses, Unix milliseconds.
     pub valid_until_ms: u64,
 }
@@ -120,10 +125,19 @@ impl Quote {
     pub const fn is_valid(&self, now: Now) -> bool {
         now.ms() <= self.valid_until_ms
     }
+
+    /// The input units that are billed at the cached price for a body with these prefix names: all that is quoted, or none.
+    /// Both sides ask this of the body itself.
+    #[must_use]
+    pub fn cached_of(&self, names: &[u64]) -> u64 {
+        let blocks = usize::try_from(self.cached / PREFIX_UNITS as u64).unwrap_or(usize::MAX);
+        let named = blocks.checked_sub(1).and_then(|last| names.get(last)) == Some(&self.prefix);
+        if named && self.cached.is_multiple_of(PREFIX_UNITS as u64) { self.cached } else { 0 }
+    }
 }
 
 impl Document for Quote {
-    const DOMAIN: &'static str = "spillway/quote/1";
+    const DOMAIN: &'static str = "spillway/quote/2";
     const BYTES_MAX: usize = 1024;
 
     fn check(&self) -> Result<(), &'static str> {

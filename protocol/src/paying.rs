@@ -16,7 +16,10 @@ const VOUCHER_EVERY: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug)]
 pub(crate) struct LegMoney {
     pub(crate) price: Price,
+    /// Prompt and prefix, in units.
     pub(crate) input: u64,
+    /// How much of `input` is billed at the cached price, by the quote.
+    pub(crate) cached: u64,
     pub(crate) delivered: u64,
     pub(crate) window: u64,
     /// The next chunk's units, if the provider says that it waits for payment.
@@ -29,13 +32,22 @@ pub(crate) struct LegMoney {
 
 impl LegMoney {
     fn cost(&self, output: u64) -> Credits {
-        let usage = Usage { input: self.input, cached: 0, output };
-        self.price.cost(usage).expect("the worst case was computed when the leg began")
+        self.price.cost(self.used(output)).expect("the worst case was computed when the leg began")
+    }
+
+    fn used(&self, output: u64) -> Usage {
+        let cached = self.cached.min(self.input);
+        Usage { input: self.input - cached, cached, output }
+    }
+
+    /// What was delivered, as it is billed.
+    pub(crate) fn usage(&self) -> Usage {
+        self.used(self.delivered)
     }
 
     /// The most the leg can cost; `None` if money cannot count it.
     pub(crate) fn worst(&self) -> Option<Credits> {
-        self.price.cost(Usage { input: self.input, cached: 0, output: self.output_max })
+        self.price.cost(self.used(self.output_max))
     }
 
     /// What was delivered costs this.
@@ -127,7 +139,7 @@ impl PayingSession {
     pub(crate) fn end(&mut self, job: &JobId, how: LegEnd) -> (Usage, Credits) {
         let Some(leg) = self.legs.remove(job) else { return (Usage::default(), Credits::ZERO) };
         let nothing = (Usage::default(), Credits::ZERO);
-        let usage = Usage { input: leg.input, cached: 0, output: leg.delivered };
+        let usage = leg.usage();
         let (usage, cost) = match how {
             LegEnd::Void => return nothing,
             LegEnd::Agreed => {

@@ -58,6 +58,7 @@ impl Peer {
             directory,
             reputation: Reputation::default(),
             balance: Credits::ZERO,
+            preempted: VecDeque::new(),
             #[cfg(feature = "sabotage")]
             sabotage: None,
         };
@@ -120,8 +121,21 @@ impl Peer {
             self.restore();
         }
         self.tick();
+        self.make_way();
         self.dispatch(event);
         self.consumer.drain(&mut self.cx);
+        self.make_way();
+        let waiting = self.consumer.waiting();
+        if waiting != self.cx.own.waiting {
+            self.cx.own.waiting = waiting;
+        }
+    }
+
+    /// Tells strangers whose slots the owner took.
+    fn make_way(&mut self) {
+        while let Some(stream) = self.cx.preempted.pop_front() {
+            self.provider.preempted(&mut self.cx, stream);
+        }
     }
 
     /// The next thing to do.
@@ -172,7 +186,7 @@ impl Peer {
             Event::Submit(job) => self.consumer.submit(cx, job),
             Event::ClientLeft(job) => self.consumer.client_left(cx, job),
             Event::Capacity(capacities) => {
-                cx.own.set(capacities);
+                cx.own.set(cx.now, capacities, cx.config.cache_units);
                 publish(cx, &self.addresses, &mut self.published);
             }
             Event::Addresses(addresses) => {
@@ -298,21 +312,22 @@ fn publish(cx: &mut Context, addresses: &[String], published: &mut Vec<ModelOffe
     }
     let models: Vec<ModelOffer> = cx
         .own
-        .capacities()
-        .filter(|capacity| capacity.healthy && capacity.slots > cx.config.reserved_slots)
-        .map(|capacity| ModelOffer {
-            id: capacity.model.clone(),
+        .advertised(cx.now, &cx.config.selling)
+        .into_iter()
+        .map(|(capacity, slots)| ModelOffer {
+            id: capacity.model,
             weights: capacity.weights,
-            quantization: capacity.quantization.clone(),
-            engine: capacity.engine.clone(),
+            quantization: capacity.quantization,
+            engine: capacity.engine,
             context_max: capacity.context_max,
             kinds: capacity.kinds.iter().map(|kind| kind.as_str().to_owned()).collect(),
             meter: METER.to_owned(),
             price: cx.config.price,
-            slots: capacity.slots - cx.config.reserved_slots,
+            slots,
         })
         .collect();
-    cx.timers.set(Alarm::Publish, cx.now.after(OFFER_PERIOD));
+    let turns = cx.config.selling.turns_at(cx.now).unwrap_or(Now(u64::MAX));
+    cx.timers.set(Alarm::Publish, cx.now.after(OFFER_PERIOD).min(turns));
     if *published == models {
         return;
     }

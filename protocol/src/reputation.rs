@@ -27,6 +27,8 @@ pub enum Experience {
     Stalled,
     /// It refused a job that it had quoted for, and was not at fault for more than that.
     RefusedQuote,
+    /// Its owner needed the slot: it broke off, said so, and billed what it had delivered.
+    Preempted,
     /// Its quote asked for more than its offer.
     Baited,
     /// Its count of the work differs from ours, or it sent what nobody asked for.
@@ -63,6 +65,7 @@ impl Experience {
         match self {
             Self::Served => (&[(Integrity, 1.0, 0.0), (Availability, 1.0, 0.0)], false),
             Self::Stalled => (&[(Availability, 0.0, 2.0)], true),
+            Self::Preempted => (&[(Availability, 0.0, 0.25)], false),
             Self::RefusedQuote => (&[(Availability, 0.0, 1.0)], false),
             Self::Baited => (&[(Integrity, 0.0, 1.0), (Availability, 0.0, 1.0)], false),
             Self::Disputed => (&[(Integrity, 0.0, 3.0)], true),

@@ -163,14 +163,14 @@ impl World {
                     let link = self.network.link(link)?;
                     Some(self.hosts[link.ends[1 - side].host].node)
                 });
-                let price = quote_price(&open.quote).unwrap_or_default();
+                let price = quote_of(&open.quote).map(|quote| quote.price).unwrap_or_default();
                 if let Some(provider) = provider {
                     self.checks.opens(&open.job, &provider, &price, open.prefix.len());
                 }
                 self.check_voucher(&open.voucher);
             }
             Frame::Voucher(voucher) => self.check_voucher(voucher),
-            Frame::Accepted
+            Frame::Accepted { .. }
             | Frame::Refused { .. }
             | Frame::Chunk { .. }
             | Frame::Alive { .. }
@@ -215,7 +215,7 @@ impl World {
             }
             Frame::Done { .. } => self.checks.works(id, stream, 0, true, sent),
             Frame::Open(_)
-            | Frame::Accepted
+            | Frame::Accepted { .. }
             | Frame::Refused { .. }
             | Frame::Alive { .. }
             | Frame::Voucher(_)
@@ -230,12 +230,12 @@ impl World {
     pub(crate) fn frame_arrives(&mut self, id: HostId, stream: StreamId, frame: &Frame) {
         match frame {
             Frame::Open(open) => {
-                let (Some((session, vouched)), Some(price)) = (voucher_of(&open.voucher), quote_price(&open.quote))
-                else {
+                let (Some((session, vouched)), Some(quote)) = (voucher_of(&open.voucher), quote_of(&open.quote)) else {
                     return;
                 };
                 let input = (open.body.len() + open.prefix.len()) as u64;
-                self.checks.arrives(id, stream, Opened { session, price, input, vouched });
+                let Quote { price, cached, .. } = quote;
+                self.checks.arrives(id, stream, Opened { session, price, input, cached, vouched });
             }
             Frame::Voucher(voucher) => {
                 if let Some((session, total)) = voucher_of(voucher) {
@@ -243,7 +243,7 @@ impl World {
                 }
             }
             Frame::CoSigned(_) => self.checks.agrees(id, stream),
-            Frame::Accepted
+            Frame::Accepted { .. }
             | Frame::Refused { .. }
             | Frame::Chunk { .. }
             | Frame::Alive { .. }
@@ -271,6 +271,6 @@ fn voucher_of(wire: &SignedBytes) -> Option<(spillway_ledger::SessionId, Credits
     Some((voucher.session, voucher.total))
 }
 
-fn quote_price(wire: &SignedBytes) -> Option<spillway_ledger::Price> {
-    spillway_ledger::decode::<Quote>(&wire.document).ok().map(|quote| quote.price)
+fn quote_of(wire: &SignedBytes) -> Option<Quote> {
+    spillway_ledger::decode::<Quote>(&wire.document).ok()
 }

@@ -118,6 +118,7 @@ struct LegTrack {
     session: SessionId,
     price: Price,
     input: u64,
+    cached: u64,
     sent: u64,
     /// All was delivered: the prompt is owed even if there was no text.
     done: bool,
@@ -130,7 +131,8 @@ impl LegTrack {
         if self.sent == 0 && !self.done {
             return Credits::ZERO;
         }
-        self.price.cost(Usage { input: self.input, cached: 0, output: self.sent }).unwrap_or_default()
+        let usage = Usage { input: self.input.saturating_sub(self.cached), cached: self.cached, output: self.sent };
+        self.price.cost(usage).unwrap_or_default()
     }
 }
 
@@ -150,6 +152,8 @@ pub struct Opened {
     pub price: Price,
     /// Prompt and prefix, in units.
     pub input: u64,
+    /// How much of that is billed as cached.
+    pub cached: u64,
     /// What the voucher promises in all.
     pub vouched: Credits,
 }
@@ -167,7 +171,8 @@ pub struct Checks {
     sessions: BTreeMap<SessionId, SessionTrack>,
     went: BTreeMap<Went, u64>,
     total: u64,
-    first_ms: Vec<u64>,
+    /// Of each job that had text: whose gateway brought it, and milliseconds to its first text.
+    first_ms: Vec<(HostId, u64)>,
     cost: u64,
 }
 
@@ -279,7 +284,7 @@ impl Checks {
         track.given = to;
         if from == 0 && to > 0 {
             let first = now.since(track.submitted);
-            self.first_ms.push(u64::try_from(first.as_millis()).unwrap_or(u64::MAX));
+            self.first_ms.push((host, u64::try_from(first.as_millis()).unwrap_or(u64::MAX)));
         }
     }
 
@@ -292,7 +297,7 @@ impl Checks {
         let Some(track) = self.under_way(host, job, "ended") else { return };
         track.over = true;
         let (answer, given, left, cost_max) = (track.answer.take(), track.given, track.left, track.cost_max);
-        let submitted = track.submitted;
+        let (submitted, single) = (track.submitted, !track.continuable);
         let continued = !track.continuable && outcome.legs.iter().filter(|leg| leg.usage.output > 0).count() > 1;
         self.hold(Rule::Continued, !continued, || format!("job {job} was served in parts"));
         match (&outcome.result, answer) {
@@ -320,7 +325,10 @@ impl Checks {
             Err(_) => Went::Failed,
         };
         *self.went.entry(went).or_default() += 1;
-        let needless = went == Went::Failed && submitted >= self.calm;
+        // Where the owner took the slot of a job that nobody else can go on with, it ends; that is its provider's right.
+        let taken = matches!(&outcome.result, Err(failure) if failure.reason == Reason::ProviderPreempted);
+        let excused = taken && single && given > 0;
+        let needless = went == Went::Failed && submitted >= self.calm && !excused;
         self.hold(Rule::NeedlessFailure, !needless, || {
             format!("job {job}: {:?}, legs {:?}", outcome.result, outcome.legs)
         });
@@ -358,9 +366,9 @@ impl Checks {
 
     /// A leg reaches its provider.
     pub fn arrives(&mut self, host: HostId, stream: StreamId, opened: Opened) {
-        let Opened { session, price, input, vouched } = opened;
+        let Opened { session, price, input, cached, vouched } = opened;
         self.vouched(session, vouched);
-        let leg = LegTrack { session, price, input, sent: 0, done: false, agreed: false };
+        let leg = LegTrack { session, price, input, cached, sent: 0, done: false, agreed: false };
         self.legs.insert((host, stream), leg);
     }
 
@@ -456,7 +464,13 @@ impl Checks {
     /// Milliseconds from submission to first text, of every job that had any, sorted.
     #[must_use]
     pub fn first_ms(&self) -> Vec<u64> {
-        let mut all = self.first_ms.clone();
+        self.first_ms_of(|_| true)
+    }
+
+    /// The same, of the jobs that those gateways brought.
+    #[must_use]
+    pub fn first_ms_of(&self, counts: impl Fn(HostId) -> bool) -> Vec<u64> {
+        let mut all: Vec<u64> = self.first_ms.iter().filter(|(host, _)| counts(*host)).map(|(_, ms)| *ms).collect();
         all.sort_unstable();
         all
     }
@@ -483,6 +497,8 @@ const fn is_refusal(reason: Reason, status: Option<u16>) -> bool {
         | Reason::ProviderRefused
         | Reason::Upstream429
         | Reason::QueueFull => true,
-        Reason::UpstreamError | Reason::ProviderStalled | Reason::ClientLeft => status.is_some(),
+        Reason::UpstreamError | Reason::ProviderStalled | Reason::ProviderPreempted | Reason::ClientLeft => {
+            status.is_some()
+        }
     }
 }

@@ -14,7 +14,7 @@ use crate::world::{Happening, World};
 use spillway_ledger::{Account, Credits, Digest, NodeId, Price, SecretKey, Signed};
 use spillway_protocol::peer::Identity;
 use spillway_protocol::{
-    BackendError, Capacity, Event, Kind, MarketConfig, Now, Offer, Peer, ProbeId, Record, RecordKind, WorkId,
+    BackendError, Capacity, Event, Kind, MarketConfig, Now, Offer, Peer, ProbeId, Record, RecordKind, Selling, WorkId,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -101,8 +101,16 @@ fn config(scenario: &Scenario, fleet: &Fleet) -> MarketConfig {
     MarketConfig {
         region: fleet.region.clone(),
         provide: fleet.provide,
-        price: Price { input, cached: input, output: Credits::new(fleet.price_output_micro) },
-        reserved_slots: fleet.reserved_slots,
+        price: Price {
+            input,
+            cached: fleet.price_cached_micro.map_or(input, Credits::new),
+            output: Credits::new(fleet.price_output_micro),
+        },
+        selling: Selling {
+            mode: fleet.sell.parse().expect("validated with the scenario"),
+            reserved_slots: fleet.reserved_slots,
+        },
+        preempt: fleet.preempt,
         window: rules.window,
         window_start: rules.window,
         window_max: rules.window * 16,

@@ -65,13 +65,27 @@ pub struct Fleet {
     /// Asked per million output bytes, in micro-credits.
     #[serde(default = "default_price_output")]
     pub price_output_micro: u64,
+    /// Asked per million input bytes that are cached, in micro-credits; as for others if absent.
+    pub price_cached_micro: Option<u64>,
     /// Slots that strangers never get.
     #[serde(default)]
     pub reserved_slots: u32,
+    /// When it serves strangers, as in a node's configuration.
+    #[serde(default = "always")]
+    pub sell: String,
+    /// Whether its own jobs take strangers' slots.
+    #[serde(default = "yes")]
+    pub preempt: bool,
     /// Its hardware, if it has any.
     pub gpu: Option<GpuRules>,
 }
 
+fn always() -> String {
+    "always".into()
+}
+const fn yes() -> bool {
+    true
+}
 const fn one() -> u32 {
     1
 }
@@ -304,12 +318,13 @@ pub enum ScenarioError {
 }
 
 /// The scenarios that ship with the simulator, as TOML.
-const BUILT_IN: [&str; 5] = [
+const BUILT_IN: [&str; 6] = [
     include_str!("../scenarios/calm.toml"),
     include_str!("../scenarios/burst.toml"),
     include_str!("../scenarios/churn.toml"),
     include_str!("../scenarios/faults.toml"),
     include_str!("../scenarios/tight.toml"),
+    include_str!("../scenarios/sold.toml"),
 ];
 
 /// The name under which a seed draws its own scenario.
@@ -376,6 +391,10 @@ impl Scenario {
             range(&at("balance_micro"), fleet.balance_micro, 0, 1_000_000_000_000)?;
             range(&at("price_input_micro"), fleet.price_input_micro, 0, spillway_protocol::offer::PRICE_MAX_MICRO)?;
             range(&at("price_output_micro"), fleet.price_output_micro, 0, spillway_protocol::offer::PRICE_MAX_MICRO)?;
+            range(&at("price_cached_micro"), fleet.price_cached_micro.unwrap_or_default(), 0, fleet.price_input_micro)?;
+            if let Err(error) = fleet.sell.parse::<spillway_protocol::Sell>() {
+                hold(&at("sell"), false, &error.to_string())?;
+            }
             hold(&at("gpu"), fleet.gpu.is_some() || !fleet.provide, "is missing, but `provide` is set")?;
             let Some(gpu) = &fleet.gpu else { continue };
             hold(&at("gpu.model"), (1..=64).contains(&gpu.model.len()), "is not 1 to 64 bytes long")?;
@@ -460,7 +479,10 @@ impl Scenario {
                 provide: own && draws.happens(300_000),
                 price_input_micro: draws.within([0, 200_000]),
                 price_output_micro: draws.within([0, 800_000]),
+                price_cached_micro: None,
                 reserved_slots: draws.within([0, 1]) as u32,
+                sell: always(),
+                preempt: draws.happens(700_000),
                 gpu: own.then(|| GpuRules { slots: 1, ..gpu(&mut draws) }),
             });
             clients.push(Clients {
@@ -486,15 +508,19 @@ impl Scenario {
             });
         }
         for index in 0..draws.within([1, 3]) {
+            let price_input_micro = draws.within([0, 200_000]);
             fleets.push(Fleet {
                 name: format!("provider-{index}"),
                 count: draws.within([1, 2]) as u32,
                 region: region(&mut draws),
                 balance_micro: 0,
                 provide: true,
-                price_input_micro: draws.within([0, 200_000]),
+                price_input_micro,
                 price_output_micro: draws.within([1, 800_000]),
+                price_cached_micro: draws.happens(500_000).then(|| draws.within([0, price_input_micro])),
                 reserved_slots: 0,
+                sell: if draws.happens(100_000) { format!("below {}%", draws.within([1, 100])) } else { always() },
+                preempt: true,
                 gpu: Some(gpu(&mut draws)),
             });
         }
@@ -564,6 +590,7 @@ mod tests {
             ("duration_s = 60", "duration = 60", "unknown field `duration`"),
             ("region = \"france\"", "region = \"mars\"", "fleet[0].region: is none of"),
             ("slots = 1", "slots = 0", "fleet[0].gpu.slots: 0"),
+            ("region = \"france\"", "region = \"france\"\nsell = \"at times\"", "fleet[0].sell: neither `always`"),
             ("fleet = \"gateway\"", "fleet = \"nobody\"", "clients[0].fleet: no fleet is named `nobody`"),
             ("per_minute = ", "per_hour = ", "per_hour"),
         ] {
@@ -572,7 +599,10 @@ mod tests {
             assert!(error.contains(says), "{from} -> {to} says: {error}");
         }
         assert!(
-            Scenario::named("none", 0).unwrap_err().to_string().contains("calm, burst, churn, faults, tight, swarm")
+            Scenario::named("none", 0)
+                .unwrap_err()
+                .to_string()
+                .contains("calm, burst, churn, faults, tight, sold, swarm")
         );
     }
 }

@@ -332,6 +332,11 @@ impl World {
 
     // ---- figures ----
 
+    /// The fleets' nodes, by name.
+    pub(crate) fn fleets(&self) -> impl Iterator<Item = (&String, &Vec<HostId>)> {
+        self.fleets.iter()
+    }
+
     /// The hash of all that peers were told, in order.
     #[must_use]
     pub fn hash(&self) -> String {
@@ -348,6 +353,13 @@ impl World {
     #[must_use]
     pub const fn checks(&self) -> &Checks {
         &self.checks
+    }
+
+    /// What these nodes were paid for serving strangers, in micro-credits.
+    pub(crate) fn earned(&self, hosts: &[HostId]) -> u64 {
+        let theirs = |account: &Account| hosts.iter().any(|host| self.hosts[*host].account == *account);
+        let sessions = self.authority.sessions().filter(|(_, seen)| theirs(&seen.provider));
+        sessions.map(|(_, seen)| seen.to_provider.micro()).sum()
     }
 
     /// What sessions have settled, all shares together, and what providers had of it, in micro-credits.

@@ -120,6 +120,7 @@ impl Plan {
             reserved_slots: 0,
             window: 128,
             settle_after_s: 0.5,
+            ..ProvideSection::default()
         };
         self
     }

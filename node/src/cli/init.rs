@@ -96,8 +96,12 @@ listen = "127.0.0.1:4601"     # QUIC, for `spillway submit` and programs that ar
 [provide]
 enabled = false               # true to earn
 price_input = 0.05            # credits per million units of prompt
+# price_cached = 0.01         # of prompt that your backend has cached; absent: as price_input
 price_output = 0.2            # credits per million units of answer
-reserved_slots = 1            # slots per model that strangers never get
+sell = "always"               # or "never", daily hours in UTC ("22:00-06:00"), or "below 70%" of use by your own jobs
+preempt = true                # your own jobs take strangers' slots when none is free
+cache_units = 1048576         # units of prompt that your backend's prefix cache holds per model; 0 if it has none
+reserved_slots = 1            # slots per model that stay idle for your own next jobs
 window = 1024                 # units of answer that you want paid ahead
 settle_after_s = 60.0         # seconds of rest before earnings are redeemed on the ledger
 

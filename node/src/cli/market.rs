@@ -76,6 +76,7 @@ const fn meaning(reason: Reason) -> &'static str {
         Reason::NoDeposit => "the balance covers no deposit",
         Reason::ProviderRefused => "every provider that was asked before refused",
         Reason::ProviderStalled => "the provider before fell silent or vanished",
+        Reason::ProviderPreempted => "the owner of the provider before needed the slot",
         Reason::Upstream429 => "the backend is rate-limited",
         Reason::UpstreamError => "the backend failed",
         Reason::ClientLeft => "the client left",

@@ -220,11 +220,15 @@ impl Gateway {
             id,
             model: request.model.clone(),
             kind,
+            prefix: spillway_protocol::prefix::names(&request.model, &request.body),
             body: request.body,
             output_max: request.output_max,
             continuable: request.continuable,
             prefer: caller.terms.prefer.into(),
             price_max: lower(inner.price_max, caller.terms.price_max),
+            alternatives: Vec::new(),
+            preferences: spillway_protocol::Preferences::default(),
+            target_ms: None,
         };
         // Own hardware costs a key nothing.
         let cost_max = if job.prefer == Prefer::Own { Some(Credits::ZERO) } else { job.cost_max() };

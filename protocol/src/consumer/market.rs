@@ -5,16 +5,14 @@ use super::*;
 use crate::directory::{Directory, Listing};
 use crate::reputation::Reputation;
 use crate::router::preference::Named;
-use crate::router::{Candidate as Weighed, Market, Report, Router, RouterRules};
+use crate::router::{ALL_MAX, Candidate as Weighed, DRAWN, Market, Report, Router, RouterRules};
 
 /// Models whose markets are remembered; the one not used for longest makes room.
 const MODELS_MAX: usize = 64;
 /// Quotes kept of one model.
 const QUOTES_MAX: usize = 64;
-/// Up to so many providers of a model, all are looked at for each job.
-const ALL_MAX: usize = 48;
-/// Beyond, so many are drawn.
-const DRAWN: usize = 12;
+/// When a busy provider that names no time is looked at again, in milliseconds.
+const RETRY_UNKNOWN_MS: u32 = 1_000;
 
 /// A quote at hand.
 #[derive(Clone, Debug)]
@@ -127,6 +125,8 @@ impl Market<NodeId> for Eligible<'_> {
             distance_ms: rtt,
             measured: rtt.is_some(),
             standing: self.reputation.lower_bound(id),
+            cached: None,
+            ready_ms: 0.0,
             rank,
         })
     }
@@ -146,15 +146,17 @@ impl Market<NodeId> for Eligible<'_> {
 
 /// The load in a probe's answer.
 pub(super) fn report_of(now: Now, reply: &ProbeReply) -> Report {
+    let load = &reply.load;
+    let retry_after_ms = if reply.retry_after_ms == 0 { RETRY_UNKNOWN_MS } else { reply.retry_after_ms };
     Report {
         at: now,
-        slots_free: if reply.quote.is_ok() { reply.slots_free } else { 0 },
-        pending: reply.pending,
-        running: reply.running,
-        start_ms: reply.ttft_ms,
-        read_us_per_kilo: 0,
-        per_unit_us: reply.per_unit_us.max(1),
-        free_at: now.after(Duration::from_millis(1_000)),
+        slots_free: if reply.quote.is_ok() { load.slots_free } else { 0 },
+        pending: load.pending,
+        running: load.running,
+        start_ms: load.start_ms,
+        read_us_per_kilo: load.read_us_per_kilo,
+        per_unit_us: load.per_unit_us.max(1),
+        free_at: now.after(Duration::from_millis(u64::from(retry_after_ms))),
     }
 }
 
@@ -168,6 +170,7 @@ pub(super) fn quote_of(cx: &Context, candidate: &Candidate, model: &str, reply: 
         && value.account == candidate.account
         && value.consumer == cx.node
         && value.model == model
+        && value.price.cached <= value.price.input
         && value.is_valid(cx.now);
     holds.then_some(quote)
 }

@@ -11,8 +11,9 @@ use crate::directory::Listing;
 use crate::event::{BackendError, Effect, LedgerCommand, ProbeId, StreamId, WorkId};
 use crate::job::{Failure, Job, LEGS_MAX, Leg, OUTPUT_UNITS_MAX, Outcome, Prefer, Reason, Route};
 use crate::offer::Quote;
-use crate::own::{OwnState, WorkFor};
+use crate::own::{OwnState, Start, WorkFor};
 use crate::paying::{LegEnd, LegMoney, PayingSessions};
+use crate::prefix::{self, NAMES_MAX, PREFIX_UNITS};
 use crate::record::{Paying, Record, Spending};
 use crate::reputation::Experience;
 use crate::router::{Estimate, Gate, OwnView, spill};
@@ -28,8 +29,6 @@ use std::time::Duration;
 
 /// How often a job in the own queue looks at the market again.
 const REQUEUE_EVERY: Duration = Duration::from_secs(2);
-/// Output assumed of a job that runs here, in units, unless it allows less.
-const OUTPUT_EXPECTED: u64 = 512;
 /// Places that may turn one job down after they had quoted for it.
 const REFUSALS_MAX: u32 = 64;
 /// A job in the queue does not look again sooner than this, whatever was promised.
@@ -256,7 +255,11 @@ impl Consumer {
         let active = self.jobs.get_mut(&id).expect("seen above");
         active.own_first_ms = None;
         let reason = match (gate, own) {
-            (Gate::Own | Gate::Preempt, _) => return self.run_own(cx, id),
+            (Gate::Own, _) => return self.run_own(cx, id),
+            (Gate::Preempt, _) => {
+                cx.make_way(&active.job.model);
+                return self.run_own(cx, id);
+            }
             (Gate::Spill { own_first_ms }, _) => {
                 active.own_first_ms = Some(own_first_ms);
                 Reason::OwnSaturated
@@ -296,7 +299,15 @@ impl Consumer {
 
     fn run_own(&mut self, cx: &mut Context, id: JobId) {
         let active = self.jobs.get_mut(&id).expect("the caller holds the job");
-        let work = cx.own.start(cx.now, &active.job.model, WorkFor::Owner(id));
+        let start = Start {
+            model: &active.job.model,
+            whose: WorkFor::Owner(id),
+            prompt: active.job.prompt_units() + active.delivered.len() as u64,
+            names: active.job.prefix.clone(),
+            output_max: active.job.output_max.saturating_sub(active.delivered.len() as u64),
+            continuable: active.job.continuable,
+        };
+        let work = cx.own.start(cx.now, start);
         let reason = match (active.queued_until, active.last) {
             (Some(_), _) if active.first.is_none() => Reason::OwnQueued,
             (_, Some(last)) => last,
@@ -343,6 +354,19 @@ impl Consumer {
                 index += 1;
             }
         }
+    }
+
+    /// How many jobs wait for an own slot, by model.
+    pub(crate) fn waiting(&self) -> BTreeMap<String, u32> {
+        let mut waiting = BTreeMap::new();
+        let own = |active: &&Active| !active.own_failed && active.job.preferences.allows_own();
+        for job in self.queue.iter().filter_map(|id| self.jobs.get(id)).filter(own) {
+            match waiting.get_mut(&job.job.model) {
+                Some(count) => *count += 1,
+                None => _ = waiting.insert(job.job.model.clone(), 1),
+            }
+        }
+        waiting
     }
 
     // ---- on own hardware ----
@@ -539,18 +563,18 @@ fn own_view(
     let waits = |id: &&JobId| jobs.get(*id).is_some_and(|active| active.job.model == job.model && !active.own_failed);
     let pending = u32::try_from(queue.iter().filter(waits).count()).unwrap_or(u32::MAX);
     let slots = cx.own.capacity(&job.model).map_or(0, |capacity| capacity.slots);
-    let (first_ms, per_unit_us) = cx.own.speed(&job.model);
-    let output = job.output_max.min(OUTPUT_EXPECTED);
-    #[expect(clippy::cast_precision_loss, reason = "a prediction")]
-    let whole_ms = f64::from(first_ms) + output as f64 * f64::from(per_unit_us) / 1e3;
+    let running = cx.own.running(&job.model);
+    let may_preempt = cx.config.preempt && job.prefer != Prefer::Any;
+    let ms = |span: Duration| span.as_secs_f64() * 1e3;
+    let enough = running.saturating_add(pending).saturating_add(1).saturating_sub(slots);
     OwnView {
         healthy: matches!(state, OwnState::Free | OwnState::Saturated),
         slots,
-        running: cx.own.running(&job.model),
-        preemptible: 0,
+        running,
+        preemptible: if may_preempt { cx.own.preemptible(&job.model) } else { 0 },
         pending,
-        first_ms: f64::from(first_ms),
-        wait_ms: whole_ms * f64::from(pending + 1) / f64::from(slots.max(1)),
+        first_ms: ms(cx.own.first_text(&job.model, job.prompt_units(), &job.prefix)),
+        wait_ms: ms(cx.own.ended(cx.now, &job.model, enough)),
     }
 }
 

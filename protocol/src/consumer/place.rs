@@ -25,7 +25,8 @@ impl Consumer {
         match decision {
             Decision::Go { to, expected, refresh } => {
                 let own_is_sooner = active.own_first_ms.is_some_and(|ms| ms <= expected.first_ms);
-                if own_is_sooner && self.queue.len() < cx.config.queue_max {
+                let over = active.queued_until.is_some_and(|until| cx.now >= until);
+                if own_is_sooner && !over && self.queue.len() < cx.config.queue_max {
                     self.stop_probing(id);
                     return self.enqueue(cx, id, None);
                 }
@@ -104,6 +105,7 @@ impl Consumer {
             prompt_units: active.job.prompt_units() + active.delivered.len() as u64,
             output_max: active.job.output_max,
             window_max: window_for(cx, peer),
+            prefix: active.job.prefix.iter().take(NAMES_MAX).copied().collect(),
         };
         let addresses = candidate.addresses.clone();
         let sent = cx.now;
@@ -170,6 +172,7 @@ impl Consumer {
             | Reason::LabelForbidsNetwork
             | Reason::ProviderRefused
             | Reason::ProviderStalled
+            | Reason::ProviderPreempted
             | Reason::Upstream429
             | Reason::UpstreamError
             | Reason::ClientLeft
@@ -195,6 +198,7 @@ impl Consumer {
             (Some(reply), quote) if quote.is_some() || reply.quote.is_err() => {
                 cx.reputation.measured_rtt(cx.now, node, cx.now.since(sent));
                 market.router.reported(cx.now, node, report_of(cx.now, reply));
+                market.router.holds(node, reply.hot.iter().map(|hot| (hot.name, u64::from(hot.units))));
                 match quote {
                     Some(quote) => {
                         if !quote.value().price.within(&candidate.price) {
@@ -291,6 +295,7 @@ impl Consumer {
         let money = LegMoney {
             price: best.quote.value().price,
             input: active.job.prompt_units() + prefix,
+            cached: cached_by(best.quote.value(), &active.job),
             delivered: 0,
             window: best.quote.value().window,
             held: 0,
@@ -442,12 +447,18 @@ pub(super) fn ask(active: &Active, output: u64, second_worth: Credits) -> Ask<'_
     Ask {
         units: active.job.prompt_units() + active.delivered.len() as u64,
         output,
-        prefix: &[],
-        prefix_units: 1,
+        prefix: &active.job.prefix,
+        prefix_units: PREFIX_UNITS as u64,
         target_ms: active.job.target_ms.map(f64::from),
+        rate_us: active.job.preferences.preferred_min_throughput.map(|rate| 1e6 / f64::from(rate.max(1))),
         weights: Weights::new(second_worth, active.job.preferences.sort),
         thorough: active.thorough,
     }
+}
+
+/// How much of the job's prompt the quote's provider bills as cached: it compares the body, not what was named to it.
+fn cached_by(quote: &Quote, job: &Job) -> u64 {
+    if quote.cached == 0 { 0 } else { quote.cached_of(&prefix::names(&job.model, &job.body)) }
 }
 
 /// A provider by its offer.

@@ -73,6 +73,7 @@ impl Consumer {
             body: active.job.body.clone(),
             prefix: active.delivered.clone(),
             output_max: active.job.output_max,
+            continuable: active.job.continuable,
             quote,
             voucher,
         };
@@ -134,7 +135,7 @@ impl Consumer {
         }
         remote.heard = cx.now;
         match frame {
-            Frame::Accepted => {
+            Frame::Accepted { .. } => {
                 remote.phase = Phase::Accepted;
                 cx.timers.set(Alarm::Job(id), cx.now.after(cx.config.silence_max));
                 let session = remote.session;
@@ -153,17 +154,18 @@ impl Consumer {
                 self.pay(cx, session);
             }
             Frame::Chunk { sequence, offset, bytes } => self.chunk(cx, id, sequence, offset, bytes, text),
-            Frame::Refused { refusal, retry_after_ms } => {
+            Frame::Refused { refusal, retry_after_ms, .. } => {
                 let wait = Duration::from_millis(u64::from(retry_after_ms).clamp(100, RETRY_AFTER_MAX_MS));
                 remote.refused = Some(cx.now.after(wait));
                 let experience = (!refusal.is_consumers_fault()).then_some(Experience::RefusedQuote);
                 self.leg_failed(cx, id, Reason::ProviderRefused, experience, Bill::Nothing);
             }
-            Frame::Done { finish, receipt } => self.done(cx, id, finish, receipt),
+            Frame::Done { finish, receipt, .. } => self.done(cx, id, finish, receipt),
             Frame::Aborted { abort, receipt } => {
                 let (reason, experience) = match abort {
                     Abort::Backend | Abort::Leaving => (Reason::ProviderStalled, Some(Experience::Stalled)),
                     Abort::BackendBusy => (Reason::ProviderRefused, Some(Experience::RefusedQuote)),
+                    Abort::Preempted => (Reason::ProviderPreempted, Some(Experience::Preempted)),
                     Abort::Unpaid | Abort::Cancelled => (Reason::ProviderStalled, None),
                 };
                 self.leg_failed(cx, id, reason, experience, receipt.map_or(Bill::Nothing, Bill::Receipt));
@@ -246,7 +248,7 @@ impl Consumer {
             && value.leg == leg
             && value.model == active.job.model
             && value.price == quote.price
-            && value.usage == (Usage { input: money.input, cached: 0, output: money.delivered })
+            && value.usage == money.usage()
             && value.cost == money.earned()
             && value.prompt == prompt_digest(&active.job.body, &active.delivered[..remote.prefix])
             && value.transcript == transcript_digest(&active.delivered[remote.prefix..]);

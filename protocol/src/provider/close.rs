@@ -15,6 +15,7 @@ impl Provider {
             Ending::Finished(finish) => finish.clone(),
             Ending::Aborted(abort) => match abort {
                 Abort::Cancelled => "cancelled".to_owned(),
+                Abort::Preempted => "preempted".to_owned(),
                 Abort::Backend | Abort::BackendBusy | Abort::Unpaid | Abort::Leaving => "aborted".to_owned(),
             },
             Ending::Rejected(..) => {
@@ -23,10 +24,11 @@ impl Provider {
                 return self.forget(cx, stream);
             }
         };
+        let (model, kind) = (serving.open.model.clone(), serving.open.kind);
         let receipt = self.receipt(cx, stream, finish.clone());
         let wire = receipt.as_ref().map(Signed::to_wire);
         let frame = match (ending, wire) {
-            (Ending::Finished(_), Some(receipt)) => Frame::Done { finish, receipt },
+            (Ending::Finished(_), Some(receipt)) => Frame::Done { finish, receipt, load: self.load(cx, &model, kind) },
             (Ending::Aborted(abort), receipt) => Frame::Aborted { abort, receipt },
             (Ending::Finished(_), None) | (Ending::Rejected(..), _) => unreachable!("a finished leg has a receipt"),
         };
@@ -51,7 +53,7 @@ impl Provider {
             self.release(cx, stream, None);
             return None;
         }
-        let usage = Usage { input: serving.input(), cached: 0, output: serving.sent };
+        let usage = serving.usage(serving.sent);
         let model = &serving.open.model;
         let receipt = Receipt {
             network: cx.identity.network,
@@ -124,6 +126,13 @@ impl Provider {
         }
     }
 
+    /// The owner took the slot; the backend was stopped. What was delivered is billed.
+    pub(crate) fn preempted(&mut self, cx: &mut Context, stream: StreamId) {
+        let Some(Serving { stage: Stage::Running(work), .. }) = self.serving.get(&stream) else { return };
+        let work = *work;
+        self.work_over(cx, stream, work, Ending::Aborted(Abort::Preempted));
+    }
+
     pub(crate) fn stream_closed(&mut self, cx: &mut Context, stream: StreamId) {
         self.cancel(cx, stream);
         self.forget(cx, stream);
@@ -149,8 +158,8 @@ impl Provider {
         let Some(serving) = self.serving.get_mut(&stream) else { return };
         match &serving.stage {
             Stage::Parked { .. } => {
-                self.serving.remove(&stream);
-                admit::refuse(cx, stream, Refusal::UnknownSession);
+                let parked = self.serving.remove(&stream).expect("seen above");
+                self.refuse(cx, stream, &parked.open, Refusal::UnknownSession);
             }
             Stage::Delivered { .. } => self.forget(cx, stream),
             Stage::Running(_) | Stage::Draining => {

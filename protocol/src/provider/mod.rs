@@ -4,16 +4,19 @@
 
 mod admit;
 mod close;
+mod load;
 
 use crate::consumer::{prompt_digest, transcript_digest};
 use crate::context::{Alarm, Context};
 use crate::event::{BackendError, Effect, LedgerCommand, ProbeId, StreamId, WorkId};
 use crate::job::{Kind, OUTPUT_UNITS_MAX};
 use crate::offer::{QUOTE_LIFETIME, Quote};
-use crate::own::WorkFor;
+use crate::own::{Start, WorkFor};
+use crate::prefix;
 use crate::record::{Earning, Record};
+use crate::selling::{Sell, Slots};
 use crate::time::Now;
-use crate::wire::{Abort, Frame, OpenJob, Probe, ProbeReply, Refusal};
+use crate::wire::{Abort, Frame, Load, OpenJob, Probe, ProbeReply, Refusal};
 use spillway_ledger::{
     CoSigned, Credits, Digest, JobId, NodeId, Price, Receipt, SessionId, Signature, Signed, SignedBytes, Usage,
     Voucher, merkle_root,
@@ -39,6 +42,10 @@ struct Serving {
     session: SessionId,
     price: Price,
     window: u64,
+    /// Input units that are billed at the cached price, by the quote.
+    cached: u64,
+    /// The names of the body's prefix blocks.
+    names: Vec<u64>,
     stage: Stage,
     /// When this leg began here.
     began: Now,
@@ -81,10 +88,14 @@ impl Serving {
         (self.open.body.len() + self.open.prefix.len()) as u64
     }
 
+    /// This much output, as it is billed.
+    fn usage(&self, output: u64) -> Usage {
+        let cached = self.cached.min(self.input());
+        Usage { input: self.input() - cached, cached, output }
+    }
+
     fn cost(&self, output: u64) -> Credits {
-        self.price
-            .cost(Usage { input: self.input(), cached: 0, output })
-            .expect("the worst case was computed on admission")
+        self.price.cost(self.usage(output)).expect("the worst case was computed on admission")
     }
 
     fn output_max(&self) -> u64 {
@@ -172,7 +183,7 @@ impl Provider {
         kept.spent = self.delivered(session);
         for serving in session.legs.iter().filter_map(|stream| self.serving.get(stream)) {
             if !serving.owed().is_zero() {
-                let usage = Usage { input: serving.input(), cached: 0, output: serving.sent };
+                let usage = serving.usage(serving.sent);
                 kept.usage = kept.usage.checked_add(usage).unwrap_or(kept.usage);
             }
         }

@@ -17,6 +17,8 @@ pub struct Ask<'a> {
     pub prefix_units: u64,
     /// The time to first text that is asked for, in milliseconds; `None` weighs time against price instead.
     pub target_ms: Option<f64>,
+    /// The time per output unit that is asked for, in microseconds, beside `target_ms`.
+    pub rate_us: Option<f64>,
     /// What time is worth.
     pub weights: Weights,
     /// Whether those that said they are busy are asked again: a job's last look before it is turned away.
@@ -66,6 +68,11 @@ pub struct Candidate {
     pub measured: bool,
     /// How good it has been, above 0 and at most 1.
     pub standing: f64,
+    /// Units of this very prompt that it says its cache holds, or is seen to hold; `None` leaves it to what the router
+    /// remembers.
+    pub cached: Option<u64>,
+    /// Milliseconds before a job can be sent there at all: a session that has yet to be opened.
+    pub ready_ms: f64,
     /// Its place in the user's order; those with a lower one go first whatever they cost.
     pub rank: u16,
 }
@@ -78,3 +85,10 @@ pub trait Market<P> {
     /// Adds some that may be worth a look: a few drawn at random, the cheapest, the nearest. All of them if they are few.
     fn propose(&self, into: &mut Vec<P>, rng: &mut impl rand::Rng);
 }
+
+/// Up to so many providers of a model, a market proposes all of them.
+pub const ALL_MAX: usize = 48;
+/// Beyond, it proposes so many drawn at random,
+pub const DRAWN: usize = 8;
+/// and so many of the cheapest.
+pub const CHEAPEST: usize = 8;

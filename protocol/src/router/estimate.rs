@@ -88,9 +88,9 @@ pub(super) fn estimate(
             (start, read, rate, (1.0, 1.0))
         }
     };
-    let cached = held.min(ask.units);
+    let cached = candidate.cached.unwrap_or(held).min(ask.units);
     let fresh = ask.units - cached;
-    let first_ms = distance_ms + (start + units(fresh) * read / 1e6) * first_bias;
+    let first_ms = distance_ms + candidate.ready_ms.max(0.0) + (start + units(fresh) * read / 1e6) * first_bias;
     let per_unit_us = rate * rate_bias;
     let usage = Usage { input: fresh, cached, output: ask.output };
     let money = candidate.price.cost(usage).map_or(1e18, |cost| units(cost.micro()));
@@ -111,12 +111,31 @@ pub(super) fn estimate(
     }
 }
 
+/// What is asked for.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Target {
+    first_ms: f64,
+    per_unit_us: f64,
+}
+
+impl Target {
+    /// What a job asks for, less the share that is kept for what predictions miss.
+    pub(super) fn of(ask: &Ask<'_>, share: f64) -> Option<Self> {
+        let first_ms = ask.target_ms? * share;
+        Some(Self { first_ms, per_unit_us: ask.rate_us.map_or(f64::MAX, |us| us * share) })
+    }
+
+    /// Whether that is expected to meet it.
+    pub(super) fn met_by(self, it: &Estimate) -> bool {
+        it.first_ms <= self.first_ms && it.per_unit_us <= self.per_unit_us
+    }
+}
+
 /// Which of two is better. With a target the cheapest that meets it, of equals the fullest; otherwise the lower score.
-pub(super) fn better(a: &Estimate, b: &Estimate, target: Option<f64>) -> Ordering {
+pub(super) fn better(a: &Estimate, b: &Estimate, target: Option<Target>) -> Ordering {
     let by_rank = a.rank.cmp(&b.rank);
     let Some(target) = target else { return by_rank.then(a.score.total_cmp(&b.score)) };
-    let (meets_a, meets_b) = (a.first_ms <= target, b.first_ms <= target);
-    by_rank.then(match (meets_a, meets_b) {
+    by_rank.then(match (target.met_by(a), target.met_by(b)) {
         // Best fit: what is fast stays free for whoever needs it.
         (true, true) => a.money.total_cmp(&b.money).then(b.load.total_cmp(&a.load)),
         (true, false) => Ordering::Less,

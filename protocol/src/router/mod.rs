@@ -14,16 +14,16 @@ mod known;
 pub mod preference;
 pub mod spill;
 
-pub use ask::{Ask, Candidate, Market, Weights};
+pub use ask::{ALL_MAX, Ask, CHEAPEST, Candidate, DRAWN, Market, Weights};
 pub use coordinate::Coordinate;
-pub use estimate::Estimate;
+pub use estimate::{Certainty, Estimate};
 pub use holders::Holders;
 pub use known::{Report, Served};
 pub use preference::{Preferences, Sort};
 pub use spill::{Gate, OwnView};
 
 use crate::time::Now;
-use estimate::{Certainty, better};
+use estimate::{Target, better};
 use known::{Known, Typical};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -172,7 +172,7 @@ impl<P: Copy + Ord> Router<P> {
             }
         }
         cool(&mut sure, self.rules.hot_quantile);
-        let target = ask.target_ms.map(|ms| ms * self.rules.target_share);
+        let target = Target::of(ask, self.rules.target_share);
         let by_worth = |a: &(P, Estimate), b: &(P, Estimate)| better(&a.1, &b.1, target).then(a.0.cmp(&b.0));
         // Equals are drawn for: otherwise the lowest name would get all the work.
         shuffle(&mut sure, rng);
@@ -203,7 +203,7 @@ impl<P: Copy + Ord> Router<P> {
         &self,
         ask: &Ask<'_>,
         sure: &[(P, Estimate)],
-        target: Option<f64>,
+        target: Option<Target>,
         rng: &mut impl rand::Rng,
     ) -> Option<(P, Estimate)> {
         let best = *sure.first()?;
@@ -211,7 +211,7 @@ impl<P: Copy + Ord> Router<P> {
             let index = usize::try_from(below(rng, sure.len() as u64)).expect("below a length");
             let drawn = sure[index];
             // Exploring is for knowledge: never at the price of a target that another meets.
-            if target.is_none_or(|ms| drawn.1.first_ms <= ms || best.1.first_ms > ms) && drawn.1.rank == best.1.rank {
+            if target.is_none_or(|it| it.met_by(&drawn.1) || !it.met_by(&best.1)) && drawn.1.rank == best.1.rank {
                 return Some(drawn);
             }
         }
@@ -304,7 +304,7 @@ impl<P: Copy + Ord> Router<P> {
 
     /// Those it would most likely choose next, best first: for what is worth preparing ahead of a job.
     pub fn likely(&self, now: Now, ask: &Ask<'_>, ids: impl Iterator<Item = P>, market: &impl Market<P>) -> Vec<P> {
-        let target = ask.target_ms.map(|ms| ms * self.rules.target_share);
+        let target = Target::of(ask, self.rules.target_share);
         let mut all: Vec<(P, Estimate)> = ids
             .filter_map(|id| {
                 let candidate = market.candidate(&id)?;
@@ -351,14 +351,14 @@ fn cool<P>(sure: &mut Vec<(P, Estimate)>, quantile: f64) {
 }
 
 /// Whether asking somebody promises enough to wait for the answer.
-fn worth_asking(sure: &Estimate, unsure: &Estimate, target: Option<f64>) -> bool {
+fn worth_asking(sure: &Estimate, unsure: &Estimate, target: Option<Target>) -> bool {
     if unsure.rank != sure.rank {
         return unsure.rank < sure.rank;
     }
-    let asked = unsure.first_ms + unsure.distance_ms;
+    let asked = Estimate { first_ms: unsure.first_ms + unsure.distance_ms, ..*unsure };
     match target {
-        Some(ms) if sure.first_ms <= ms => asked <= ms && unsure.money < sure.money * 0.9,
-        Some(ms) if asked <= ms => true,
+        Some(target) if target.met_by(sure) => target.met_by(&asked) && unsure.money < sure.money * 0.9,
+        Some(target) if target.met_by(&asked) => true,
         Some(_) | None => unsure.score + unsure.distance_ms * unsure.ms_worth < sure.score * 0.9,
     }
 }

@@ -26,6 +26,8 @@ fn candidate(price: u64, distance_ms: f64) -> Candidate {
         distance_ms: Some(distance_ms),
         measured: true,
         standing: 1.0,
+        cached: None,
+        ready_ms: 0.0,
         rank: 0,
     }
 }
@@ -50,6 +52,7 @@ fn ask(target_ms: Option<f64>) -> Ask<'static> {
         prefix: &[],
         prefix_units: 100,
         target_ms,
+        rate_us: None,
         weights: Weights::new(Credits::new(1000), None),
         thorough: false,
     }

@@ -38,6 +38,7 @@ pub fn job(id: u8) -> Job {
         continuable: true,
         prefer: Prefer::OwnFirst,
         price_max: price(1_000_000, 10_000_000),
+        prefix: vec![],
         alternatives: Vec::new(),
         preferences: spillway_protocol::Preferences::default(),
         target_ms: None,

@@ -4,4 +4,5 @@ mod admission;
 mod common;
 mod market;
 mod offers;
+mod selling;
 mod wire;

@@ -2,7 +2,9 @@
 
 use crate::common::{MODEL, World, consumer, job, price, provider};
 use spillway_ledger::{CoSigned, Credits, Receipt, Signed, Usage};
-use spillway_protocol::{Abort, BackendError, Event, Frame, MarketConfig, Prefer, Reason, Record, Refusal, Route};
+use spillway_protocol::{
+    Abort, BackendError, Event, Frame, Load, MarketConfig, Prefer, Reason, Record, Refusal, Route, Sell, Selling,
+};
 use std::time::Duration;
 
 /// A gateway with one slot, and two strangers: a cheap one and a dear one.
@@ -324,7 +326,11 @@ fn a_job_falls_back_to_its_next_model_and_keeps_to_its_preferences() {
 fn strangers_never_get_the_reserved_slot() {
     let mut world = World::new();
     let gateway = world.add(1, 0, consumer());
-    let owner = world.add(2, 2, MarketConfig { reserved_slots: 1, ..provider(200_000) });
+    let owner = world.add(
+        2,
+        2,
+        MarketConfig { selling: Selling { mode: Sell::Always, reserved_slots: 1 }, ..provider(200_000) },
+    );
     world.submit(gateway, job(1));
     let id = world.submit(gateway, job(2));
     assert_eq!(world.nodes[owner].work.len(), 1);
@@ -363,7 +369,7 @@ fn a_receipt_that_overcounts_is_not_signed() {
         time_ms: 0,
     };
     let receipt = Signed::sign(receipt, &crate::common::secret(2, 2)).to_wire();
-    let frame = Frame::Done { finish: "stop".into(), receipt };
+    let frame = Frame::Done { finish: "stop".into(), receipt, load: Load::default() };
     let peer = world.nodes[cheap].id;
     world.event(gateway, Event::FrameReceived { stream, peer, frame, text: vec![] });
     let outcome = &world.nodes[gateway].ended[&id];

@@ -20,7 +20,7 @@ mod setting;
 mod tests;
 mod view;
 
-pub use gateway::Seen;
+pub use gateway::{Pace, Seen};
 pub use metrics::{Counts, End, Outcome, Provider, Record, Spread};
 pub use policy::{Ask, Choice, GatewayId, News, PROBES_MAX, Policy, Probes, ReplicaId};
 pub use run::Fleet;

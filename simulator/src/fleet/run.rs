@@ -650,7 +650,7 @@ impl Fleet {
     /// The load that rides on a message to the gateway, unless that sees the replica anyway.
     fn ride(&self, key: JobKey, replica: ReplicaId) -> Option<Seen> {
         let job = self.job(key);
-        (job.stranger && !self.setting.live).then(|| self.replicas[replica.index()].seen(self.now_us, true))
+        (job.stranger && !self.setting.live).then(|| self.replicas[replica.index()].told(self.now_us))
     }
 
     fn deliver(&mut self, key: JobKey) {
@@ -833,7 +833,8 @@ impl Fleet {
         if !there.up {
             return;
         }
-        let mut seen = there.seen(self.now_us, there.owner != gateway.organisation);
+        let stranger = there.owner != gateway.organisation;
+        let mut seen = if stranger { there.told(self.now_us) } else { there.seen(self.now_us, false) };
         seen.ttft_us = Some(there.predict_ttft_us(probe.input, &[]));
         seen.ttft_input = probe.input;
         self.probes[index as usize].answer = Some(seen);

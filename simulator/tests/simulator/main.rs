@@ -4,4 +4,5 @@ mod cli;
 mod determinism;
 mod sabotage;
 mod seeds;
+mod sold;
 mod swarm;
