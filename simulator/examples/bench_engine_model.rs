@@ -90,7 +90,7 @@ fn main() {
         "engine at 70 % load", "req/s", "reused", "events/s", "ns/event", "sim/real", "steps/fl.", "calls/ev"
     );
     for known in presets() {
-        let rules = preset(known.name).expect("each preset has a name");
+        let rules = preset(&known.name).expect("each preset has a name");
         measure(&rules, false);
         measure(&rules, true);
     }

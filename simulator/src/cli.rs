@@ -1,6 +1,8 @@
 //! The simulator's command line, for `spillway-sim` and `spillway sim` alike.
 //! Invariant: what is asked for goes to standard output, progress to standard error.
 
+mod compare;
+
 use crate::scenario::{SWARM, Scenario, built_in};
 use crate::swarm::swarm;
 use crate::{Report, Simulation};
@@ -31,6 +33,8 @@ enum Command {
         #[arg(long)]
         trace: bool,
     },
+    /// Compares routing policies on one workload, over seeds.
+    Compare(compare::Args),
     /// Runs many seeds, each with a scenario of its own; fails if any check does not hold.
     Swarm {
         /// First seed, and the one after the last: `0..200`.
@@ -91,6 +95,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
+        Command::Compare(args) => compare::run(&args),
         Command::Swarm { seeds: Seeds { first, end }, json } => {
             let total = end - first;
             let step = (total / 20).max(1);

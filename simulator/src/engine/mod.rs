@@ -3,6 +3,7 @@
 //!
 //! The order of scheduling is that of vLLM v1. Formula, validation and limits: `docs/simulator.md`, "The GPU".
 
+mod fit;
 mod kv;
 mod machine;
 mod predict;

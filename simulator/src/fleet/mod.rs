@@ -7,9 +7,12 @@
 //! [`Setting`] says who takes part, [`Fleet`] runs it, a [`Policy`] chooses, [`Outcome`] is what it showed. `compare` runs
 //! policies side by side over seeds.
 
+mod built_in;
+mod compare;
 mod events;
 mod gateway;
 mod job;
+mod market;
 mod metrics;
 pub mod policies;
 mod policy;
@@ -20,7 +23,10 @@ mod setting;
 mod tests;
 mod view;
 
+pub use built_in::{built_in, named};
+pub use compare::{Comparison, Interval, Row, compare, interval, outcomes};
 pub use gateway::{Pace, Seen};
+pub use market::{Hardware, MarketRules};
 pub use metrics::{Counts, End, Outcome, Provider, Record, Spread};
 pub use policy::{Ask, Choice, GatewayId, News, PROBES_MAX, Policy, Probes, ReplicaId};
 pub use run::Fleet;

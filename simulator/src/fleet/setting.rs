@@ -1,14 +1,16 @@
-//! Settings: who takes part, how far apart they are, what is promised to clients.
+//! Settings: who takes part, how far apart they are, what is promised to clients, what they ask.
 //! Invariant: a [`Setting`] that passed [`Setting::validate`] runs; numbers are integers with their unit in their name.
 
+use super::market::MarketRules;
 use super::policies;
 use super::policy::GatewayId;
 use crate::data::regions;
 use crate::engine::{self, EngineRules};
-use serde::{Deserialize, Serialize};
+use crate::traces::{Request, Spec, Workload};
+use serde::Deserialize;
 
 /// Who takes part and by which rules. TOML.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Setting {
     /// Its name in reports.
@@ -53,13 +55,22 @@ pub struct Setting {
     /// Engines that are no presets; they go before presets of the same name. From code alone.
     #[serde(skip)]
     pub engines: Vec<EngineRules>,
+    /// What clients ask. Needed to compare policies; from code, a workload can be handed in instead.
+    #[serde(default)]
+    pub workload: Option<Spec>,
+    /// The workload's time runs so many times as fast: what comes in an hour comes in an hour over this.
+    #[serde(default = "one_u64")]
+    pub pace: u64,
+    /// Organisations and strangers that are drawn, besides those named above.
+    #[serde(default)]
+    pub market: Option<MarketRules>,
     /// The policies that are compared, unless others are asked for. Names as in [`policies::TABLE`].
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub policies: Vec<String>,
 }
 
 /// Which gateway a client asks. A gateway's [`clients`](GatewayRules::clients) go before.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Assign {
     /// The clients' numbers go round the gateways.
@@ -70,7 +81,7 @@ pub enum Assign {
 }
 
 /// When a job counts as served well.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct SloRules {
     /// The first token comes within this, in milliseconds,
@@ -96,7 +107,7 @@ impl SloRules {
 }
 
 /// Distances. By default between the regions of the published matrix.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct NetworkRules {
     /// The most that a message takes longer than its distance, in microseconds; drawn evenly.
@@ -106,10 +117,8 @@ pub struct NetworkRules {
     /// A probe is given up after that, in milliseconds.
     pub probe_limit_ms: u64,
     /// Regions of one's own, instead of the published ones.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub regions: Vec<String>,
     /// Their round trips in milliseconds, row by row.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub rtt_ms: Vec<Vec<u64>>,
 }
 
@@ -120,7 +129,7 @@ impl Default for NetworkRules {
 }
 
 /// The queue of each gateway.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct QueueRules {
     /// Jobs that may wait; more are refused.
@@ -140,7 +149,7 @@ impl Default for QueueRules {
 }
 
 /// Like gateways.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GatewayRules {
     /// What reports call it.
@@ -153,7 +162,7 @@ pub struct GatewayRules {
     /// Whose. Replicas of that owner are its own.
     pub organisation: String,
     /// The clients that ask here: the first and the last number. All others are spread by [`Setting::assign`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub clients: Option<[u32; 2]>,
     /// The clients that ask here, one by one. From code alone.
     #[serde(skip)]
@@ -161,7 +170,7 @@ pub struct GatewayRules {
 }
 
 /// Like replicas.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ReplicaRules {
     /// What reports call it.
@@ -190,14 +199,17 @@ pub struct ReplicaRules {
     #[serde(default = "queue_default")]
     pub queue_max: u32,
     /// When it dies and comes back.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub churn: Option<Churn>,
     /// Times at which it is down: from and until, in seconds.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[serde(default)]
     pub down_s: Vec<[u64; 2]>,
 }
 
 const fn one() -> u32 {
+    1
+}
+const fn one_u64() -> u64 {
     1
 }
 const fn queue_default() -> u32 {
@@ -205,13 +217,13 @@ const fn queue_default() -> u32 {
 }
 
 /// What a replica charges, in micro-credits per million tokens.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PriceRules {
     /// Tokens of the prompt that it had to read.
     pub input_micro: u64,
     /// Tokens of the prompt that it had cached; as those that it had to read if left out.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[serde(default)]
     pub cached_micro: Option<u64>,
     /// Tokens of the answer that reached the client.
     pub output_micro: u64,
@@ -239,7 +251,7 @@ impl PriceRules {
 }
 
 /// Lives and absences, both exponential.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Churn {
     /// Mean life in seconds.
@@ -302,9 +314,13 @@ impl Setting {
     pub fn validate(&self) -> Result<(), SettingError> {
         self.validate_rules()?;
         self.network.validate()?;
+        if let Some(market) = &self.market {
+            market.validate(self)?;
+        }
+        let least = u64::from(self.market.is_none());
         let gateways = self.gateways.iter().map(|gateway| u64::from(gateway.count)).sum();
-        range("gateway", gateways, 1, 100_000)?;
-        range("replica", self.replicas.iter().map(|replica| u64::from(replica.count)).sum(), 1, 1_000_000)?;
+        range("gateway", gateways, least, 100_000)?;
+        range("replica", self.replicas.iter().map(|replica| u64::from(replica.count)).sum(), least, 1_000_000)?;
         for (index, gateway) in self.gateways.iter().enumerate() {
             let at = |name: &str| format!("gateway[{index}].{name}");
             let twice = self.gateways[..index].iter().any(|other| other.name == gateway.name);
@@ -359,9 +375,12 @@ impl Setting {
         Ok(())
     }
 
-    pub(super) fn validate_rules(&self) -> Result<(), SettingError> {
+    fn validate_rules(&self) -> Result<(), SettingError> {
         hold("name", !self.name.is_empty(), "is empty")?;
         range("duration_s", self.duration_s, 1, WEEKS_S)?;
+        range("pace", self.pace, 1, 100_000)?;
+        let paced = self.pace == 1 || matches!(self.workload, Some(Spec::Servegen { .. }));
+        hold("pace", paced, "is for a workload of kind `servegen` alone")?;
         range("warmup_s", self.warmup_s, 0, self.duration_s - 1)?;
         range("slo.ttft_ms", self.slo.ttft_ms, 1, 3_600_000)?;
         range("slo.ttft_per_1000_input_ms", self.slo.ttft_per_1000_input_ms, 0, 3_600_000)?;
@@ -372,9 +391,35 @@ impl Setting {
         range("queue.retry_ms", self.queue.retry_ms, 1, 60_000)
     }
 
-    fn known_region(&self, name: &str, region: &str) -> Result<(), SettingError> {
+    pub(super) fn known_region(&self, name: &str, region: &str) -> Result<(), SettingError> {
         let known = self.network.regions();
         hold(name, known.iter().any(|it| it == region), &format!("`{region}` is none of {known:?}"))
+    }
+
+    /// The setting with everyone in it that is drawn: as it is, without a [`Setting::market`].
+    ///
+    /// # Errors
+    /// The field of the workload or of the market that does not hold.
+    pub fn drawn(&self, seed: u64) -> Result<Self, SettingError> {
+        self.validate()?;
+        let Some(market) = &self.market else { return Ok(self.clone()) };
+        let (gateways, replicas) = market.draw(seed, self)?;
+        let mut drawn = self.clone();
+        drawn.market = None;
+        drawn.gateways.extend(gateways);
+        drawn.replicas.extend(replicas);
+        drawn.validate()?;
+        Ok(drawn)
+    }
+
+    /// The workload that the setting names.
+    ///
+    /// # Errors
+    /// The field of the workload that does not hold.
+    pub fn requests(&self, seed: u64) -> Result<Box<dyn Workload>, SettingError> {
+        let spec = self.workload.as_ref().ok_or_else(|| field("workload", "is missing"))?;
+        let workload = spec.workload(seed).map_err(|error| field("workload", error.to_string()))?;
+        Ok(if self.pace == 1 { workload } else { Box::new(Paced { workload, pace: self.pace }) })
     }
 
     /// The engine of that name.
@@ -417,6 +462,20 @@ impl NetworkRules {
             return regions::rtt_us(from, to) / 2;
         }
         self.rtt_ms[from][to] * 500
+    }
+}
+
+/// A workload in faster time.
+struct Paced {
+    workload: Box<dyn Workload>,
+    pace: u64,
+}
+
+impl Workload for Paced {
+    fn next(&mut self) -> Option<Request> {
+        let mut request = self.workload.next()?;
+        request.at_us /= self.pace;
+        Some(request)
     }
 }
 

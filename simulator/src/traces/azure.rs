@@ -28,7 +28,7 @@ pub fn cut() -> Trace {
     parse(Lines::of("azure_conv.csv", bytes)).expect("a test reads it")
 }
 
-fn parse(lines: Lines<'_>) -> Result<Trace, TraceError> {
+pub(super) fn parse(lines: Lines<'_>) -> Result<Trace, TraceError> {
     let mut table = Table::new(lines, &COLUMNS)?;
     let file = table.file().to_owned();
     let mut gathered = Gathered::default();

@@ -61,7 +61,7 @@ impl JobLog {
         Trace::new(self.jobs.iter().filter(wanted).map(request).collect())
     }
 
-    fn parse(mut lines: Lines<'_>) -> Result<Self, TraceError> {
+    pub(super) fn parse(mut lines: Lines<'_>) -> Result<Self, TraceError> {
         let mut read: Vec<Line> = Vec::new();
         let mut names = Names::default();
         while lines.advance()? {

@@ -8,6 +8,7 @@ pub mod joblog;
 mod lines;
 pub mod mooncake;
 pub mod names;
+pub mod prefixes;
 pub mod sampling;
 pub mod servegen;
 pub mod spec;
@@ -52,3 +53,6 @@ pub trait Workload {
         None
     }
 }
+
+#[cfg(test)]
+mod tests;

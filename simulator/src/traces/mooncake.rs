@@ -38,7 +38,7 @@ pub fn cut(seed: u64) -> Trace {
     parse(Lines::of("mooncake_conversation.jsonl.zst", bytes), seed).expect("a test reads it")
 }
 
-fn parse(mut lines: Lines<'_>, seed: u64) -> Result<Trace, TraceError> {
+pub(super) fn parse(mut lines: Lines<'_>, seed: u64) -> Result<Trace, TraceError> {
     let file = lines.file().to_owned();
     let mut gathered = Gathered::default();
     let mut sessions = Sessions::default();

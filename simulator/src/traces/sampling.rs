@@ -220,7 +220,7 @@ impl Lengths {
         let shape = |bend: f64, longest: f64| Self::bent([1.0, p50, p90, p99, longest], bend);
         // The mean falls as the bend grows.
         let (mut low, mut high) = (BENDS[0], BENDS[1]);
-        for _ in 0..40 {
+        for _ in 0..26 {
             let middle = libm::sqrt(low * high);
             if shape(middle, longest).mean() > mean { low = middle } else { high = middle }
         }
@@ -230,7 +230,7 @@ impl Lengths {
         }
         // Not even the flattest reaches the mean: the tail is longer than thought.
         let (mut low, mut high) = (longest, f64::from(TOKENS_MAX));
-        for _ in 0..60 {
+        for _ in 0..40 {
             let middle = libm::sqrt(low * high);
             if shape(BENDS[0], middle).mean() < mean { low = middle } else { high = middle }
         }
@@ -281,7 +281,7 @@ impl Lengths {
 mod tests {
     use super::*;
 
-    const DRAWN: usize = 60_000;
+    const DRAWN: usize = 20_000;
 
     /// Mean and standard deviation.
     fn moments(mut draw: impl FnMut(&mut Draws) -> f64) -> (f64, f64) {
@@ -365,7 +365,7 @@ mod tests {
             let mut drawn: Vec<u32> = (0..DRAWN).map(|_| lengths.draw(&mut draws)).collect();
             drawn.sort_unstable();
             let drawn_mean = drawn.iter().map(|tokens| f64::from(*tokens)).sum::<f64>() / DRAWN as f64;
-            assert!((drawn_mean - mean).abs() < mean * 0.04 + 0.1, "drew a mean of {drawn_mean}, not {mean}");
+            assert!((drawn_mean - mean).abs() < mean * 0.06 + 0.1, "drew a mean of {drawn_mean}, not {mean}");
             let median = f64::from(drawn[DRAWN / 2]);
             assert!((median - p50).abs() <= p50 * 0.03 + 1.0, "drew a median of {median}, not {p50}");
             assert!(drawn[0] >= 1);

@@ -1,11 +1,12 @@
 //! A workload as a setting: what a scenario's file says, and what it becomes.
 //! Invariant: the same setting, seed and files give the same requests.
 
-use super::error::{SettingError, TraceError};
+use super::error::{SettingError, TraceError, within};
 use super::joblog::JobLog;
+use super::prefixes::{Dressed, Prefixes};
 use super::servegen::{Clients, Pick, Sample};
 use super::talk::{Closed, Open, Talk, Users, Visitors};
-use super::{Trace, Workload, azure, mooncake};
+use super::{Replay, Request, Trace, Workload, azure, mooncake};
 use serde::Deserialize;
 use std::path::PathBuf;
 
@@ -18,6 +19,9 @@ pub enum Spec {
         /// The file.
         #[serde(default)]
         path: Option<PathBuf>,
+        /// Conversations and system prompts, which the trace does not tell.
+        #[serde(default)]
+        prefixes: Option<Prefixes>,
         /// What of it, and how.
         #[serde(flatten)]
         play: Play,
@@ -65,6 +69,9 @@ pub enum Spec {
         /// Only so many clients, those with the most requests.
         #[serde(default)]
         greatest: Option<usize>,
+        /// Conversations and system prompts, which the tables do not tell.
+        #[serde(default)]
+        prefixes: Option<Prefixes>,
     },
     /// A fixed number of users, each of whom waits for the answer.
     Users {
@@ -131,22 +138,27 @@ impl Spec {
     /// Ready to play.
     pub fn workload(&self, seed: u64) -> Result<Box<dyn Workload>, SpecError> {
         Ok(match self {
-            Self::Azure { path, play } => play.trace(path.as_deref().map_or_else(|| Ok(azure::cut()), azure::read)?)?,
+            Self::Azure { path, prefixes, play } => {
+                let trace = path.as_deref().map_or_else(|| Ok(azure::cut()), azure::read)?;
+                dressed(seed, *prefixes, play.trace(trace)?)?
+            }
             Self::Mooncake { path, play } => {
-                let read = |path| mooncake::read(path, seed);
-                play.trace(path.as_deref().map_or_else(|| Ok(mooncake::cut(seed)), read)?)?
+                let trace =
+                    path.as_deref().map_or_else(|| Ok(mooncake::cut(seed)), |path| mooncake::read(path, seed))?;
+                Box::new(play.trace(trace)?)
             }
             Self::JobLog { path, model, units_per_token, play } => {
-                play.trace(JobLog::read(path)?.trace(model.as_deref(), *units_per_token))?
+                Box::new(play.trace(JobLog::read(path)?.trace(model.as_deref(), *units_per_token))?)
             }
-            Self::Servegen { rates, lengths, scale, from_s, to_s, greatest } => {
+            Self::Servegen { rates, lengths, scale, from_s, to_s, greatest, prefixes } => {
                 let pick = greatest.map_or(Pick::All, Pick::Greatest);
                 let sample = Sample { seed, scale: *scale, from_s: *from_s, to_s: *to_s, pick };
-                Box::new(match (rates, lengths) {
+                let stream = match (rates, lengths) {
                     (Some(rates), Some(lengths)) => Clients::read(rates, lengths)?.stream(&sample)?,
                     (None, None) => Clients::day().stream(&sample)?,
                     _ => return Err(SpecError::Half),
-                })
+                };
+                dressed(seed, *prefixes, stream)?
             }
             Self::Users { talk, closed } => Box::new(Users::new(seed, talk.clone(), closed)?),
             Self::Visitors { talk, open } => Box::new(Visitors::new(seed, talk.clone(), open.clone())?),
@@ -155,19 +167,24 @@ impl Spec {
 }
 
 impl Play {
-    fn trace(&self, trace: Trace) -> Result<Box<dyn Workload>, SpecError> {
-        super::error::within("pace", self.pace, 1e-6, 1e6)?;
-        super::error::within("to_s", self.to_s.into(), f64::from(self.from_s) + 1.0, u32::MAX.into())?;
+    fn trace(&self, trace: Trace) -> Result<Replay, SettingError> {
+        within("pace", self.pace, 1e-6, 1e6)?;
+        within("to_s", self.to_s.into(), f64::from(self.from_s) + 1.0, u32::MAX.into())?;
         let micros = |seconds: u32| u64::from(seconds) * 1_000_000;
         let trace = trace.between(micros(self.from_s), micros(self.to_s)).paced(self.pace);
-        Ok(Box::new(
-            match self.clients {
-                Some(clients) => trace.spread(clients),
-                None => trace,
-            }
-            .replay(),
-        ))
+        let trace = if let Some(clients) = self.clients { trace.spread(clients) } else { trace };
+        Ok(trace.replay())
     }
+}
+
+fn dressed<I>(seed: u64, prefixes: Option<Prefixes>, bare: I) -> Result<Box<dyn Workload>, SettingError>
+where
+    I: Iterator<Item = Request> + Workload + 'static,
+{
+    Ok(match prefixes {
+        Some(rules) => Box::new(Dressed::new(seed, rules, bare)?),
+        None => Box::new(bare),
+    })
 }
 
 #[cfg(test)]
@@ -184,7 +201,7 @@ mod tests {
         let cases = [
             "kind = \"azure\"\nclients = 5\npace = 2.0".to_owned(),
             "kind = \"mooncake\"\nfrom_s = 60\nto_s = 120".to_owned(),
-            "kind = \"servegen\"\nscale = 0.01\nto_s = 3600\ngreatest = 20".to_owned(),
+            "kind = \"servegen\"\nscale = 0.01\nto_s = 3600\ngreatest = 20\nprefixes = { system = 300 }".to_owned(),
             format!("kind = \"users\"\nthink_s = 1.5\nuntil_s = 60.0\n{talk}"),
             format!("kind = \"visitors\"\nuntil_s = 60.0\narrivals = {{ kind = \"poisson\", per_s = 2.0 }}\n{talk}"),
         ];

@@ -78,6 +78,14 @@ impl Trace {
 #[derive(Clone, Debug)]
 pub struct Replay(std::vec::IntoIter<Request>);
 
+impl Iterator for Replay {
+    type Item = Request;
+
+    fn next(&mut self) -> Option<Request> {
+        self.0.next()
+    }
+}
+
 impl Workload for Replay {
     fn next(&mut self) -> Option<Request> {
         self.0.next()
@@ -142,8 +150,8 @@ mod tests {
         assert_eq!(times(&trace.clone().between(30, 50)), [0, 0]);
         assert_eq!(times(&trace.clone().paced(2.0)), [5, 15, 15, 25]);
         assert_eq!(times(&trace.clone().paced(f64::NAN)), [10, 30, 30, 50]);
-        let mut replay = trace.replay();
-        let played: Vec<_> = std::iter::from_fn(|| replay.next()).map(|request| request.at_us).collect();
+        let replay = trace.replay();
+        let played: Vec<_> = replay.map(|request| request.at_us).collect();
         assert_eq!(played, [10, 30, 30, 50]);
     }
 

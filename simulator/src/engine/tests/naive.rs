@@ -162,7 +162,7 @@ impl Naive {
             if !self.rules.async_scheduling {
                 self.let_go();
             }
-        } else if self.every > 0 && decoding && sequence.given % self.every == 0 {
+        } else if self.every > 0 && decoding && sequence.given.is_multiple_of(self.every) {
             self.told.push(Progress::Tokens { id, at_us, count: sequence.given });
         }
     }
@@ -251,7 +251,7 @@ impl Naive {
                 break;
             }
             self.waiting.remove(at);
-            for name in sequence.names[..known].to_vec() {
+            for name in sequence.names[..known].iter().copied() {
                 self.cache.iter_mut().find(|piece| piece.name == name).expect("known").users += 1;
                 sequence.shared.push(name);
             }

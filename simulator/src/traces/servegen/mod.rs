@@ -92,7 +92,7 @@ impl Clients {
         &DAY
     }
 
-    fn parse(rates: Lines<'_>, lengths: Lines<'_>) -> Result<Self, TraceError> {
+    pub(super) fn parse(rates: Lines<'_>, lengths: Lines<'_>) -> Result<Self, TraceError> {
         let mut lengths = parse_lengths(lengths)?;
         let clients = parse_rates(rates)?.into_iter().map(|(id, windows)| Client {
             id,
