@@ -3,9 +3,14 @@
 
 pub mod command;
 mod engines;
+mod gorgo;
 mod lab;
+mod llm_d;
+mod market;
 mod mooncake;
+mod prequal;
 mod row;
+mod skywalker;
 
 pub use lab::{Lab, PaperError};
 pub use row::{Page, Row};
@@ -35,6 +40,42 @@ pub const TABLE: &[Entry] = &[
         about: "How much of the highest possible hit rate a node's own cache of 3 million tokens reaches.",
         source: mooncake::SOURCE,
         run: mooncake::fig9,
+    },
+    Entry {
+        name: "llm-d",
+        about: "Eight pods, many long shared prompts: an index of what is cached against choosing at random.",
+        source: llm_d::SOURCE,
+        run: llm_d::run,
+    },
+    Entry {
+        name: "skywalker",
+        about: "Pushing only where nothing waits, in one region; and three regions as one against each by itself.",
+        source: skywalker::SOURCE,
+        run: skywalker::run,
+    },
+    Entry {
+        name: "gorgo",
+        about: "Three regions: round trip, cache and queue in one sum against keeping sessions where they hash to.",
+        source: gorgo::SOURCE,
+        run: gorgo::run,
+    },
+    Entry {
+        name: "prequal",
+        about: "Load beyond what an own fleet can do, up to 1.74 times: no collapse, and the strangers' own clients protected.",
+        source: prequal::SOURCE,
+        run: prequal::run,
+    },
+    Entry {
+        name: "price",
+        about: "Cost and timeliness against OpenRouter's 1/price² and the cheapest that is in time.",
+        source: market::PRICE_SOURCE,
+        run: market::price,
+    },
+    Entry {
+        name: "oracle",
+        about: "Timeliness against a policy that sees all.",
+        source: market::ORACLE_SOURCE,
+        run: market::oracle,
     },
 ];
 

@@ -224,7 +224,7 @@ impl Policy for Spillway {
             units: u64::from(job.input),
             output: u64::from(self.outputs.expected()),
             prefix: job.prefix,
-            prefix_units: u64::from(crate::traces::PREFIX_BLOCK),
+            prefix_units: u64::from(job.prefix_block),
             target_ms: Some(target_ms),
             rate_us: Some(view.slo().tpot_ms as f64 * 1e3),
             weights: Weights::new(SECOND_WORTH, None),
