@@ -31,6 +31,12 @@ pub struct MarketConfig {
     pub window_max: u64,
     /// The deposit of a new session, if no single job needs more.
     pub deposit: Credits,
+    /// How many providers have an unused session ready, opened before a job needs it; 0 opens none ahead of a job.
+    pub sessions_ahead: u32,
+    /// How much of the money at hand may lie in sessions that no job has used yet, in per cent.
+    pub ahead_percent: u8,
+    /// How much of the balance one top-up that no job waits for may take, in per cent.
+    pub top_up_percent: u8,
     /// How long a session lasts.
     pub session_lifetime: Duration,
     /// How long after a session's end the consumer waits for a refund; from genesis.
@@ -70,6 +76,9 @@ impl Default for MarketConfig {
             window_start: 1024,
             window_max: 16 << 10,
             deposit: Credits::new(1_000_000),
+            sessions_ahead: 3,
+            ahead_percent: 25,
+            top_up_percent: 50,
             session_lifetime: Duration::from_secs(24 * 3600),
             session_grace: Duration::from_secs(3600),
             settle_after: Duration::from_secs(60),
@@ -265,6 +274,12 @@ pub struct SpendSection {
     pub price_output_max: f64,
     /// Deposit of a new session, in credits.
     pub deposit: f64,
+    /// How many providers have a session ready before a job needs it; 0 opens none ahead of a job.
+    pub sessions_ahead: u32,
+    /// How much of the money at hand may lie in sessions that no job has used yet, 0 to 1.
+    pub ahead_share: f64,
+    /// How much of the balance one top-up that no job waits for may take, 0 to 1.
+    pub top_up_share: f64,
     /// What a second of waiting is worth, in credits: high prefers the near and fast, low the cheap.
     pub second_worth: f64,
     /// How many own jobs may wait for an own slot.
@@ -273,7 +288,16 @@ pub struct SpendSection {
 
 impl Default for SpendSection {
     fn default() -> Self {
-        Self { price_input_max: 2.0, price_output_max: 10.0, deposit: 1.0, second_worth: 0.001, queue_max: 64 }
+        Self {
+            price_input_max: 2.0,
+            price_output_max: 10.0,
+            deposit: 1.0,
+            sessions_ahead: 3,
+            ahead_share: 0.25,
+            top_up_share: 0.5,
+            second_worth: 0.001,
+            queue_max: 64,
+        }
     }
 }
 
@@ -397,6 +421,14 @@ fn credits(field: &str, amount: f64) -> Result<Credits, ConfigError> {
     Ok(Credits::new(micro.round() as u64))
 }
 
+fn percent(field: &str, share: f64) -> Result<u8, ConfigError> {
+    if !(0.0..=1.0).contains(&share) {
+        return Err(ConfigError { field: field.into(), why: format!("{share} is not between 0 and 1") });
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to lie within 0 and 1")]
+    Ok((share * 100.0).round() as u8)
+}
+
 impl NodeConfig {
     /// Checks every field.
     ///
@@ -472,6 +504,9 @@ impl NodeConfig {
         if !(self.provide.settle_after_s.is_finite() && (0.0..=86_400.0).contains(&self.provide.settle_after_s)) {
             return Err(ConfigError { field: "provide.settle_after_s".into(), why: "not between 0 and 86400".into() });
         }
+        if self.spend.sessions_ahead > 64 {
+            return Err(ConfigError { field: "spend.sessions_ahead".into(), why: "not between 0 and 64".into() });
+        }
         Ok(MarketConfig {
             region: self.network.region.clone(),
             provide: self.provide.enabled,
@@ -481,6 +516,9 @@ impl NodeConfig {
             cache_units: self.provide.cache_units,
             window: self.provide.window,
             deposit: credits("spend.deposit", self.spend.deposit)?,
+            sessions_ahead: self.spend.sessions_ahead,
+            ahead_percent: percent("spend.ahead_share", self.spend.ahead_share)?,
+            top_up_percent: percent("spend.top_up_share", self.spend.top_up_share)?,
             settle_after: Duration::from_secs_f64(self.provide.settle_after_s),
             second_worth: credits("spend.second_worth", self.spend.second_worth)?,
             queue_max: self.spend.queue_max,

@@ -32,6 +32,8 @@ pub(crate) enum Alarm {
     Voucher(SessionId),
     /// A paying session may be refunded.
     Refund(SessionId),
+    /// A session may be wanted before a job needs it.
+    Ahead,
     /// A stranger's job: show life, or give up waiting.
     Serve(StreamId),
     /// An earning session may be settled.

@@ -133,7 +133,8 @@ pub enum Event {
     OfferReceived(Signed<Offer>),
     /// A peer is gone: no connection to it is left.
     PeerLost(NodeId),
-    /// The ledger opened a session that names this node's account as consumer or provider.
+    /// The ledger opened a session that names this node's account as consumer or provider. Told again after a restart, with
+    /// what is locked by then.
     SessionOpened {
         /// The session.
         session: SessionId,
@@ -151,6 +152,13 @@ pub enum Event {
         price_cap: Price,
         /// When the provider can no longer settle, Unix milliseconds.
         expires_ms: u64,
+    },
+    /// The ledger raised the deposit of a session of this node's account. Told in order with the rest of the session's news.
+    SessionToppedUp {
+        /// The session.
+        session: SessionId,
+        /// What is locked in all.
+        deposit: Credits,
     },
     /// The ledger paid a session of this node's account up to `settled`.
     SessionSettled {
@@ -189,6 +197,13 @@ pub enum LedgerCommand {
         price_cap: Price,
         /// When it ends, Unix milliseconds.
         expires_ms: u64,
+    },
+    /// Lock more in an open session.
+    TopUp {
+        /// The session.
+        session: SessionId,
+        /// How much more.
+        amount: Credits,
     },
     /// Collect what a voucher pays.
     Settle {

@@ -7,7 +7,9 @@
 pub mod config;
 mod consumer;
 mod context;
+mod crowd;
 pub mod directory;
+pub mod discovery;
 pub mod earn;
 pub mod event;
 pub mod job;
@@ -23,12 +25,14 @@ pub mod reputation;
 pub mod router;
 pub mod selling;
 pub mod speed;
+pub mod subnet;
 pub mod time;
 mod timers;
 pub mod wire;
 
 pub use config::{MarketConfig, NodeConfig};
-pub use directory::{Directory, OfferError};
+pub use directory::{Directory, Listing, OfferError};
+pub use discovery::{Discovery, Settings as DiscoverySettings};
 pub use earn::{CashEffect, CashEvent, CashPolicy, Cashier, Earn, Intent};
 pub use event::{BackendError, Capacity, Effect, Event, LedgerCommand, ProbeId, StreamId, WorkId};
 pub use job::{Failure, Job, Kind, Leg, Outcome, Prefer, Reason, Route};

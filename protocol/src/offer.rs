@@ -3,7 +3,7 @@
 
 use crate::prefix::PREFIX_UNITS;
 use crate::time::Now;
-use spillway_ledger::{Account, Digest, Document, NetworkId, NodeId, Price};
+use spillway_ledger::{Account, Digest, Document, NetworkId, NodeId, Price, encode};
 use std::time::Duration;
 
 /// How long an offer is good for: three rounds of re-issue.
@@ -63,6 +63,26 @@ pub struct Offer {
     pub addresses: Vec<String>,
     /// What it serves, at most 8, strictly sorted by id.
     pub models: Vec<ModelOffer>,
+}
+
+impl Offer {
+    /// Names what it says, whenever it was issued: the digest of everything but its number and its two times.
+    #[must_use]
+    pub fn content(&self) -> Digest {
+        let timeless = Self { sequence: 0, issued_ms: 0, expires_ms: 0, ..self.clone() };
+        Digest::of("spillway/offer-content/1", &[&encode(&timeless)])
+    }
+
+    /// Whether `other` says the same, whenever it was issued.
+    #[must_use]
+    pub fn says(&self, other: &Self) -> bool {
+        self.network == other.network
+            && self.node == other.node
+            && self.account == other.account
+            && self.region == other.region
+            && self.addresses == other.addresses
+            && self.models == other.models
+    }
 }
 
 impl Document for Offer {

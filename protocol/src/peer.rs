@@ -166,6 +166,7 @@ impl Peer {
                 Alarm::Job(job) => self.consumer.overdue(cx, job),
                 Alarm::Voucher(session) => self.consumer.pay(cx, session),
                 Alarm::Refund(session) => self.consumer.refund_due(cx, session),
+                Alarm::Ahead => self.consumer.look_ahead(cx),
                 Alarm::Serve(stream) => self.provider.overdue(cx, stream),
                 Alarm::Settle(session) => self.provider.settle_due(cx, session),
                 Alarm::Publish => {
@@ -284,12 +285,16 @@ impl Peer {
                     self.provider.session_opened(cx, record);
                 }
             }
+            Event::SessionToppedUp { session, deposit } => {
+                self.consumer.session_topped_up(cx, session, deposit);
+                self.provider.session_topped_up(cx, session, deposit);
+            }
             Event::SessionSettled { session, settled, closed } => {
                 self.consumer.session_settled(cx, session, settled, closed);
                 self.provider.session_settled(cx, session, settled, closed);
             }
             Event::EntryRefused { business, why: _ } => {
-                self.consumer.open_refused(cx, business);
+                self.consumer.entry_refused(cx, business);
                 self.provider.settle_refused(cx, business);
             }
             Event::Balance(balance) => cx.balance = balance,

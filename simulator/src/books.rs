@@ -40,7 +40,7 @@ pub struct Seen {
     /// Who is paid.
     pub provider: Account,
     voucher_key: PublicKey,
-    /// What was locked.
+    /// What was locked, top-ups counted.
     pub deposit: Credits,
     price_cap: Price,
     /// When it ends, Unix milliseconds.
@@ -65,6 +65,10 @@ impl Seen {
             price_cap: self.price_cap,
             expires_ms: self.expires_ms,
         }
+    }
+
+    fn topped_up(&self, session: SessionId) -> Event {
+        Event::SessionToppedUp { session, deposit: self.deposit }
     }
 
     fn settled(&self, session: SessionId) -> Event {
@@ -274,7 +278,9 @@ fn note(
             vec![seen.consumer, seen.provider]
         }
         Applied::ToppedUp { session, consumer, deposit, .. } => {
-            sessions.get_mut(session).expect("only what was opened is topped up").deposit = *deposit;
+            let seen = sessions.get_mut(session).expect("only what was opened is topped up");
+            seen.deposit = *deposit;
+            news.extend([seen.consumer, seen.provider].map(|account| (account, seen.topped_up(*session))));
             vec![*consumer]
         }
         Applied::Bonded { account, .. }
@@ -352,6 +358,7 @@ fn sign(
         LedgerCommand::Open { provider, voucher_key, deposit, price_cap, expires_ms } => {
             Action::Open { provider, gateway: account, voucher_key, deposit, price_cap, expires_ms }
         }
+        LedgerCommand::TopUp { session, amount } => Action::TopUp { session, amount },
         LedgerCommand::Settle { voucher, claim, usage, receipts, last } => {
             Action::Settle { voucher, claim, usage, receipts, last }
         }

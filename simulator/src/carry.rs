@@ -7,7 +7,7 @@ use crate::network::{HostId, IDLE_US, Parcel};
 use crate::oracle;
 use crate::world::{Happening, World};
 use spillway_ledger::{Credits, Signed, SignedBytes, Voucher, encode};
-use spillway_protocol::{BackendError, Effect, Event, Frame, Quote, Record, StreamId, WorkId};
+use spillway_protocol::{BackendError, Effect, Event, Frame, LedgerCommand, Quote, Record, StreamId, WorkId};
 use std::time::Duration;
 
 /// How long a node waits for a probe's answer, in microseconds; peers lose patience sooner.
@@ -52,7 +52,12 @@ impl World {
                 }
                 self.next_work(id);
             }
-            Effect::OpenStream { stream, peer, .. } => self.call(id, stream, peer),
+            Effect::OpenStream { stream, peer, .. } => {
+                if self.hosts[id].hears_of_deposit {
+                    self.checks.waited(id, stream);
+                }
+                self.call(id, stream, peer);
+            }
             Effect::Send { stream, frame } => self.send(id, stream, &frame),
             Effect::CloseStream(stream) => {
                 let Some((link, side)) = self.network.find(id, stream) else { return };
@@ -97,6 +102,9 @@ impl World {
                 }
             }
             Effect::Ledger { business, command } => {
+                if matches!(command, LedgerCommand::Open { .. } | LedgerCommand::TopUp { .. }) {
+                    self.checks.locks(id);
+                }
                 self.hosts[id].clerk.take(business, command);
                 self.bring(id);
             }
@@ -110,7 +118,7 @@ impl World {
                     }
                     Record::Paying(_) | Record::Earning(_) | Record::Spending(_) | Record::Receipt { .. } => {
                         disk.insert(record.key(), record.to_bytes());
-                        if before.is_some_and(|before| (0..3).any(|index| before[index] > after[index])) {
+                        if before.is_some_and(|before| (0..4).any(|index| before[index] > after[index])) {
                             let what = format!(
                                 "node {id} keeps {after:?}, and knew {before:?}: {}",
                                 crate::log::brief(&record)
@@ -166,6 +174,7 @@ impl World {
                 let price = quote_of(&open.quote).map(|quote| quote.price).unwrap_or_default();
                 if let Some(provider) = provider {
                     self.checks.opens(&open.job, &provider, &price, open.prefix.len());
+                    self.checks.spills(id, stream, &open.job);
                 }
                 self.check_voucher(&open.voucher);
             }
@@ -255,13 +264,13 @@ impl World {
     }
 }
 
-/// What a record says of money: promised or vouched, spent, settled. None of them ever shrinks.
-fn money_of(record: &Record) -> [Credits; 3] {
+/// What a record says of money: deposit, promised or vouched, spent, settled. None of them ever shrinks.
+fn money_of(record: &Record) -> [Credits; 4] {
     match record {
-        Record::Paying(paying) => [paying.promised, paying.spent, paying.settled],
-        Record::Earning(earning) => [earning.vouched, earning.spent, earning.settled],
+        Record::Paying(paying) => [paying.deposit, paying.promised, paying.spent, paying.settled],
+        Record::Earning(earning) => [earning.deposit, earning.vouched, earning.spent, earning.settled],
         Record::Spending(_) | Record::Receipt { .. } | Record::PayingOver(_) | Record::EarningOver(_) => {
-            [Credits::ZERO; 3]
+            [Credits::ZERO; 4]
         }
     }
 }

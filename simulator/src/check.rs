@@ -7,7 +7,7 @@ use crate::timeline::START;
 use serde::Serialize;
 use spillway_ledger::{Credits, JobId, NodeId, Price, SessionId, Usage};
 use spillway_protocol::{Job, Now, Outcome, Prefer, Reason, Route, StreamId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Violations kept of one run; the first tells most.
 const KEPT_MAX: usize = 32;
@@ -58,6 +58,8 @@ pub enum Rule {
     BadFrame,
     /// A peer asks for what its driver cannot do.
     BadEffect,
+    /// No deposit is locked at a node whose clients never asked for anything.
+    IdleMoney,
     /// Streams, work, probes and entries do not outlive their jobs.
     LeftBehind,
     /// Time goes on.
@@ -111,6 +113,28 @@ struct Track {
     continuable: bool,
     left: bool,
     over: bool,
+    /// It has been at a stranger's, or has waited for the ledger on its way there.
+    spilled: bool,
+    waited: bool,
+}
+
+/// Which jobs that went to strangers had to wait for a deposit: when each was brought, in milliseconds since the run began,
+/// in the order of their first opening.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LedgerWaits {
+    /// Those that were sent to a stranger.
+    pub spilled: Vec<u64>,
+    /// Those of them that went on only when the ledger had locked a deposit.
+    pub waited: Vec<u64>,
+}
+
+impl LedgerWaits {
+    /// How many were sent to strangers, and how many of them waited, of those that were brought from `from_ms` on.
+    #[must_use]
+    pub fn since(&self, from_ms: u64) -> (usize, usize) {
+        let count = |all: &[u64]| all.iter().filter(|ms| **ms >= from_ms).count();
+        (count(&self.spilled), count(&self.waited))
+    }
 }
 
 #[derive(Debug)]
@@ -174,6 +198,8 @@ pub struct Checks {
     /// Of each job that had text: whose gateway brought it, and milliseconds to its first text.
     first_ms: Vec<(HostId, u64)>,
     cost: u64,
+    waited: BTreeSet<(HostId, StreamId)>,
+    ledger: LedgerWaits,
 }
 
 impl Checks {
@@ -192,6 +218,8 @@ impl Checks {
             total: 0,
             first_ms: Vec::new(),
             cost: 0,
+            waited: BTreeSet::new(),
+            ledger: LedgerWaits { spilled: Vec::new(), waited: Vec::new() },
         }
     }
 
@@ -236,6 +264,8 @@ impl Checks {
             continuable: job.continuable,
             left: false,
             over: false,
+            spilled: false,
+            waited: false,
         };
         self.jobs.insert(job.id, track);
     }
@@ -344,6 +374,34 @@ impl Checks {
     #[must_use]
     pub fn busy(&self) -> bool {
         self.jobs.values().any(|track| !track.over)
+    }
+
+    // ---- deposits ----
+
+    /// A node asks the ledger to lock a deposit.
+    pub fn locks(&mut self, host: HostId) {
+        let asked = self.jobs.values().any(|track| track.host == host);
+        self.hold(Rule::IdleMoney, asked, || {
+            format!("node {host} locks a deposit, and none of its clients ever asked")
+        });
+    }
+
+    /// A stream is opened as soon as the ledger has locked a deposit: its job waited for that.
+    pub fn waited(&mut self, host: HostId, stream: StreamId) {
+        self.waited.insert((host, stream));
+    }
+
+    /// A job is sent to a stranger.
+    pub fn spills(&mut self, host: HostId, stream: StreamId, job: &JobId) {
+        let waited = self.waited.remove(&(host, stream));
+        let Some(track) = self.jobs.get_mut(job) else { return };
+        let brought = track.submitted.ms() - START.ms();
+        if !std::mem::replace(&mut track.spilled, true) {
+            self.ledger.spilled.push(brought);
+        }
+        if waited && !std::mem::replace(&mut track.waited, true) {
+            self.ledger.waited.push(brought);
+        }
     }
 
     // ---- legs ----
@@ -473,6 +531,12 @@ impl Checks {
         let mut all: Vec<u64> = self.first_ms.iter().filter(|(host, _)| counts(*host)).map(|(_, ms)| *ms).collect();
         all.sort_unstable();
         all
+    }
+
+    /// Which jobs waited for the ledger.
+    #[must_use]
+    pub const fn ledger_waits(&self) -> &LedgerWaits {
+        &self.ledger
     }
 
     /// What all jobs cost, in micro-credits.

@@ -46,6 +46,8 @@ enum Command {
     },
     /// Reproduces a published result: as published, as its method does here, and ours.
     Paper(crate::paper::command::Args),
+    /// Shows how offers spread among many nodes: bytes, times, staleness, and what Sybils achieve.
+    Discovery(crate::discovery::Args),
     /// Prints a scenario as TOML, to start your own from.
     Show {
         /// As for `run`.
@@ -115,6 +117,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             Ok(if result.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
         Command::Paper(args) => crate::paper::command::run(args),
+        Command::Discovery(args) => crate::discovery::command(&args),
         Command::Show { scenario, seed } => {
             print!("{}", toml::to_string(&read(&scenario, seed)?)?);
             Ok(ExitCode::SUCCESS)

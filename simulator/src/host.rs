@@ -54,6 +54,8 @@ pub(crate) struct Host {
     pub(crate) offers: Vec<Signed<Offer>>,
     /// The streams and probes that came in so far.
     pub(crate) called: u64,
+    /// It is being told that a deposit is locked: whoever goes on now has waited for the ledger.
+    pub(crate) hears_of_deposit: bool,
     tick_at: Option<Now>,
 }
 
@@ -85,6 +87,7 @@ impl Host {
             probed: BTreeMap::new(),
             offers: Vec::new(),
             called: 0,
+            hears_of_deposit: false,
             tick_at: None,
         }
     }
@@ -115,6 +118,7 @@ fn config(scenario: &Scenario, fleet: &Fleet) -> MarketConfig {
         window_start: rules.window,
         window_max: rules.window * 16,
         deposit: Credits::new(rules.deposit_micro),
+        sessions_ahead: rules.sessions_ahead,
         session_lifetime: Duration::from_secs(rules.session_s),
         session_grace: Duration::from_secs(rules.grace_s),
         settle_after: Duration::from_secs(rules.settle_after_s),
@@ -198,8 +202,10 @@ impl World {
             eprintln!("{:>10.6} {:<12} <- {}", self.line.elapsed().as_secs_f64(), host.name, crate::log::brief(&event));
         }
         let over = if let Event::StreamClosed(stream) = event { Some(stream) } else { None };
+        host.hears_of_deposit = matches!(event, Event::SessionOpened { .. } | Event::SessionToppedUp { .. });
         host.peer.as_mut().expect("seen above").handle(now, event);
         self.carry(id);
+        self.hosts[id].hears_of_deposit = false;
         if let Some(stream) = over {
             self.checks.leg_over(id, stream);
         }

@@ -42,6 +42,7 @@ mod carry;
 pub mod check;
 pub mod cli;
 pub mod data;
+pub mod discovery;
 pub mod draws;
 pub mod engine;
 mod faults;

@@ -171,6 +171,11 @@ impl Line {
                 self.number(balance.micro());
             }
             Event::Tick => self.tag(18),
+            Event::SessionToppedUp { session, deposit } => {
+                self.tag(19);
+                self.bytes(session.0.as_bytes());
+                self.number(deposit.micro());
+            }
         }
     }
 }

@@ -1,7 +1,7 @@
 //! What a run showed.
 //! Invariant: the JSON of a [`Report`] has exactly the fields of the simulator's documentation, in that order.
 
-use crate::check::{Violation, Went};
+use crate::check::{LedgerWaits, Violation, Went};
 use crate::world::World;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -72,6 +72,9 @@ pub struct Report {
     pub provider_share: f64,
     /// What was broken, oldest first; a run ends at the first moment something is.
     pub violations: Vec<Violation>,
+    /// Which jobs had to wait for a deposit.
+    #[serde(skip)]
+    pub ledger_waits: LedgerWaits,
     /// The command that runs it again.
     #[serde(skip)]
     pub replay: String,
@@ -106,6 +109,7 @@ impl Report {
             cost: checks.cost() as f64 / 1e6,
             provider_share: share(theirs, settled),
             violations: checks.violations().to_vec(),
+            ledger_waits: checks.ledger_waits().clone(),
             replay,
         }
     }

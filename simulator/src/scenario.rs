@@ -224,6 +224,8 @@ impl Default for NetworkRules {
 pub struct MarketRules {
     /// Deposit of a new session, in micro-credits.
     pub deposit_micro: u64,
+    /// How many providers have a session ready before a job needs it.
+    pub sessions_ahead: u32,
     /// How long a session lasts, in seconds. The protocol opens no job on one that ends within 600.
     pub session_s: u64,
     /// How long after its end the rest may be taken back, in seconds.
@@ -244,6 +246,7 @@ impl Default for MarketRules {
     fn default() -> Self {
         Self {
             deposit_micro: 20_000,
+            sessions_ahead: 3,
             session_s: 1200,
             grace_s: 60,
             settle_after_s: 10,
@@ -430,6 +433,7 @@ impl Scenario {
         range("network.break_per_million", u64::from(self.network.break_per_million), 0, 1_000_000)?;
         range("network.drop_per_million", u64::from(self.network.drop_per_million), 0, 900_000)?;
         range("market.deposit_micro", self.market.deposit_micro, 1, 1_000_000_000_000)?;
+        range("market.sessions_ahead", u64::from(self.market.sessions_ahead), 0, 64)?;
         range("market.session_s", self.market.session_s, 660, 30 * 86_400)?;
         range("market.grace_s", self.market.grace_s, 1, 30 * 86_400)?;
         range("market.settle_after_s", self.market.settle_after_s, 0, self.market.session_s / 2)?;
@@ -539,7 +543,7 @@ impl Scenario {
             partitions_per_hour: rate(250),
             ledger_pauses_per_hour: rate(120),
         };
-        let market = MarketRules {
+        let mut market = MarketRules {
             deposit_micro: draws.within([500, 40_000]),
             settle_after_s: draws.within([1, 30]),
             window: draws.within([64, 2048]),
@@ -554,6 +558,7 @@ impl Scenario {
             break_per_million: draws.within([0, 3000]) as u32,
             drop_per_million: draws.within([0, 50_000]) as u32,
         };
+        market.sessions_ahead = draws.within([0, 4]) as u32;
         let about = "drawn by its seed".into();
         // Clients go on after the faults, to see whether all is well again.
         let duration_s = if until_s == 0 { 40 } else { until_s + 45 };

@@ -179,10 +179,18 @@ impl World {
         self.checks.at(settled);
         let authority = &self.authority;
         self.checks.all_settled(|session| authority.session(session).map_or(Credits::ZERO, |seen| seen.settled));
-        let last = self.authority.sessions().map(|(_, seen)| seen.expires_ms).max().unwrap_or_default();
-        let back = Now::from_ms(last).after(Duration::from_secs(self.scenario.market.grace_s)).after(SETTLING);
-        if !self.until(back.max(settled)) {
-            return;
+        // What was opened for jobs that never came ends, too.
+        let mut back = settled;
+        loop {
+            let last = self.authority.sessions().map(|(_, seen)| seen.expires_ms).max().unwrap_or_default();
+            let due = Now::from_ms(last).after(Duration::from_secs(self.scenario.market.grace_s)).after(SETTLING);
+            if due <= back {
+                break;
+            }
+            back = due;
+            if !self.until(back) {
+                return;
+            }
         }
         self.checks.at(self.line.now());
         let locked = self.authority.book.locked();

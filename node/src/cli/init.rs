@@ -110,6 +110,9 @@ settle_after_s = 60.0         # seconds of rest before earnings are redeemed on 
 price_input_max = 2.0         # credits per million units of prompt, at most
 price_output_max = 10.0       # credits per million units of answer, at most
 deposit = 1.0                 # credits locked when a session with a provider opens
+sessions_ahead = 3            # providers that have a session ready before a job needs it, so that it need not wait
+ahead_share = 0.25            # of your balance, what may lie in sessions that no job has used yet
+top_up_share = 0.5            # of your balance, what one top-up of a session in use may take
 second_worth = 0.001          # credits that a second of waiting is worth: high prefers the fast, low the cheap
 queue_max = 64                # own jobs that may wait for an own slot
 

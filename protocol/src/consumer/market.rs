@@ -5,7 +5,7 @@ use super::*;
 use crate::directory::{Directory, Listing};
 use crate::reputation::Reputation;
 use crate::router::preference::Named;
-use crate::router::{ALL_MAX, Candidate as Weighed, DRAWN, Market, Report, Router, RouterRules};
+use crate::router::{ALL_MAX, CHEAPEST, Candidate as Weighed, DRAWN, Market, Report, Router, RouterRules};
 
 /// Models whose markets are remembered; the one not used for longest makes room.
 const MODELS_MAX: usize = 64;
@@ -80,9 +80,14 @@ pub(super) struct Eligible<'a> {
     pub(super) now: Now,
     pub(super) me: (NodeId, Account),
     pub(super) job: &'a Job,
+    /// Text that the client has already, in units: what a continuation reads beside the prompt.
+    pub(super) delivered: u64,
     pub(super) tried: &'a BTreeSet<NodeId>,
     pub(super) directory: &'a Directory,
     pub(super) reputation: &'a Reputation,
+    pub(super) paying: &'a PayingSessions,
+    /// How long a session takes to open, in milliseconds.
+    pub(super) opening_ms: f64,
 }
 
 impl Eligible<'_> {
@@ -110,37 +115,46 @@ impl Eligible<'_> {
 
     /// Whether anybody is left who might serve it, busy or not.
     pub(super) fn any(&self) -> bool {
-        self.directory.serving(self.now, &self.job.model, self.job.kind).any(|listing| self.admits(listing).is_some())
+        let mut all = self.directory.serving(self.now, &self.job.model, self.job.kind);
+        all.any(|listing| self.admits(listing).is_some())
     }
 }
 
 impl Market<NodeId> for Eligible<'_> {
     fn candidate(&self, id: &NodeId) -> Option<Weighed> {
-        let listing = self.directory.get(self.now, &self.job.model, self.job.kind, id)?;
+        let listing = self.directory.lookup(self.now, &self.job.model, id).filter(|it| it.serves(self.job.kind))?;
         let rank = self.admits(listing)?;
         let rtt = self.reputation.rtt_ms(id);
+        let price = listing.model().price;
+        let most = Usage {
+            input: self.job.prompt_units() + self.delivered,
+            cached: 0,
+            output: self.job.output_max.saturating_sub(self.delivered),
+        };
+        let ready = price
+            .cost(most)
+            .is_some_and(|worst| self.paying.fitting(self.now, &listing.account(), &price, worst).is_some());
         Some(Weighed {
-            price: listing.model().price,
+            price,
             slots: listing.model().slots,
             distance_ms: rtt,
             measured: rtt.is_some(),
             standing: self.reputation.lower_bound(id),
             cached: None,
-            ready_ms: 0.0,
+            ready_ms: if ready { 0.0 } else { self.opening_ms },
             rank,
         })
     }
 
     fn propose(&self, into: &mut Vec<NodeId>, rng: &mut impl rand::Rng) {
-        let all = self.directory.serving(self.now, &self.job.model, self.job.kind);
-        let from = into.len();
-        into.extend(all.map(Listing::node).take(ALL_MAX + 1));
-        if into.len() - from <= ALL_MAX {
-            return;
+        let (now, model) = (self.now, &self.job.model);
+        if self.directory.providers(model) <= ALL_MAX {
+            let all = self.directory.serving(now, model, self.job.kind);
+            return into.extend(all.map(Listing::node));
         }
-        into.truncate(from);
-        let drawn = self.directory.sample(self.now, &self.job.model, self.job.kind, DRAWN, rng);
-        into.extend(drawn.iter().map(Listing::node));
+        let admits = |listing: &Listing| listing.serves(self.job.kind) && self.admits(listing).is_some();
+        into.extend(self.directory.cheapest(now, model, CHEAPEST, admits).into_iter().map(Listing::node));
+        into.extend(self.directory.sample_where(now, model, DRAWN, rng, admits).into_iter().map(Listing::node));
     }
 }
 

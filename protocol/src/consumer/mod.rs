@@ -5,6 +5,7 @@
 mod market;
 mod place;
 mod remote;
+mod sessions;
 
 use crate::context::{Alarm, Context};
 use crate::directory::Listing;
@@ -157,14 +158,6 @@ struct Remote {
     leaving: bool,
 }
 
-#[derive(Debug)]
-struct Opening {
-    provider: Account,
-    price_cap: Price,
-    deposit: Credits,
-    waiting: Vec<JobId>,
-}
-
 /// The consuming half.
 #[derive(Debug, Default)]
 pub(crate) struct Consumer {
@@ -174,7 +167,8 @@ pub(crate) struct Consumer {
     probes: BTreeMap<ProbeId, Asked>,
     markets: Markets,
     paying: PayingSessions,
-    opening: BTreeMap<[u8; 16], Opening>,
+    opening: BTreeMap<[u8; 16], sessions::Opening>,
+    ahead: sessions::Ahead,
     next_stream: u64,
     next_probe: u64,
 }
@@ -241,6 +235,7 @@ impl Consumer {
 
     /// Decides where the job goes next: own hardware first, then the network, then the own queue.
     fn place(&mut self, cx: &mut Context, id: JobId) {
+        self.foresee(cx, id);
         let Some(active) = self.jobs.get_mut(&id) else { return };
         active.stage = Stage::Placing;
         if active.is_spent() {

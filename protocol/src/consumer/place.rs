@@ -1,4 +1,4 @@
-//! Finding a provider: probes, quotes, and the session that pays the chosen one.
+//! Finding a provider: probes and quotes.
 //! Invariant: a job waits for at most one thing at a time, and for each only so long.
 
 use super::market::{Eligible, quote_of, report_of, window_for};
@@ -17,7 +17,17 @@ impl Consumer {
     pub(super) fn look(&mut self, cx: &mut Context, id: JobId, reason: Reason) {
         let active = self.jobs.get_mut(&id).expect("the caller holds the job");
         let market = self.markets.of(cx.now, &active.job.model);
-        let eligible = eligible(cx.now, (cx.node, cx.account), active, &cx.directory, &cx.reputation);
+        let eligible = Eligible {
+            now: cx.now,
+            me: (cx.node, cx.account),
+            job: &active.job,
+            delivered: active.delivered.len() as u64,
+            tried: &active.tried,
+            directory: &cx.directory,
+            reputation: &cx.reputation,
+            paying: &self.paying,
+            opening_ms: self.ahead.wait_ms(),
+        };
         let output = market.router.output_expected(active.job.output_max);
         let ask = ask(active, output, cx.config.second_worth);
         let decision = market.router.decide(cx.now, &ask, &active.asked, &eligible, &mut cx.rng);
@@ -285,23 +295,13 @@ impl Consumer {
         if active.is_spent() {
             return self.place(cx, id);
         }
-        let prefix = active.delivered.len() as u64;
         let best = loop {
             let Some(best) = rest.pop() else { return self.look(cx, id, reason) };
             if best.quote.value().is_valid(cx.now) {
                 break best;
             }
         };
-        let money = LegMoney {
-            price: best.quote.value().price,
-            input: active.job.prompt_units() + prefix,
-            cached: cached_by(best.quote.value(), &active.job),
-            delivered: 0,
-            window: best.quote.value().window,
-            held: 0,
-            asks: false,
-            output_max: active.job.output_max.saturating_sub(prefix),
-        };
+        let money = leg_money(active, best.quote.value());
         let Some(worst) = money.worst() else {
             active.tried.insert(best.candidate.node);
             return self.next_quote(cx, id, rest, reason);
@@ -316,131 +316,23 @@ impl Consumer {
         if let Some(session) = fitting {
             return self.open_leg(cx, id, best, rest, session, money, reason);
         }
-        self.open_session(cx, id, best, rest, worst, reason);
-    }
-
-    pub(super) fn open_session(
-        &mut self,
-        cx: &mut Context,
-        id: JobId,
-        best: Quoted,
-        rest: Vec<Quoted>,
-        worst: Credits,
-        reason: Reason,
-    ) {
-        let active = self.jobs.get_mut(&id).expect("the caller holds the job");
-        let (account, price) = (best.candidate.account, best.quote.value().price);
-        let under_way = self.opening.iter_mut().find(|(_, opening)| {
-            let sharers = u64::try_from(opening.waiting.len()).unwrap_or(u64::MAX).saturating_add(1);
-            opening.provider == account
-                && price.within(&opening.price_cap)
-                && worst.micro().saturating_mul(sharers) <= opening.deposit.micro()
-        });
-        let business = if let Some((business, opening)) = under_way {
-            opening.waiting.push(id);
-            *business
-        } else {
-            let deposit = cx.config.deposit.max(worst).min(cx.balance);
-            if deposit < worst || deposit.is_zero() {
-                active.last = Some(Reason::NoDeposit);
-                active.tried.insert(best.candidate.node);
-                return self.next_quote(cx, id, rest, Reason::NoDeposit);
-            }
-            let mut business = [0; 16];
-            cx.rng.fill_bytes(&mut business);
-            cx.balance = cx.balance.saturating_sub(deposit);
-            // The cap is the job's, so that the provider's next, slightly other price needs no new session.
-            let price_cap = active.job.price_max;
-            self.opening.insert(business, Opening { provider: account, price_cap, deposit, waiting: vec![id] });
-            let expires_ms = cx.now.after(cx.config.session_lifetime).ms();
-            let voucher_key = cx.account.0;
-            let command = LedgerCommand::Open { provider: account, voucher_key, deposit, price_cap, expires_ms };
-            cx.emit(Effect::Ledger { business, command });
-            business
-        };
-        active.stage = Stage::Opening { business, best: Box::new(best), rest, reason };
-        cx.timers.set(Alarm::Job(id), cx.now.after(cx.config.open_wait));
-    }
-
-    /// The ledger opened a session that this node pays.
-    pub(crate) fn session_opened(&mut self, cx: &mut Context, business: [u8; 16], record: Paying) {
-        if self.paying.get(&record.session).is_none() {
-            self.schedule_refund(cx, &record);
-            cx.emit(Effect::Persist(Record::Paying(record.clone())));
-            self.paying.insert(record);
-        }
-        let waiting = self.opening.remove(&business).map(|opening| opening.waiting).unwrap_or_default();
-        for id in waiting {
-            if let Some((best, mut rest, reason)) = self.take_opening(id, business) {
-                rest.push(best);
-                self.next_quote(cx, id, rest, reason);
-            }
-        }
-    }
-
-    /// The ledger refused to open a session.
-    pub(crate) fn open_refused(&mut self, cx: &mut Context, business: [u8; 16]) {
-        let waiting = self.opening.remove(&business).map(|opening| opening.waiting).unwrap_or_default();
-        for id in waiting {
-            if let Some((best, rest, _)) = self.take_opening(id, business) {
-                let active = self.jobs.get_mut(&id).expect("the stage was just taken");
-                active.last = Some(Reason::NoDeposit);
-                active.tried.insert(best.candidate.node);
-                self.next_quote(cx, id, rest, Reason::NoDeposit);
-            }
-        }
-    }
-
-    pub(super) fn take_opening(&mut self, id: JobId, opened: [u8; 16]) -> Option<(Quoted, Vec<Quoted>, Reason)> {
-        let active = self.jobs.get_mut(&id)?;
-        match std::mem::replace(&mut active.stage, Stage::Placing) {
-            Stage::Opening { business, best, rest, reason } if business == opened => Some((*best, rest, reason)),
-            other => {
-                active.stage = other; // It went elsewhere meanwhile.
-                None
-            }
-        }
-    }
-
-    pub(crate) fn session_settled(&mut self, cx: &mut Context, session: SessionId, settled: Credits, closed: bool) {
-        let Some(paying) = self.paying.get_mut(&session) else { return };
-        if closed && paying.is_idle() {
-            self.paying.remove(&session);
-            cx.timers.clear(Alarm::Refund(session));
-            cx.timers.clear(Alarm::Voucher(session));
-            cx.emit(Effect::Persist(Record::PayingOver(session)));
-            return;
-        }
-        paying.settled(settled);
-        if closed {
-            // Legs still run on it: they end unpaid at the provider's own wish. No new one begins.
-            paying.record.expires_ms = 0;
-        }
-        cx.emit(Effect::Persist(Record::Paying(paying.record.clone())));
-    }
-
-    /// A session is over and its grace, too: what is left comes back.
-    pub(crate) fn refund_due(&mut self, cx: &mut Context, session: SessionId) {
-        if self.paying.get(&session).is_none() {
-            return;
-        }
-        let digest = Digest::of("spillway/refund", &[session.0.as_bytes()]);
-        let mut business = [0; 16];
-        business.copy_from_slice(&digest.as_bytes()[..16]);
-        cx.emit(Effect::Ledger { business, command: LedgerCommand::Refund { session } });
-        // Block time may lag behind this node's clock: ask again until the session is closed.
-        cx.timers.set(Alarm::Refund(session), cx.now.after(Duration::from_secs(60)));
+        self.fund(cx, id, best, rest, worst, reason);
     }
 }
 
-fn eligible<'a>(
-    now: Now,
-    me: (NodeId, Account),
-    active: &'a Active,
-    directory: &'a crate::directory::Directory,
-    reputation: &'a crate::reputation::Reputation,
-) -> Eligible<'a> {
-    Eligible { now, me, job: &active.job, tried: &active.tried, directory, reputation }
+/// What a leg at the provider of `quote` would be, as far as money is concerned.
+pub(super) fn leg_money(active: &Active, quote: &Quote) -> LegMoney {
+    let prefix = active.delivered.len() as u64;
+    LegMoney {
+        price: quote.price,
+        input: active.job.prompt_units() + prefix,
+        cached: cached_by(quote, &active.job),
+        delivered: 0,
+        window: quote.window,
+        held: 0,
+        asks: false,
+        output_max: active.job.output_max.saturating_sub(prefix),
+    }
 }
 
 pub(super) fn ask(active: &Active, output: u64, second_worth: Credits) -> Ask<'_> {
@@ -463,5 +355,5 @@ fn cached_by(quote: &Quote, job: &Job) -> u64 {
 
 /// A provider by its offer.
 fn candidate_of(cx: &Context, job: &Job, node: &NodeId) -> Option<Candidate> {
-    cx.directory.get(cx.now, &job.model, job.kind, node).map(Candidate::from)
+    cx.directory.lookup(cx.now, &job.model, node).filter(|it| it.serves(job.kind)).map(Candidate::from)
 }

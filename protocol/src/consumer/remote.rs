@@ -46,6 +46,7 @@ impl Consumer {
         let router = &mut self.markets.of(cx.now, &active.job.model).router;
         let ask = ask(active, router.output_expected(active.job.output_max), cx.config.second_worth);
         router.sent(cx.now, node, &ask, expected.cached);
+        self.top_up_if_low(cx, session);
     }
 
     pub(super) fn at(&mut self, stream: StreamId) -> Option<(JobId, &mut Active)> {
@@ -146,7 +147,7 @@ impl Consumer {
                 let held = held.min(cx.config.window_max);
                 if let Some(paying) = self.paying.get_mut(&session) {
                     paying.held(&id, held);
-                    if held > 0 && paying.is_exhausted() {
+                    if held > 0 && paying.is_exhausted() && !self.rescue(cx, session) {
                         // It cannot be paid here any more: on with another session.
                         return self.leg_failed(cx, id, Reason::NoDeposit, None, Bill::Unknown);
                     }
@@ -284,6 +285,7 @@ impl Consumer {
             }
         }
         active.tried.insert(remote.candidate.node);
+        self.leg_over(cx, remote.session);
     }
 
     /// A provider refused, failed or fell silent: on to the next, from where the client is.

@@ -166,6 +166,11 @@ impl Provider {
         let session = self.sessions.get(&serving.session).expect("the caller saw it");
         let record = &session.record;
         let value = voucher.value();
+        let patience = serving.began.after(SESSION_WAIT);
+        if voucher.signer() == record.voucher_key && value.total > record.deposit && cx.now < patience {
+            // The consumer may know of a top-up that has not reached this node's copy of the ledger.
+            return cx.timers.set(Alarm::Serve(stream), patience);
+        }
         let best = value.total.max(record.vouched);
         // Running legs are counted as delivered, not with their windows: what is on its way to the consumer was not yet in
         // the voucher that it signed. They wait for the next one, as always.

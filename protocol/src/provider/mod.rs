@@ -28,7 +28,7 @@ use std::time::Duration;
 const RECEIPTS_MAX: usize = 4096;
 /// Answer bytes held for one job while its consumer does not pay.
 const HELD_BYTES_MAX: usize = 16 << 20;
-/// How long a job may wait for its session to appear on this node's copy of the ledger.
+/// How long a job may wait for its session, or for a top-up that its vouchers count on, to appear on this node's copy of the ledger.
 const SESSION_WAIT: Duration = Duration::from_secs(3);
 /// How long to wait for the consumer's signature below a receipt.
 const CO_SIGN_WAIT: Duration = Duration::from_secs(10);
@@ -121,6 +121,7 @@ struct EarningSession {
     /// Legs running on it.
     legs: Vec<StreamId>,
     last_active: Now,
+    early: Option<Early>,
     /// The business id of the claim that the ledger has not answered yet.
     settling: Option<[u8; 16]>,
 }
@@ -132,6 +133,22 @@ pub(crate) struct Provider {
     sessions: BTreeMap<SessionId, EarningSession>,
 }
 
+/// A voucher above the deposit that this node's copy of the ledger shows. The top-up that it counts on may be on its way.
+#[derive(Debug)]
+struct Early {
+    total: Credits,
+    voucher: SignedBytes,
+    /// Which job brought the first such.
+    stream: StreamId,
+    since: Now,
+}
+
+impl EarningSession {
+    const fn new(now: Now, record: Earning) -> Self {
+        Self { record, legs: Vec::new(), last_active: now, early: None, settling: None }
+    }
+}
+
 fn add(a: Credits, b: Credits) -> Credits {
     a.checked_add(b).expect("bounded by the deposit")
 }
@@ -141,8 +158,7 @@ impl Provider {
     pub(crate) fn restore(&mut self, cx: &mut Context, record: Earning) {
         cx.timers.set(Alarm::Settle(record.session), cx.now);
         let session = record.session;
-        let session_state = EarningSession { record, legs: Vec::new(), last_active: cx.now, settling: None };
-        self.sessions.insert(session, session_state);
+        self.sessions.insert(session, EarningSession::new(cx.now, record));
     }
 
     // ---- a leg under way ----
@@ -155,8 +171,15 @@ impl Provider {
         let forged = voucher.signer() != session.record.voucher_key
             || value.network != cx.identity.network
             || value.session != session.record.session;
-        if forged || value.total > session.record.deposit {
+        if forged {
             return self.cancel(cx, stream);
+        }
+        if value.total > session.record.deposit {
+            // It counts for nothing yet. Without the top-up that it needs, `overdue` ends the job.
+            let first = session.early.take().filter(|early| self.serving.contains_key(&early.stream));
+            let (stream, since) = first.map_or((stream, cx.now), |early| (early.stream, early.since));
+            session.early = Some(Early { total: value.total, voucher: voucher.to_wire(), stream, since });
+            return;
         }
         let id = session.record.session;
         // The same again, or an older one, adds nothing to what is kept.

@@ -302,20 +302,6 @@ impl<P: Copy + Ord> Router<P> {
         self.known.get(id)?.last()
     }
 
-    /// Those it would most likely choose next, best first: for what is worth preparing ahead of a job.
-    pub fn likely(&self, now: Now, ask: &Ask<'_>, ids: impl Iterator<Item = P>, market: &impl Market<P>) -> Vec<P> {
-        let target = Target::of(ask, self.rules.target_share);
-        let mut all: Vec<(P, Estimate)> = ids
-            .filter_map(|id| {
-                let candidate = market.candidate(&id)?;
-                let known = self.known.get(&id);
-                Some((id, estimate::estimate(now, ask, &candidate, known, 0, &self.typical, &self.rules)))
-            })
-            .collect();
-        all.sort_by(|a, b| better(&a.1, &b.1, target).then(a.0.cmp(&b.0)));
-        all.into_iter().map(|(id, _)| id).collect()
-    }
-
     fn worst(&self) -> usize {
         let score = |id: &P| self.known.get(id).map_or(f64::MAX, Known::last_score);
         let worst = self.pool.iter().enumerate().max_by(|a, b| score(a.1).total_cmp(&score(b.1)));

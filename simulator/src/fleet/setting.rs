@@ -345,7 +345,7 @@ impl Setting {
             hold(&at("name"), !replica.name.is_empty() && !twice, "is empty or used twice")?;
             range(&at("count"), u64::from(replica.count), 1, 1_000_000)?;
             if self.engine(&replica.engine).is_none() {
-                let known: Vec<_> = engine::presets().iter().map(|preset| preset.name.clone()).collect();
+                let known: Vec<_> = engine::presets().iter().map(|preset| preset.name.as_str()).collect();
                 return Err(field(
                     at("engine"),
                     format!("no engine is named `{}`; there are {known:?}", replica.engine),

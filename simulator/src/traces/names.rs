@@ -85,7 +85,9 @@ mod tests {
 
     #[test]
     fn prompts_share_the_whole_blocks_that_are_equal() {
-        let cases: [(&[(u64, u32)], &[(u64, u32)], usize); 6] = [
+        /// Contents and their tokens.
+        type Pieces = &'static [(u64, u32)];
+        let cases: [(Pieces, Pieces, usize); 6] = [
             // A system prompt of 6,000 tokens has 11 whole blocks; the twelfth holds some of the question.
             (&[(1, 6000), (2, 1200)], &[(1, 6000), (3, 1200)], 11),
             (&[(1, 6000), (2, 1200)], &[(1, 6000), (2, 1200)], 14),

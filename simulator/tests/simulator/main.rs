@@ -4,5 +4,6 @@ mod cli;
 mod determinism;
 mod sabotage;
 mod seeds;
+mod sessions;
 mod sold;
 mod swarm;

@@ -180,6 +180,25 @@ fn tokens_are_told_when_asked_for() {
 }
 
 #[test]
+fn a_busy_spell_may_last_longer_than_picoseconds_reach() {
+    let step = StepModel { fixed_us: 1e9, ..rules().step };
+    let mut engine = Engine::new(EngineRules { step, kv_tokens: 16_000, ..rules() });
+    engine.submit(7, 1, 10, 6_000, &[], 1);
+    engine.submit(5_000_000_000_007, 2, 10, 5_000, &[], 1);
+    engine.submit(9_000_000_000_007, 3, 10, 5_000, &[], 1);
+    let at = |progress: &Progress| match *progress {
+        Progress::First { id, at_us, .. } | Progress::Done { id, at_us, .. } | Progress::Tokens { id, at_us, .. } => {
+            (id, (at_us - 7) / 1_000_000_000)
+        }
+    };
+    let out = run(&mut engine);
+    assert_eq!(
+        out.iter().map(at).collect::<Vec<_>>(),
+        [(1, 1), (2, 5_002), (1, 6_000), (3, 9_002), (2, 10_001), (3, 14_001)]
+    );
+}
+
+#[test]
 fn what_never_fits_is_not_taken() {
     let mut engine = Engine::new(rules());
     assert!(engine.fits(1_000, 601) && !engine.fits(1_000, 602), "an answer's last token needs no memory");

@@ -238,6 +238,25 @@ mod tests {
     }
 
     #[test]
+    fn lengths_meet_the_published_means() {
+        let lines = Lines::of("l.csv", include_bytes!("../../../data/servegen_lengths.csv"));
+        let mut table = Table::new(lines, &LENGTH_COLUMNS).unwrap();
+        let (mut off, mut traffic) = (Vec::new(), 0.0);
+        while let Some(row) = table.row().unwrap() {
+            let number = |field: usize| row.real(field, 0.0, 1e9).unwrap();
+            traffic += number(1);
+            for first in [2, 6] {
+                let [mean, p50, p90, p99] = [0, 1, 2, 3].map(|field| number(first + field));
+                let lengths = Lengths::summary(mean, p50, p90, p99);
+                if (lengths.mean() / mean - 1.0).abs() > 0.01 {
+                    off.push((number(0), first, number(1), lengths.mean(), mean));
+                }
+            }
+        }
+        assert_eq!(off, [], "of {traffic}");
+    }
+
+    #[test]
     fn organisations_are_by_client() {
         assert_eq!([0, 7, 8, 15].map(|client| organisation(client, 8)), [0, 7, 0, 7]);
         assert_eq!(organisation(5, 0), 0);

@@ -310,6 +310,25 @@ mod tests {
     }
 
     #[test]
+    fn a_bursty_client_asks_no_more_than_its_rate() {
+        // 300 requests in ten minutes, at a variation of 8. Were each stream to begin with a whole gap, as after a request, it
+        // would have (8² - 1) / 2 = 31 too many.
+        let gaps = Gaps::gamma(1.0 / 64.0);
+        let window = |start_s| Window { start_s, rate: 0.25, gaps };
+        let client = super::super::Client { id: 0, windows: vec![window(0), window(600)], lengths: None };
+        let lengths = Clients::day().all().iter().find_map(|client| client.lengths.clone());
+        let other = super::super::Client { id: 1, windows: vec![window(0)], lengths };
+        let clients = Clients { clients: vec![client, other] };
+        let seeds = 500;
+        let count = |seed| {
+            clients.stream(&Sample { seed, pick: Pick::Only(vec![0]), ..Sample::default() }).unwrap().count() as f64
+        };
+        let mean = (0..seeds).map(count).sum::<f64>() / f64::from(seeds as u32);
+        // The standard error is 8 * sqrt(300 / 500) = 6.2.
+        assert!((mean - 300.0).abs() < 18.0, "{mean} requests of 300");
+    }
+
+    #[test]
     fn clients_do_not_depend_on_each_other() {
         let to_s = 1200;
         let all = drawn(&Sample { scale: 0.05, to_s, ..Sample::default() });
