@@ -1,6 +1,7 @@
 //! What every published result is run with: traces from a folder, and policies on a setting.
 //! Invariant: the same result with the same traces gives the same figures; every run has a seed of its own name.
 
+use crate::fleet::policies::Spillway;
 use crate::fleet::{Fleet, GatewayId, Outcome, Policy, Setting, SettingError, policies};
 use crate::traces::{SettingError as WorkloadError, Trace, TraceError, Workload, mooncake};
 use std::path::{Path, PathBuf};
@@ -111,22 +112,29 @@ impl<'a> Lab<'a> {
         Ok(Fleet::new(seed, setting.clone(), workload, policy, make)?.keep_records().run())
     }
 
-    /// Runs Spillway's own policy; `None` if this build has none.
+    /// Runs Spillway's own policy, for jobs with the setting's target.
     pub(super) fn ours(
         &self,
         seed: u64,
         setting: &Setting,
         workload: Box<dyn Workload>,
-    ) -> Result<Option<Outcome>, PaperError> {
-        if policies::named(OURS).is_err() {
-            return Ok(None);
-        }
-        self.run(seed, setting, workload, OURS).map(Some)
+    ) -> Result<Outcome, PaperError> {
+        self.run(seed, setting, workload, OURS)
+    }
+
+    /// Runs Spillway's own policy for jobs without a target: time is weighed, as where nothing was promised.
+    pub(super) fn ours_untargeted(
+        &self,
+        seed: u64,
+        setting: &Setting,
+        workload: Box<dyn Workload>,
+    ) -> Result<Outcome, PaperError> {
+        self.run_with(seed, setting, workload, OURS, &|gateway| Box::new(Spillway::new(seed, gateway).without_target()))
     }
 }
 
 /// Spillway's own policy.
-pub(super) const OURS: &str = "spillway";
+const OURS: &str = "spillway";
 
 /// A setting as TOML, with engines of its own.
 pub(super) fn setting(toml: &str, engines: Vec<crate::engine::EngineRules>) -> Result<Setting, SettingError> {

@@ -168,12 +168,12 @@ fn on(lab: &Lab<'_>, steps: &[u32], seconds: f64) -> Result<Vec<Row>, PaperError
         let turns = errors(&lab.run(SEED, &setting, workload(), "round-robin")?);
         let prequal = lab.run(SEED, &setting, workload(), "prequal")?;
         let ours = lab.ours(SEED, &setting, workload())?;
-        protection = Some([Some(strangers_p99_ms(&prequal)), ours.as_ref().map(strangers_p99_ms)]);
+        protection = Some([&prequal, &ours].map(strangers_p99_ms));
         rows.push(
             Row::new(format!("timeouts at {load:.2} of own capacity"), "%")
                 .published(0.0)
                 .reproduced(errors(&prequal))
-                .ours(ours.as_ref().map(errors))
+                .ours(errors(&ours))
                 .achieves("ours < 1", |it| it < 1.0)
                 .because(format!("{alone:.1} % with own replicas alone, {turns:.1} % with strangers in turn.")),
         );
@@ -184,8 +184,8 @@ fn on(lab: &Lab<'_>, steps: &[u32], seconds: f64) -> Result<Vec<Row>, PaperError
     if let Some([prequal, ours]) = protection {
         rows.push(
             Row::new("strangers' own P99 TTFT at the last step, of unsold", "×")
-                .reproduced(prequal.map(|it| it / unsold))
-                .ours(ours.map(|it| it / unsold))
+                .reproduced(prequal / unsold)
+                .ours(ours / unsold)
                 .achieves("ours ≤ 1.1: the own tier is protected", |it| it <= 1.1)
                 .because(format!("{unsold:.0} ms when nobody buys.")),
         );

@@ -50,6 +50,8 @@ pub struct Spillway {
     heard_us: Vec<u64>,
     /// The newest word on each replica's speed.
     pace: Vec<Pace>,
+    /// Whether jobs are asked to be in time by the setting's promise, or time is weighed against price.
+    targets: bool,
 }
 
 impl Spillway {
@@ -71,7 +73,15 @@ impl Spillway {
             by_price: Vec::new(),
             heard_us: Vec::new(),
             pace: Vec::new(),
+            targets: true,
         }
+    }
+
+    /// For jobs without a target: time is weighed against price.
+    #[must_use]
+    pub const fn without_target(mut self) -> Self {
+        self.targets = false;
+        self
     }
 
     /// Hands the router a load that it has not had yet.
@@ -225,8 +235,8 @@ impl Policy for Spillway {
             output: u64::from(self.outputs.expected()),
             prefix: job.prefix,
             prefix_units: u64::from(job.prefix_block),
-            target_ms: Some(target_ms),
-            rate_us: Some(view.slo().tpot_ms as f64 * 1e3),
+            target_ms: self.targets.then_some(target_ms),
+            rate_us: self.targets.then_some(view.slo().tpot_ms as f64 * 1e3),
             weights: Weights::new(SECOND_WORTH, None),
             thorough: false,
         };
