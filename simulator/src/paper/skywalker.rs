@@ -39,6 +39,11 @@ struct TreeRules {
 }
 
 impl TreeRules {
+    /// The same with answers `times` as long.
+    fn long(self, times: u64) -> Self {
+        Self { says: self.says.map(|range| range.map(|tokens| tokens * times)), ..self }
+    }
+
     /// SGLang's benchmark `tree_of_thought_deep` (Apache-2.0), whose four steps the paper's depth of four is: its instructions,
     /// counted at 1.2 tokens a word and 10 for the chat template; answers within its limits, 80 words for a plan and 256 tokens
     /// for the rest. A question has 60 tokens.
@@ -245,22 +250,43 @@ fn p90_s(outcome: &Outcome) -> f64 {
 }
 
 pub(super) fn run(lab: &Lab<'_>) -> Result<Vec<Row>, PaperError> {
-    let mut rows = pushing(lab, 1200)?;
+    let mut rows = pushing(lab, 1200, &LONGER)?;
     rows.extend(regions(lab)?);
     Ok(rows)
 }
 
-fn pushing(lab: &Lab<'_>, seconds: u64) -> Result<Vec<Row>, PaperError> {
+/// How much longer than in SGLang's benchmark the model's answers may have been.
+const LONGER: [u64; 6] = [1, 2, 3, 4, 5, 6];
+/// The published hit rate of blind pushing, in percent: what the answers' length is fitted to.
+const BLIND_HITS: f64 = 68.89;
+
+fn hits(outcome: &Outcome) -> f64 {
+    100.0 * outcome.hit_rate
+}
+
+fn pushing(lab: &Lab<'_>, seconds: u64, longer: &[u64]) -> Result<Vec<Row>, PaperError> {
     let mut setting = one_region()?;
     setting.duration_s = seconds;
     let rules = TreeRules::published(30, seconds * 1_000_000);
-    let workload = || Box::new(Trees::new(SEED, rules));
-    let blind = lab.run(SEED, &setting, workload(), "sglang")?;
-    let pending = lab.run(SEED, &setting, workload(), "skywalker")?;
-    let ours = lab.ours_untargeted(SEED, &setting, workload())?;
-    let hits = |outcome: &Outcome| 100.0 * outcome.hit_rate;
+    let workload = |times: u64| Box::new(Trees::new(SEED, rules.long(times)));
+    let mut fitted: Option<(f64, u64, Outcome)> = None;
+    let mut tried = String::new();
+    for &times in longer {
+        let outcome = lab.run(SEED, &setting, workload(times), "sglang")?;
+        tried += &format!(" {times}: {:.0} %.", hits(&outcome));
+        let off = (hits(&outcome) - BLIND_HITS).abs();
+        if fitted.as_ref().is_none_or(|(least, ..)| off < *least) {
+            fitted = Some((off, times, outcome));
+        }
+    }
+    let (_, times, blind) = fitted.expect("some length is tried");
+    let pending = lab.run(SEED, &setting, workload(times), "skywalker")?;
+    let ours = lab.ours_untargeted(SEED, &setting, workload(times))?;
     Ok(vec![
-        Row::new("hit rate, blind push", "%").published(68.89).reproduced(hits(&blind)),
+        Row::new("hit rate, blind push", "%").published(BLIND_HITS).reproduced(hits(&blind)).because(format!(
+            "Fitted: how long answers are is not published; {times} times as long as in SGLang's benchmark come nearest to \
+             this figure.{tried}"
+        )),
         Row::new("hit rate, push by pending", "%").published(89.86).reproduced(hits(&pending)).ours(hits(&ours)),
         Row::new("P90 TTFT, blind push", "s").reproduced(p90_s(&blind)),
         Row::new("P90 TTFT, push by pending", "s").reproduced(p90_s(&pending)).ours(p90_s(&ours)),
@@ -332,7 +358,7 @@ mod tests {
 
     #[test]
     fn pushing_by_pending_keeps_the_queue_short() {
-        let rows = pushing(&Lab::on_cuts(&|_| {}), 120).unwrap();
+        let rows = pushing(&Lab::on_cuts(&|_| {}), 120, &[4]).unwrap();
         assert!(rows[5].reproduced.unwrap() > 1.0, "{rows:?}");
     }
 }

@@ -18,6 +18,8 @@ use std::collections::BTreeMap;
 const SECOND_WORTH: Credits = Credits::new(1_000);
 /// How soon a replica that refused without saying when is asked again, in microseconds.
 const REFUSED_US: u64 = 300_000;
+/// How long a job on an own replica is taken to run before any has ended, in milliseconds.
+const OWN_JOB_MS: f64 = 10_000.0;
 /// Rounds of probes for one job before it waits.
 const ROUNDS_MAX: usize = 8;
 /// Jobs whose looks are remembered.
@@ -52,6 +54,8 @@ pub struct Spillway {
     pace: Vec<Pace>,
     /// Whether jobs are asked to be in time by the setting's promise, or time is weighed against price.
     targets: bool,
+    /// How long jobs run on own replicas, smoothed, in milliseconds.
+    own_job_ms: f64,
 }
 
 impl Spillway {
@@ -74,6 +78,7 @@ impl Spillway {
             heard_us: Vec::new(),
             pace: Vec::new(),
             targets: true,
+            own_job_ms: OWN_JOB_MS,
         }
     }
 
@@ -105,6 +110,10 @@ impl Spillway {
     fn own(&self, job: &Job<'_>, view: &View<'_>, target_ms: f64) -> Result<ReplicaId, Option<f64>> {
         let mut best: Option<(u64, ReplicaId)> = None;
         let mut wait_ms: Option<f64> = None;
+        let own_slots: u32 = view.own().iter().filter(|id| view.up(**id)).map(|id| view.slots(*id)).sum();
+        let queued = view.queue(view.gateway()) as f64;
+        // Slots become free one after the other, and those that wait go first.
+        let slot_ms = self.own_job_ms * (queued + 1.0) / f64::from(own_slots.max(1));
         for id in view.own().iter().copied().filter(|id| view.candidates().binary_search(id).is_ok() && view.up(*id)) {
             let Some(seen) = view.seen(id) else { continue };
             let (slots, coming) = (view.slots(id), view.coming(id));
@@ -117,7 +126,7 @@ impl Spillway {
                 preemptible: 0,
                 pending: seen.waiting,
                 first_ms: first_us as f64 / 1e3,
-                wait_ms: first_us as f64 / 1e3,
+                wait_ms: slot_ms,
             };
             match spill::gate(&own, Some(target_ms)) {
                 Gate::Own | Gate::Preempt => {
@@ -287,6 +296,9 @@ impl Policy for Spillway {
             }
             News::Done { ask, after_us, made, .. } => {
                 self.outputs.learn(*made);
+                if view.is_own(replica) {
+                    self.own_job_ms += (*after_us as f64 / 1e3 - self.own_job_ms) / 32.0;
+                }
                 let Some(flight) = self.flights.remove(&ask.job) else { return };
                 let served = flight.first_us.map(|first_us| {
                     let rest_us = after_us.saturating_sub(first_us) as f64;
