@@ -166,6 +166,11 @@ impl Known {
         told.saturating_add(self.sent).max(self.in_flight)
     }
 
+    /// Jobs running there by its last word.
+    pub(super) fn running(&self) -> u32 {
+        self.report.as_ref().map_or(0, |report| report.running)
+    }
+
     /// Units that jobs sent since the report have to read.
     pub(super) const fn ahead_units(&self) -> u64 {
         self.sent_units

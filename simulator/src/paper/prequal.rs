@@ -200,7 +200,7 @@ mod tests {
     #[test]
     fn strangers_take_what_is_too_much() {
         let lab = Lab::on_cuts(&|_| {});
-        let rows = on(&lab, &[141], 60.0).unwrap();
+        let rows = on(&lab, &[141], 45.0).unwrap();
         let alone: f64 = rows[0].why.split(' ').next().unwrap().parse().unwrap();
         assert!(alone > 10.0 && rows[0].reproduced.unwrap() < alone, "{rows:?}");
     }

@@ -230,10 +230,15 @@ impl Policy for Spillway {
             if view.is_live(*id) && !(strangers && view.is_own(*id)) {
                 let Some(mut seen) = view.seen(*id) else { continue };
                 seen.at_us = now_us;
-                let start_us = view.ttft_us(*id, job).unwrap_or(0);
-                // The prediction is for this very prompt: nothing is left to be read beside it.
-                let token_us = view.pace(*id).map_or(1, |pace| pace.token_us).max(1);
-                seen.speed = Some(Pace { start_us, read_us_per_kilo: 0, token_us });
+                let first_us = view.ttft_us(*id, job).unwrap_or(0);
+                let pace = view.pace(*id).unwrap_or_default();
+                // The prediction is for this very prompt: what reading it takes is told apart where its cache is seen, else
+                // nothing is left to be read beside it.
+                let fresh = view.cached_tokens(*id, job).map_or(0, |cached| u64::from(job.input - cached));
+                let read_us = (fresh * pace.read_us_per_kilo / 1000).min(first_us);
+                let read_us_per_kilo = (read_us * 1000).checked_div(fresh).unwrap_or(0);
+                let token_us = pace.token_us.max(1);
+                seen.speed = Some(Pace { start_us: first_us - read_us, read_us_per_kilo, token_us });
                 seen.slots_free = seen.slots_free.saturating_sub(view.coming(*id));
                 self.hear(now_us, *id, &seen);
             }
