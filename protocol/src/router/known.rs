@@ -195,6 +195,11 @@ impl Known {
         told.saturating_add(self.unknown()).max(self.in_flight)
     }
 
+    /// Jobs running there by its last word.
+    pub(super) fn running(&self) -> u32 {
+        self.report.as_ref().map_or(0, |report| report.running)
+    }
+
     /// Units that jobs sent since the report have to read.
     pub(super) fn ahead_units(&self) -> u64 {
         self.sent.iter().map(|(_, units)| *units).fold(0, u64::saturating_add)

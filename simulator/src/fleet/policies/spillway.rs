@@ -52,6 +52,8 @@ pub struct Spillway {
     heard_us: Vec<u64>,
     /// The newest word on each replica's speed.
     pace: Vec<Pace>,
+    /// Whether jobs are asked to be in time by the setting's promise, or time is weighed against price.
+    targets: bool,
     /// How long jobs run on own replicas, smoothed, in milliseconds.
     own_job_ms: f64,
 }
@@ -75,8 +77,16 @@ impl Spillway {
             by_price: Vec::new(),
             heard_us: Vec::new(),
             pace: Vec::new(),
+            targets: true,
             own_job_ms: OWN_JOB_MS,
         }
+    }
+
+    /// For jobs without a target: time is weighed against price.
+    #[must_use]
+    pub const fn without_target(mut self) -> Self {
+        self.targets = false;
+        self
     }
 
     /// Hands the router a load that it has not had yet.
@@ -220,10 +230,15 @@ impl Policy for Spillway {
             if view.is_live(*id) && !(strangers && view.is_own(*id)) {
                 let Some(mut seen) = view.seen(*id) else { continue };
                 seen.at_us = now_us;
-                let start_us = view.ttft_us(*id, job).unwrap_or(0);
-                // The prediction is for this very prompt: nothing is left to be read beside it.
-                let token_us = view.pace(*id).map_or(1, |pace| pace.token_us).max(1);
-                seen.speed = Some(Pace { start_us, read_us_per_kilo: 0, token_us });
+                let first_us = view.ttft_us(*id, job).unwrap_or(0);
+                let pace = view.pace(*id).unwrap_or_default();
+                // The prediction is for this very prompt: what reading it takes is told apart where its cache is seen, else
+                // nothing is left to be read beside it.
+                let fresh = view.cached_tokens(*id, job).map_or(0, |cached| u64::from(job.input - cached));
+                let read_us = (fresh * pace.read_us_per_kilo / 1000).min(first_us);
+                let read_us_per_kilo = (read_us * 1000).checked_div(fresh).unwrap_or(0);
+                let token_us = pace.token_us.max(1);
+                seen.speed = Some(Pace { start_us: first_us - read_us, read_us_per_kilo, token_us });
                 seen.slots_free = seen.slots_free.saturating_sub(view.coming(*id));
                 self.hear(now_us, *id, 0, &seen);
             }
@@ -233,9 +248,9 @@ impl Policy for Spillway {
             units: u64::from(job.input),
             output: u64::from(self.outputs.expected()),
             prefix: job.prefix,
-            prefix_units: u64::from(crate::traces::PREFIX_BLOCK),
-            target_ms: Some(target_ms),
-            rate_us: Some(view.slo().tpot_ms as f64 * 1e3),
+            prefix_units: u64::from(job.prefix_block),
+            target_ms: self.targets.then_some(target_ms),
+            rate_us: self.targets.then_some(view.slo().tpot_ms as f64 * 1e3),
             weights: Weights::new(SECOND_WORTH, None),
             thorough: false,
         };
