@@ -545,6 +545,9 @@ impl Active {
     /// Goes on to the next model of the job's list.
     fn next_model(&mut self) {
         self.job.model = self.job.alternatives.remove(0);
+        if !self.job.prefix.is_empty() {
+            self.job.prefix = prefix::names(&self.job.model, &self.job.body);
+        }
         self.tried.clear();
         self.asked.clear();
         (self.rounds, self.thorough, self.own_failed) = (0, false, false);

@@ -113,8 +113,11 @@ pub(super) struct Target {
 impl Target {
     /// What a job asks for, less the share that is kept for what predictions miss.
     pub(super) fn of(ask: &Ask<'_>, share: f64) -> Option<Self> {
-        let first_ms = ask.target_ms? * share;
-        Some(Self { first_ms, per_unit_us: ask.rate_us.map_or(f64::MAX, |us| us * share) })
+        if ask.target_ms.is_none() && ask.rate_us.is_none() {
+            return None;
+        }
+        let most = |wish: Option<f64>| wish.map_or(f64::MAX, |wish| wish * share);
+        Some(Self { first_ms: most(ask.target_ms), per_unit_us: most(ask.rate_us) })
     }
 
     /// Whether that is expected to meet it.

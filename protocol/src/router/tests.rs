@@ -124,6 +124,18 @@ fn the_best_of_those_that_are_free() {
 }
 
 #[test]
+fn a_wished_rate_holds_without_a_target() {
+    let (cheap, dear) = (candidate(1_000, 20.0), candidate(2_000, 20.0));
+    let fast = Report { per_unit_us: 50, ..report(2, 50) };
+    let reports = [(1, report(2, 50)), (2, fast)];
+    // Microseconds per unit that are wished for, and who is taken.
+    for (rate_us, want) in [(None, 1), (Some(200.0), 1), (Some(80.0), 2)] {
+        let ask = Ask { rate_us, weights: Weights::new(Credits::ZERO, None), ..ask(None) };
+        assert_eq!(goes_to(&decide(&[(1, cheap), (2, dear)], &reports, &ask, &[1, 2])), Some(want), "{rate_us:?}");
+    }
+}
+
+#[test]
 fn who_is_not_known_is_probed_and_who_is_busy_waited_for() {
     let stalls: Vec<_> = (0..6).map(|id| (id, candidate(1_000, 20.0))).collect();
     let Decision::Probe(probes) = decide(&stalls, &[], &ask(None), &[]) else { panic!("nobody is probed") };
