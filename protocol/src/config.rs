@@ -165,6 +165,13 @@ pub struct GatewaySection {
     /// Address and port; port 0 takes a free one.
     #[serde(default = "default_gateway_listen")]
     pub listen: String,
+    /// Whether times and sizes of the last jobs are kept, for `spillway jobs export`.
+    #[serde(default = "default_job_log")]
+    pub job_log: bool,
+}
+
+const fn default_job_log() -> bool {
+    true
 }
 
 fn default_gateway_listen() -> String {

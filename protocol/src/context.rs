@@ -63,6 +63,8 @@ pub enum Sabotage {
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) now: Now,
+    /// When this node last went on after it had not run for a while: nobody counts as silent for that time.
+    pub(crate) woke: Now,
     pub(crate) config: MarketConfig,
     pub(crate) identity: Identity,
     pub(crate) node: NodeId,

@@ -26,6 +26,8 @@ pub use crate::context::Sabotage;
 
 /// How often expired offers are dropped.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
+/// An alarm that is that late says that the process did not run; what came meanwhile has yet to be read.
+const ASLEEP_AFTER: Duration = Duration::from_millis(250);
 /// An offer's coordinate is renewed once the node seems to be that many milliseconds from it.
 const MOVED_MS: u128 = 10;
 
@@ -57,6 +59,7 @@ impl Peer {
         let directory = Directory::new(identity.network);
         let cx = Context {
             now: Now::default(),
+            woke: Now::default(),
             config,
             identity,
             node,
@@ -128,6 +131,9 @@ impl Peer {
     /// Takes in one event. Call [`Peer::poll`] until it is empty afterwards.
     pub fn handle(&mut self, now: Now, event: Event) {
         self.cx.now = self.cx.now.max(now);
+        if self.cx.timers.next().is_some_and(|due| self.cx.now.since(due) > ASLEEP_AFTER) {
+            self.cx.woke = self.cx.now;
+        }
         if !self.restored.is_empty() {
             self.restore();
         }

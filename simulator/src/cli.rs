@@ -45,6 +45,8 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Reproduces a published result: as published, as its method does here, and ours.
+    Paper(crate::paper::command::Args),
     /// Shows how offers spread among many nodes: bytes, times, staleness, and what Sybils achieve.
     Discovery(crate::discovery::Args),
     /// Plays many runs to put a figure on a promise; fails if a rule or a bound does not hold.
@@ -117,6 +119,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             }
             Ok(if result.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
+        Command::Paper(args) => crate::paper::command::run(args),
         Command::Discovery(args) => crate::discovery::command(&args),
         Command::Trial(args) => trial::run(&args),
         Command::Show { scenario, seed } => {

@@ -7,7 +7,7 @@ use crate::check::Rule;
 use crate::data::regions;
 use crate::draws::key;
 use crate::gpu::{Gpu, Made};
-use crate::idle::Since;
+use crate::idle::{Levels, Since};
 use crate::network::HostId;
 use crate::oracle;
 use crate::scenario::{Fleet, Scenario};
@@ -62,7 +62,7 @@ pub(crate) struct Host {
     /// An own job could start.
     pub(crate) own_free: Since,
     /// A stranger's job could start.
-    pub(crate) sold_free: Since,
+    pub(crate) sold_free: Levels,
     pub(crate) disk: BTreeMap<(RecordKind, Vec<u8>), Vec<u8>>,
     pub(crate) clerk: Clerk,
     /// News from the ledger on its way, in order.
@@ -108,7 +108,7 @@ impl Host {
             gpu_failed: Now(0),
             awake: Since::default(),
             own_free: Since::default(),
-            sold_free: Since::default(),
+            sold_free: Levels::default(),
             disk: BTreeMap::new(),
             clerk: Clerk::default(),
             news: VecDeque::new(),

@@ -3,7 +3,8 @@
 //! world; where that leaves a doubt, the refusal is excused.
 //!
 //! A refusal is wrongful if for the whole of the job's last look at the market, at least [`World::look_us`] before the
-//! refusal, an own slot or a slot of one provider was free for it without a break. That provider must have been up and
+//! refusal, an own slot or a slot of one provider was free for it without a break, beside those that jobs on their way from
+//! the same gateway will take. That provider must have been up and
 //! reachable, its offer known to the gateway and within the job's limits, the gateway able to pay it, and it must not
 //! have given the gateway cause to leave it out.
 
@@ -12,7 +13,7 @@ use crate::network::{HostId, LinkId};
 use crate::world::World;
 use spillway_ledger::{Account, Credits, Price, Usage};
 use spillway_protocol::{Frame, Kind, Now, Offer, Prefer, StreamId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
 /// Providers that are asked at the same time; `docs/routing.md`, "Probe".
@@ -186,6 +187,33 @@ impl Since {
     }
 }
 
+/// A count over the last [`LEVELS_FOR`].
+#[derive(Clone, Debug, Default)]
+pub struct Levels(VecDeque<(Now, usize)>);
+
+/// Longer than any last look at the market.
+const LEVELS_FOR: Duration = Duration::from_secs(30);
+
+impl Levels {
+    /// Notes the count from now on.
+    pub fn note(&mut self, now: Now, count: usize) {
+        if self.0.back().is_none_or(|(_, last)| *last != count) {
+            self.0.push_back((now, count));
+        }
+        let old = earlier(now, LEVELS_FOR.as_micros() as u64);
+        while self.0.get(1).is_some_and(|(since, _)| *since <= old) {
+            self.0.pop_front();
+        }
+    }
+
+    /// The least that it was at and since `then`.
+    #[must_use]
+    pub fn least_since(&self, then: Now) -> usize {
+        let first = self.0.partition_point(|(since, _)| *since <= then).saturating_sub(1);
+        self.0.iter().skip(first).map(|(_, count)| *count).min().unwrap_or(0)
+    }
+}
+
 fn earlier(now: Now, micros: u64) -> Now {
     Now(now.0.saturating_sub(micros))
 }
@@ -199,7 +227,8 @@ impl World {
         let free = gpu.as_ref().filter(|_| up && !*gpu_down).map_or(0, crate::gpu::Gpu::free);
         awake.note(now, up);
         own_free.note(now, free > 0);
-        sold_free.note(now, config.provide && free > config.selling.reserved_slots as usize);
+        let sold = if config.provide { free.saturating_sub(config.selling.reserved_slots as usize) } else { 0 };
+        sold_free.note(now, sold);
     }
 
     /// How long a job's last look at the market may take, in microseconds: its gateway asks [`PROBES_AT_ONCE`] of the
@@ -248,7 +277,7 @@ impl World {
         let idle = known.into_iter().find(|(provider, known)| {
             let (pair, seller) = ((gateway, *provider), &self.hosts[*provider]);
             seller.adversary.is_none()
-                && seller.sold_free.held_at(then)
+                && seller.sold_free.least_since(then) > self.on_their_way(gateway, *provider)
                 && seller.stalled_until < then
                 && known.since <= then
                 && self.network.connected(gateway, *provider)
@@ -259,6 +288,16 @@ impl World {
         let (provider, _) = idle?;
         let name = &self.hosts[provider].name;
         Some(format!("{name} has a slot free, and had one for the last {} ms and more", look / 1000))
+    }
+
+    /// Jobs that this gateway has sent to a provider and that have not got there: a slot that they will take is not idle.
+    fn on_their_way(&self, gateway: HostId, provider: HostId) -> usize {
+        let coming = self.network.links(|link| {
+            let [out, called] = &link.ends;
+            let theirs = out.host == gateway && called.host == provider && !out.closed && !called.closed;
+            theirs && !self.checks.has_arrived(provider, called.stream)
+        });
+        coming.len()
     }
 
     /// Whether a gateway could surely have paid a provider for a job: on a session that is open, or on a new one.

@@ -165,11 +165,13 @@ impl Market<NodeId> for Eligible<'_> {
 }
 
 /// The load in a probe's answer.
-pub(super) fn report_of(now: Now, reply: &ProbeReply) -> Report {
+/// A job's stream has to be opened before the job goes out on it, so that one sent two round trips ago has just arrived.
+pub(super) fn report_of(now: Now, rtt: Duration, reply: &ProbeReply) -> Report {
     let load = &reply.load;
     let retry_after_ms = if reply.retry_after_ms == 0 { RETRY_UNKNOWN_MS } else { reply.retry_after_ms };
     Report {
         at: now,
+        covers: Now(now.0.saturating_sub(2 * u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX / 2))),
         slots_free: if reply.quote.is_ok() { load.slots_free } else { 0 },
         pending: load.pending,
         running: load.running,

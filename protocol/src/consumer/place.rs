@@ -151,9 +151,11 @@ impl Consumer {
         if (own_is_busy || any) && !over && self.queue.len() < cx.config.queue_max {
             return self.enqueue(cx, id, free_at);
         }
-        if (own_is_busy || any) && !active.thorough {
+        let stale = active.refusals > active.last_look.0 && active.last_look.1 < LAST_LOOKS_MAX;
+        if (own_is_busy || any || stale) && (!active.thorough || stale) {
             // The last look asks those again that said they are busy, or turned this job down before.
             active.thorough = true;
+            active.last_look = (active.refusals, active.last_look.1 + 1);
             active.tried.clear();
             active.asked.clear();
             active.rounds = 0;
@@ -214,7 +216,7 @@ impl Consumer {
             // Quoted, or busy and honest about it.
             (Some(reply), quote) if quote.is_some() || reply.quote.is_err() => {
                 cx.measured(node, cx.now.since(sent));
-                market.router.reported(cx.now, node, report_of(cx.now, reply));
+                market.router.reported(cx.now, node, report_of(cx.now, cx.now.since(sent), reply));
                 market.router.holds(node, reply.hot.iter().map(|hot| (hot.name, u64::from(hot.units))));
                 match quote {
                     Some(quote) => {

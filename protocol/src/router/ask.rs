@@ -17,7 +17,7 @@ pub struct Ask<'a> {
     pub prefix_units: u64,
     /// The time to first text that is asked for, in milliseconds; `None` weighs time against price instead.
     pub target_ms: Option<f64>,
-    /// The time per output unit that is asked for, in microseconds, beside `target_ms`.
+    /// The time per output unit that is asked for, in microseconds, with or without `target_ms`.
     pub rate_us: Option<f64>,
     /// What time is worth.
     pub weights: Weights,

@@ -41,7 +41,8 @@ pub struct RouterRules {
     pub hot_quantile: f64,
     /// From this share of a prompt in a provider's prefix cache on, the conversation stays there. llm-d uses 0.8.
     pub affinity_gate: f64,
-    /// Unless staying costs that many more milliseconds than going.
+    /// Unless staying costs that many more milliseconds than going; or, where that is more, than going costs those whose jobs
+    /// run there already: a prompt that is read anew holds up each of them.
     pub affinity_bound_ms: f64,
     /// How many jobs of a thousand go to a provider drawn at random within the limits.
     pub explore_per_mille: u32,
@@ -224,9 +225,14 @@ impl<P: Copy + Ord> Router<P> {
         let holder = sure.iter().filter(|(_, it)| keeps(it.cached) && it.rank == best.1.rank);
         let holder = holder.min_by(|a, b| better(&a.1, &b.1, target));
         match holder {
-            Some(holder) if holder.1.first_ms <= best.1.first_ms + self.rules.affinity_bound_ms => Some(*holder),
+            Some(holder) if holder.1.first_ms <= best.1.first_ms + self.bound_ms(&holder.1, &best.1) => Some(*holder),
             Some(_) | None => Some(best),
         }
+    }
+
+    /// How many milliseconds a job may wait longer to stay where its prefix is.
+    const fn bound_ms(&self, stay: &Estimate, go: &Estimate) -> f64 {
+        self.rules.affinity_bound_ms.max(go.delays_ms - stay.delays_ms)
     }
 
     /// A provider told its load.
@@ -263,7 +269,7 @@ impl<P: Copy + Ord> Router<P> {
     /// A job was sent there.
     pub fn sent(&mut self, now: Now, id: P, ask: &Ask<'_>, cached: u64) {
         let known = self.entry(now, id);
-        known.sent(ask.units.saturating_sub(cached));
+        known.sent(now, ask.units.saturating_sub(cached));
         for (index, name) in ask.prefix.iter().enumerate() {
             self.holders.insert(*name, (index as u64 + 1) * ask.prefix_units, id);
         }

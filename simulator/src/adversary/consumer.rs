@@ -147,6 +147,7 @@ impl World {
             prompt_units: FLOOD_BODY as u64,
             output_max: 1000,
             window_max: 1 << 20,
+            prefix: Vec::new(),
         };
         let probe = ProbeId(mischief.number());
         mischief.floods.insert(probe, to);

@@ -7,7 +7,7 @@ use crate::oracle;
 use crate::world::World;
 use spillway_ledger::{Credits, Digest, Price, Receipt, SecretKey, Signed, SignedBytes, Usage, Voucher, decode};
 use spillway_protocol::offer::QUOTE_LIFETIME;
-use spillway_protocol::{Effect, Event, Frame, LedgerCommand, Offer, ProbeReply, Quote, Refusal, StreamId};
+use spillway_protocol::{Effect, Event, Frame, LedgerCommand, Load, Offer, ProbeReply, Quote, Refusal, StreamId};
 
 /// By how much a receipt overcounts, and a bait's quote exceeds its offer.
 const OVERCOUNT: u64 = 3;
@@ -52,9 +52,9 @@ impl World {
                 }
                 vec![send(frame)]
             }
-            (Adversary::GrabAhead, Frame::Accepted) => {
+            (Adversary::GrabAhead, frame @ Frame::Accepted { .. }) => {
                 mischief.hushed.insert(stream);
-                vec![send(Frame::Accepted), send(Frame::Alive { held: u64::MAX })]
+                vec![send(frame), send(Frame::Alive { held: u64::MAX })]
             }
             (Adversary::Overcount, Frame::Done { finish, receipt }) => {
                 vec![send(Frame::Done { finish, receipt: overcounted(secret, receipt) })]
@@ -73,7 +73,7 @@ impl World {
                 if mischief.kind == Adversary::FalseCapacity =>
             {
                 keep(mischief, &open.voucher);
-                let frame = Frame::Refused { refusal: Refusal::Busy, retry_after_ms: 0 };
+                let frame = Frame::Refused { refusal: Refusal::Busy, retry_after_ms: 0, load: idle_load() };
                 self.carry_one(id, Effect::Send { stream, frame });
                 self.carry_one(id, Effect::CloseStream(stream));
                 None
@@ -88,14 +88,15 @@ impl World {
                     model: request.model,
                     price: host.config.price,
                     window: host.config.window.min(request.window_max),
+                    cached: 0,
+                    prefix: 0,
                     valid_until_ms: self.line.now().after(QUOTE_LIFETIME).ms(),
                 };
                 let reply = ProbeReply {
-                    slots_free: 64,
-                    pending: 0,
-                    running: 0,
-                    ttft_ms: 1,
-                    per_unit_us: 1,
+                    load: idle_load(),
+                    cached_units: 0,
+                    hot: Vec::new(),
+                    retry_after_ms: 0,
                     quote: Ok(Signed::sign(quote, &host.node_secret).to_wire()),
                 };
                 self.carry_one(id, Effect::ReplyProbe { probe, reply });
@@ -164,4 +165,9 @@ fn overcounted(secret: &SecretKey, wire: SignedBytes) -> SignedBytes {
     receipt.usage.output *= OVERCOUNT;
     receipt.cost = receipt.price.cost(receipt.usage).unwrap_or(receipt.cost);
     Signed::sign(receipt, secret).to_wire()
+}
+
+/// What somebody with nothing to do would say.
+const fn idle_load() -> Load {
+    Load { slots_free: 64, pending: 0, running: 0, start_ms: 1, read_us_per_kilo: 1, per_unit_us: 1 }
 }

@@ -103,7 +103,10 @@ impl Fleet {
         }
         let mut replicas = Vec::new();
         for rules in &setting.replicas {
-            let engine = setting.engine(&rules.engine).expect("validated");
+            let mut engine = setting.engine(&rules.engine).expect("validated");
+            if engine.prefix_grain > 0 {
+                engine.prefix_grain = setting.prefix_block;
+            }
             let owner = organisation(&rules.owner);
             for _ in 0..rules.count {
                 let id = ReplicaId(u32::try_from(replicas.len()).expect("validated"));
@@ -642,6 +645,9 @@ impl Fleet {
             let key = self.enter(request);
             self.events.push(at_us, Event::Arrive(key));
         }
+        if self.next.is_none() {
+            self.next = self.workload.next();
+        }
     }
 
     fn hop_us(&self, job: &Job) -> u64 {
@@ -912,6 +918,7 @@ fn ask_of<'a>(key: JobKey, job: &'a Job, setting: &Setting) -> Ask<'a> {
         session: job.request.session,
         input: job.input(),
         prefix: &job.request.prefix,
+        prefix_block: setting.prefix_block,
         since_us: job.request.at_us,
         attempts: job.attempts,
         delivered: job.delivered,
