@@ -22,6 +22,11 @@ impl World {
                 eprintln!("{at:>10.6} {name:<12} -> {}", crate::log::brief(&effect));
             }
             let kept = matches!(effect, Effect::Persist(_));
+            let faulty = self.line.elapsed() < Duration::from_secs(self.scenario.faults.until_s);
+            let torn = if kept { self.hosts[id].torn.take().filter(|_| faulty) } else { None };
+            if let Some((crate::faults::Torn::Lost, silent, length)) = torn {
+                return crate::faults::crash(self, id, silent, Some(length));
+            }
             if self.hosts[id].adversary.is_some() {
                 for effect in self.twist(id, effect) {
                     self.carry_one(id, effect);
@@ -29,8 +34,7 @@ impl World {
             } else {
                 self.carry_one(id, effect);
             }
-            let faulty = self.line.elapsed() < Duration::from_secs(self.scenario.faults.until_s);
-            if kept && let Some((silent, length)) = self.hosts[id].torn.take().filter(|_| faulty) {
+            if let Some((_, silent, length)) = torn {
                 // What was decided but not carried out is lost, though the record of it is kept, up to the next record.
                 while let Some(lost) = self.hosts[id].peer.as_mut().and_then(spillway_protocol::Peer::poll) {
                     if let Effect::Persist(_) = lost {
@@ -40,7 +44,7 @@ impl World {
                         self.count_work(id, stream, &frame, false);
                     }
                 }
-                return crate::faults::crash(self, id, silent, length);
+                return crate::faults::crash(self, id, silent, Some(length));
             }
         }
     }
@@ -97,21 +101,17 @@ impl World {
                 let Some(to) = self.by_node.get(&peer).copied() else {
                     return self.checks.broken(Rule::BadEffect, format!("a probe goes to {peer}, who does not exist"));
                 };
-                if self.passes(id, to) {
+                if self.network.can_meet(id, to) {
                     let bytes = encode(&request);
-                    let wait = self.network.delay(id, to, bytes.len());
-                    self.line.after(wait, Happening::Probed(id, to, life, probe, bytes));
+                    self.post(id, to, bytes.len(), Happening::Probed(id, to, life, probe, bytes));
                 }
             }
             Effect::ReplyProbe { probe, reply } => {
                 let Some((to, asked, theirs)) = self.hosts[id].probed.remove(&probe) else {
                     return self.checks.broken(Rule::BadEffect, format!("probe {} is answered twice", probe.0));
                 };
-                if self.passes(id, to) {
-                    let bytes = encode(&reply);
-                    let wait = self.network.delay(id, to, bytes.len());
-                    self.line.after(wait, Happening::ProbeOver(to, asked, theirs, Some(bytes)));
-                }
+                let bytes = encode(&reply);
+                self.post(id, to, bytes.len(), Happening::ProbeOver(to, asked, theirs, Some(bytes)));
             }
             Effect::Publish(offer) => {
                 let models = |offer: &Signed<spillway_protocol::Offer>| {
@@ -121,9 +121,8 @@ impl World {
                 host.offers.retain(|old| models(old) != models(&offer));
                 host.offers.push(offer.clone());
                 for to in 0..self.hosts.len() {
-                    if to != id && !self.is_deaf(to) && self.passes(id, to) {
-                        let wait = self.network.delay(id, to, 1024);
-                        self.line.after(wait, Happening::Offered(id, to, Box::new(offer.clone())));
+                    if to != id && !self.is_deaf(to) {
+                        self.post(id, to, 1024, Happening::Offered(id, to, Box::new(offer.clone())));
                     }
                 }
             }
@@ -185,6 +184,11 @@ impl World {
         };
         self.hosts[to].called += 1;
         let link = self.network.open((id, stream), (to, StreamId::In(self.hosts[to].called)));
+        if !self.network.can_meet(id, to) {
+            // Found out as soon as a relay has been asked.
+            self.network.close(link, 1);
+            return self.send_parcel(link, 0, Parcel::Closed);
+        }
         self.send_parcel(link, 1, Parcel::Knock);
         self.line.after(IDLE_US, Happening::CallOver(link));
     }

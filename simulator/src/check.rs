@@ -131,6 +131,8 @@ pub struct LegSeen {
 /// A job that is over, for figures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct JobSeen {
+    /// Its name.
+    pub job: JobId,
     /// Its gateway.
     pub host: HostId,
     /// When its client came.
@@ -533,6 +535,7 @@ impl Checks {
         let needless = went == Went::Failed && submitted >= self.calm && !excused;
         let (now, given_units) = (self.now, given as u64);
         self.seen.push(JobSeen {
+            job: *job,
             host,
             submitted,
             first_us,

@@ -170,6 +170,7 @@ impl World {
             body: vec![b'x'; FLOOD_BODY],
             prefix: Vec::new(),
             output_max: 1000,
+            continuable: true,
             quote,
             voucher: Signed::sign(voucher, &host.account_secret).to_wire(),
         }

@@ -56,8 +56,8 @@ impl World {
                 mischief.hushed.insert(stream);
                 vec![send(frame), send(Frame::Alive { held: u64::MAX })]
             }
-            (Adversary::Overcount, Frame::Done { finish, receipt }) => {
-                vec![send(Frame::Done { finish, receipt: overcounted(secret, receipt) })]
+            (Adversary::Overcount, Frame::Done { finish, receipt, load }) => {
+                vec![send(Frame::Done { finish, receipt: overcounted(secret, receipt), load })]
             }
             (Adversary::Overcount, Frame::Aborted { abort, receipt }) => {
                 let receipt = receipt.map(|receipt| overcounted(secret, receipt));

@@ -5,6 +5,7 @@
 use super::{Failure, Spread};
 use crate::adversary::Adversary;
 use crate::check::{LegEnd, Went};
+use crate::network::Nat;
 use crate::scenario::{Arrivals, Clients, FaultRules, Fleet, GpuRules, MarketRules, NetworkRules, Preference, Scenario};
 use crate::{Observed, Simulation, parallel};
 use serde::Serialize;
@@ -13,6 +14,8 @@ use std::ops::Range;
 
 /// How many nodes of the side that has adversaries in it.
 const NODES: u32 = 30;
+/// For how long clients keep asking, in seconds.
+const DURATION_S: u64 = 120;
 /// How many of them are adversaries, in the order of the tables.
 pub const SHARES: [u32; 4] = [0, 3, 10, 15];
 
@@ -99,6 +102,7 @@ fn provider(name: &str, count: u32, price_output_micro: u64, adversary: Option<A
         sell: "always".into(),
         preempt: true,
         reserved_slots: 0,
+        nat: Nat::Open,
         adversary,
         gpu: Some(GpuRules {
             model: "m".into(),
@@ -117,6 +121,7 @@ fn consumer(name: &str, count: u32, adversary: Option<Adversary>) -> Fleet {
         region: "france".into(),
         balance_micro: 100_000_000,
         provide: false,
+        nat: Nat::Open,
         adversary,
         gpu: None,
         ..provider(name, count, 0, None)
@@ -156,7 +161,7 @@ fn scenario(name: String, duration_s: u64, fleets: Vec<Fleet>, clients: Vec<Clie
 /// `bad` of [`NODES`] nodes are adversaries of that kind. They ask a tenth less than honest providers, so that they are
 /// first choice until they are known.
 #[must_use]
-pub fn among(adversary: Adversary, bad: u32) -> Scenario {
+pub fn among(adversary: Adversary, bad: u32, duration_s: u64) -> Scenario {
     let name = format!("{adversary} {bad} of {NODES}");
     let good = NODES - bad;
     let some = |mut fleets: Vec<Fleet>, more: Fleet| {
@@ -168,7 +173,7 @@ pub fn among(adversary: Adversary, bad: u32) -> Scenario {
     if adversary.is_provider() {
         let fleets = vec![consumer("gateway", 4, None), provider("honest", good, 400_000, None)];
         let fleets = some(fleets, provider("adversary", bad, 360_000, Some(adversary)));
-        return scenario(name, 120, fleets, vec![clients("gateway", 240)]);
+        return scenario(name, duration_s, fleets, vec![clients("gateway", 240)]);
     }
     let fleets = vec![provider("honest", 12, 400_000, None), consumer("gateway", good, None)];
     let fleets = some(fleets, consumer("adversary", bad, Some(adversary)));
@@ -177,12 +182,12 @@ pub fn among(adversary: Adversary, bad: u32) -> Scenario {
     if bad > 0 {
         all.push(clients("adversary", per_minute(bad)));
     }
-    scenario(name, 120, fleets, all)
+    scenario(name, duration_s, fleets, all)
 }
 
 /// `names` Sybils beside ten honest providers; `washers` consumers of the same owner buy of them alone.
 #[must_use]
-pub fn sybils(adversary: Adversary, names: u32, price_output_micro: u64, washers: u32) -> Scenario {
+pub fn sybils(adversary: Adversary, names: u32, price_output_micro: u64, washers: u32, duration_s: u64) -> Scenario {
     let mut fleets = vec![consumer("gateway", 4, None), provider("honest", 10, 400_000, None)];
     let mut all = vec![clients("gateway", 120)];
     fleets.push(provider("adversary", names, price_output_micro, Some(adversary)));
@@ -190,7 +195,7 @@ pub fn sybils(adversary: Adversary, names: u32, price_output_micro: u64, washers
         fleets.push(consumer("washer", washers, Some(Adversary::Washer)));
         all.push(clients("washer", 600));
     }
-    scenario(format!("{names} Sybils, {adversary}"), 120, fleets, all)
+    scenario(format!("{names} Sybils, {adversary}"), duration_s, fleets, all)
 }
 
 /// What one run adds to a row.
@@ -322,30 +327,36 @@ fn row(adversary: Adversary, bad: u32, tally: Tally) -> Row {
 
 /// Plays one kind at one share.
 #[must_use]
-pub fn one(adversary: Adversary, bad: u32, seeds: Range<u64>) -> (Row, Vec<Failure>) {
+pub fn one(adversary: Adversary, bad: u32, duration_s: u64, seeds: Range<u64>) -> (Row, Vec<Failure>) {
     let mut failures = Vec::new();
-    let tally = played(seeds, &among(adversary, bad), &mut failures);
+    let tally = played(seeds, &among(adversary, bad, duration_s), &mut failures);
     (row(adversary, bad, tally), failures)
 }
 
 /// The settings in which one owner has many names.
-fn sybil_settings(names: u32) -> [(String, Scenario); 5] {
+fn sybil_settings(names: u32, duration_s: u64) -> [(String, Scenario); 5] {
     use Adversary::{FalseCapacity, Silent, Sybil};
+    let sybils = |kind, price, washers| sybils(kind, names, price, washers, duration_s);
     [
-        ("serve well at the honest price".into(), sybils(Sybil, names, 400_000, 0)),
-        ("and buy of themselves, for a history".into(), sybils(Sybil, names, 400_000, 10)),
-        ("refuse what they quote, at the honest price".into(), sybils(FalseCapacity, names, 400_000, 0)),
-        ("refuse what they quote, at a quarter of the price".into(), sybils(FalseCapacity, names, 100_000, 0)),
-        ("take the first voucher and fall silent, at a quarter of the price".into(), sybils(Silent, names, 100_000, 0)),
+        ("serve well at the honest price".into(), sybils(Sybil, 400_000, 0)),
+        ("and buy of themselves, for a history".into(), sybils(Sybil, 400_000, 10)),
+        ("refuse what they quote, at the honest price".into(), sybils(FalseCapacity, 400_000, 0)),
+        ("refuse what they quote, at a quarter of the price".into(), sybils(FalseCapacity, 100_000, 0)),
+        ("take the first voucher and fall silent, at a quarter of the price".into(), sybils(Silent, 100_000, 0)),
     ]
 }
 
 /// Plays the settings in which one owner has so many names.
 #[must_use]
-pub fn many_names(names: u32, seeds: Range<u64>, progress: impl Fn(&str)) -> (Vec<SybilRow>, Vec<Failure>) {
+pub fn many_names(
+    names: u32,
+    duration_s: u64,
+    seeds: Range<u64>,
+    progress: impl Fn(&str),
+) -> (Vec<SybilRow>, Vec<Failure>) {
     let mut failures = Vec::new();
     let mut rows = Vec::new();
-    for (what, scenario) in sybil_settings(names) {
+    for (what, scenario) in sybil_settings(names, duration_s) {
         progress(&scenario.name);
         let tally = played(seeds.clone(), &scenario, &mut failures);
         rows.push(SybilRow {
@@ -370,12 +381,12 @@ pub fn adversaries(seeds: Range<u64>, progress: impl Fn(&str)) -> Adversaries {
     for adversary in Adversary::PROVIDERS.into_iter().chain(Adversary::CONSUMERS) {
         for bad in SHARES {
             progress(&format!("{adversary}, {bad} of {NODES}"));
-            let (row, failed) = one(adversary, bad, seeds.clone());
+            let (row, failed) = one(adversary, bad, DURATION_S, seeds.clone());
             rows.push(row);
             failures.extend(failed);
         }
     }
-    let (sybils, failed) = many_names(1000, seeds.clone(), progress);
+    let (sybils, failed) = many_names(1000, DURATION_S, seeds.clone(), progress);
     failures.extend(failed);
     Adversaries { seeds: seeds.end.saturating_sub(seeds.start), rows, sybils, failures }
 }

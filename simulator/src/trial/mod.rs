@@ -3,6 +3,7 @@
 
 pub mod adversaries;
 pub mod overload;
+pub mod streams;
 
 use crate::Violation;
 use serde::Serialize;
