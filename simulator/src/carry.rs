@@ -55,6 +55,8 @@ impl World {
             Effect::Placed { job, route, .. } => self.checks.placed(id, &job, route),
             Effect::Deliver { job, bytes } => self.checks.delivered(id, &job, oracle::text_of(&bytes)),
             Effect::Ended { job, outcome } => {
+                // The same event may have filled the last slot.
+                self.note_state(id);
                 if let Some(need) = self.checks.ended(id, &job, &outcome)
                     && let Some(slot) = self.idle_slot(id, &need)
                 {
@@ -182,6 +184,13 @@ impl World {
         let Some(to) = self.by_node.get(&peer).copied() else {
             return self.checks.broken(Rule::BadEffect, format!("a stream goes to {peer}, who does not exist"));
         };
+        let beside = self.network.links(|link| {
+            let [out, called] = &link.ends;
+            out.host == id && called.host == to && !out.closed
+        });
+        if !beside.is_empty() {
+            self.checks.shares(id, to);
+        }
         self.hosts[to].called += 1;
         let link = self.network.open((id, stream), (to, StreamId::In(self.hosts[to].called)));
         if !self.network.can_meet(id, to) {
@@ -216,8 +225,6 @@ impl World {
                 if let (Some((session, _)), Some(provider), Some(quote)) =
                     (voucher_of(&open.voucher), provider, quote_of(&open.quote))
                 {
-                    let seller = &self.hosts[provider];
-                    let event = seller.gpu.as_ref().map_or(0, |gpu| gpu.rules().event_bytes + 4);
                     let bought = Bought {
                         job: open.job,
                         provider,
@@ -225,7 +232,8 @@ impl World {
                         price,
                         cached: quote.cached_of(&spillway_protocol::prefix::names(&open.model, &open.body)),
                         input: (open.body.len() + open.prefix.len()) as u64,
-                        window: if seller.adversary.is_none() { quote.window.max(event) } else { quote.window },
+                        window: quote.window,
+                        held: 0,
                         output_max: open.output_max.saturating_sub(open.prefix.len() as u64),
                         opened: self.line.now(),
                         first: None,
@@ -337,9 +345,12 @@ impl World {
             Frame::CoSigned(_) => self.checks.agrees(id, stream),
             Frame::Chunk { bytes, .. } => self.checks.receives(id, stream, oracle::text_of(bytes).len() as u64),
             Frame::Refused { .. } => self.checks.bought_ends(id, stream, LegEnd::Refused),
+            Frame::Alive { held } => {
+                let most = self.hosts[id].config.window_max;
+                self.checks.waits(id, stream, (*held).min(most));
+            }
             Frame::Aborted { abort: Abort::Preempted, .. } => self.checks.taken(id, stream),
             Frame::Accepted { .. }
-            | Frame::Alive { .. }
             | Frame::Cancel
             | Frame::Done { .. }
             | Frame::Aborted { .. }

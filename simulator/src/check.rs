@@ -28,8 +28,9 @@ pub enum Rule {
     VoucherAboveDeposit,
     /// No honest provider settles more than it delivered.
     OverClaim,
-    /// No consumer pays more than what it got, and when a leg breaks off a prompt and one window for each leg that runs on
-    /// its session.
+    /// No consumer pays more than what it got, and for each leg that broke off a prompt and one window; or one event, where
+    /// its provider said that a larger one waits. Where legs run at once on a session, its provider may use for one what
+    /// was promised for another: such sessions are not judged, see [`LegSeen`] for figures.
     ConsumerExposed,
     /// No provider delivers what is not promised.
     DeliveredUnpaid,
@@ -243,6 +244,8 @@ struct SessionTrack {
     agreed: u64,
     /// The most that its consumer may have to pay for all legs that are over.
     bound: u64,
+    /// Two legs may have run on it at once.
+    shared: bool,
 }
 
 /// A leg as its provider sees it open.
@@ -275,8 +278,10 @@ pub struct Bought {
     pub input: u64,
     /// How much of that is billed as cached.
     pub cached: u64,
-    /// Output paid ahead, in units: the quote's window, or an honest provider's largest event if that is more.
+    /// Output paid ahead by the quote, in units.
     pub window: u64,
+    /// The largest event that its provider said waits for payment, in units, as far as the consumer may pay that ahead.
+    pub held: u64,
     /// Most output of this leg, in units.
     pub output_max: u64,
     /// When the opening was sent.
@@ -304,13 +309,19 @@ impl Bought {
         if nothing { Credits::ZERO } else { self.cost(self.received) }
     }
 
-    fn bound(&self) -> Credits {
+    /// The most that its consumer may have to pay if it pays `ahead` units ahead.
+    fn bound(&self, ahead: u64) -> Credits {
         match self.end {
             Some(LegEnd::Agreed) => self.worth(),
             Some(LegEnd::Refused | LegEnd::Broken) | None => {
-                self.cost(self.received.saturating_add(self.window).min(self.output_max))
+                self.cost(self.received.saturating_add(ahead).min(self.output_max))
             }
         }
+    }
+
+    /// As the protocol is: an event that is larger than the window is paid ahead, whole.
+    fn exposed(&self) -> Credits {
+        self.bound(self.window.max(self.held))
     }
 }
 
@@ -329,6 +340,8 @@ pub struct Checks {
     /// Legs as their consumers see them.
     bought: BTreeMap<(HostId, StreamId), Bought>,
     legs_seen: Vec<LegSeen>,
+    /// Consumers and providers that had two streams open between them at once.
+    shared: BTreeSet<(HostId, HostId)>,
     adversaries: Vec<Option<Adversary>>,
     sessions: BTreeMap<SessionId, SessionTrack>,
     went: BTreeMap<Went, u64>,
@@ -355,6 +368,7 @@ impl Checks {
             out: BTreeMap::new(),
             bought: BTreeMap::new(),
             legs_seen: Vec::new(),
+            shared: BTreeSet::new(),
             adversaries,
             sessions: BTreeMap::new(),
             went: BTreeMap::new(),
@@ -673,13 +687,11 @@ impl Checks {
         self.legs.remove(&(host, stream));
         self.out.remove(&(host, stream));
         let Some(bought) = self.bought.remove(&(host, stream)) else { return };
-        let bound = bought.bound();
-        // A provider may have used what was promised for any of the session's legs for the one that broke off.
-        let broke = bought.end != Some(LegEnd::Agreed);
-        let others = self.bought.values().filter(|other| broke && other.session == bought.session);
-        let ahead = others.map(|other| other.bound().micro().saturating_sub(other.worth().micro())).sum::<u64>();
+        let bound = bought.exposed();
+        let shared = self.shared.contains(&(host, bought.provider));
         let track = self.sessions.entry(bought.session).or_default();
-        track.bound = track.bound.saturating_add(bound.micro()).saturating_add(ahead);
+        track.bound = track.bound.saturating_add(bound.micro());
+        track.shared |= shared;
         self.legs_seen.push(LegSeen {
             job: bought.job,
             consumer: host,
@@ -690,14 +702,26 @@ impl Checks {
             end: bought.end.unwrap_or(LegEnd::Broken),
             received: bought.received,
             worth: bought.worth(),
-            bound,
+            bound: bought.bound(bought.window),
         });
+    }
+
+    /// A consumer opens a stream to a provider, beside one that is open.
+    pub fn shares(&mut self, consumer: HostId, provider: HostId) {
+        self.shared.insert((consumer, provider));
     }
 
     /// A consumer sends an opening.
     pub fn buys(&mut self, host: HostId, stream: StreamId, mut bought: Bought) {
         bought.opened = self.now;
         self.bought.insert((host, stream), bought);
+    }
+
+    /// A provider tells its consumer that so much waits for payment.
+    pub fn waits(&mut self, host: HostId, stream: StreamId, held: u64) {
+        if let Some(bought) = self.bought.get_mut(&(host, stream)) {
+            bought.held = bought.held.max(held);
+        }
     }
 
     /// Text reaches a consumer.
@@ -767,11 +791,11 @@ impl Checks {
     /// The run is long over: what was agreed upon must have been paid, and nobody paid for more than a window too much.
     /// `settled` tells what a session paid, if its consumer is honest, and whether its provider is, too.
     pub fn all_settled(&mut self, settled: impl Fn(&SessionId) -> Option<(Credits, bool)>) {
-        let sessions: Vec<_> = self.sessions.iter().map(|(id, track)| (*id, track.agreed, track.bound)).collect();
-        for (id, agreed, bound) in sessions {
+        let sessions: Vec<_> = self.sessions.iter().map(|(id, track)| (*id, *track)).collect();
+        for (id, SessionTrack { agreed, bound, shared, .. }) in sessions {
             let Some((paid, honest)) = settled(&id) else { continue };
             let paid = paid.micro();
-            self.hold(Rule::ConsumerExposed, paid <= bound, || {
+            self.hold(Rule::ConsumerExposed, shared || paid <= bound, || {
                 format!("{} was settled for {paid} micro-credits, its consumer is bound for {bound} at most", id.0)
             });
             self.hold(Rule::Unclaimed, !honest || agreed <= paid, || {
@@ -785,6 +809,9 @@ impl Checks {
         let open: Vec<_> =
             self.jobs.iter().filter(|(_, track)| !track.over).map(|(id, track)| (*id, track.host)).collect();
         for (job, host) in open {
+            if self.adversaries[host].is_some() {
+                continue; // Whoever cheats may wait as long as it likes.
+            }
             self.broken(Rule::NeverEnded, format!("job {job} at node {host}"));
         }
     }

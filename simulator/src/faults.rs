@@ -208,8 +208,9 @@ pub fn strike(world: &mut World, fault: Fault) {
 /// Lets one of a fleet leave for good, and another come a while later.
 fn replace(world: &mut World, spare: HostId, silent: bool) {
     let fleet = &world.hosts[spare].fleet;
-    let there: Vec<HostId> =
-        (0..world.hosts.len()).filter(|id| world.hosts[*id].fleet == *fleet && world.hosts[*id].peer.is_some()).collect();
+    let there: Vec<HostId> = (0..world.hosts.len())
+        .filter(|id| world.hosts[*id].fleet == *fleet && world.hosts[*id].peer.is_some())
+        .collect();
     let serving = |id: &HostId| {
         let theirs = world.network.links(|link| link.opened && link.ends[1].host == *id && !link.ends[1].closed);
         !theirs.is_empty()

@@ -253,7 +253,11 @@ impl World {
         if locked > Credits::ZERO {
             self.checks.broken(Rule::MoneyStuck, format!("{locked} are still locked after every session's grace"));
         }
-        let busy = self.hosts.iter().find(|host| host.adversary.is_none() && !host.clerk.is_idle()).map(|host| host.name.clone());
+        let busy = self
+            .hosts
+            .iter()
+            .find(|host| host.adversary.is_none() && !host.clerk.is_idle())
+            .map(|host| host.name.clone());
         if let Some(name) = busy {
             self.checks.broken(Rule::LeftBehind, format!("{name} still tries to bring an entry to the ledger"));
         }

@@ -4,12 +4,8 @@
 use super::{Adversary, Mischief};
 use crate::network::HostId;
 use crate::world::{Happening, World};
-use spillway_ledger::{
-    Action, Credits, Digest, Entry, JobId, SessionId, Signed, SignedBytes, Voucher, decode, encode,
-};
-use spillway_protocol::{
-    Effect, Event, Frame, Kind, LedgerCommand, OpenJob, Probe, ProbeId, StreamId,
-};
+use spillway_ledger::{Action, Credits, Digest, Entry, JobId, SessionId, Signed, SignedBytes, Voucher, decode, encode};
+use spillway_protocol::{Effect, Event, Frame, Kind, LedgerCommand, OpenJob, Probe, ProbeId, StreamId};
 
 /// The prompt of an opening that nobody pays, in bytes.
 const FLOOD_BODY: usize = 4000;
@@ -133,7 +129,9 @@ impl World {
     /// A probe to somebody; a quote that comes back is answered with an opening that nobody pays.
     pub(super) fn flood(&mut self, id: HostId, mischief: &mut Mischief) {
         let providers: Vec<HostId> = (0..self.hosts.len())
-            .filter(|provider| *provider != id && self.hosts[*provider].config.provide && self.hosts[*provider].peer.is_some())
+            .filter(|provider| {
+                *provider != id && self.hosts[*provider].config.provide && self.hosts[*provider].peer.is_some()
+            })
             .collect();
         if providers.is_empty() {
             return;

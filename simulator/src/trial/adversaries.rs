@@ -6,7 +6,9 @@ use super::{Failure, Spread};
 use crate::adversary::Adversary;
 use crate::check::{LegEnd, Went};
 use crate::network::Nat;
-use crate::scenario::{Arrivals, Clients, FaultRules, Fleet, GpuRules, MarketRules, NetworkRules, Preference, Scenario};
+use crate::scenario::{
+    Arrivals, Clients, FaultRules, Fleet, GpuRules, MarketRules, NetworkRules, Preference, Scenario,
+};
 use crate::{Observed, Simulation, parallel};
 use serde::Serialize;
 use std::collections::BTreeMap;

@@ -5,7 +5,9 @@
 use super::{Failure, Spread};
 use crate::check::{LegEnd, Went};
 use crate::network::Nat;
-use crate::scenario::{Arrivals, Clients, FaultRules, Fleet, GpuRules, MarketRules, NetworkRules, Preference, Scenario};
+use crate::scenario::{
+    Arrivals, Clients, FaultRules, Fleet, GpuRules, MarketRules, NetworkRules, Preference, Scenario,
+};
 use crate::{Observed, Simulation, parallel};
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -155,7 +157,8 @@ impl Tally {
         for (index, leg) in run.legs.iter().enumerate() {
             let Some(left) = run.hosts[leg.provider].left else { continue };
             // Under way: opened before, some text has arrived, and not over by itself.
-            let under_way = leg.end == LegEnd::Broken && leg.first.is_some_and(|first| first <= left) && leg.over >= left;
+            let under_way =
+                leg.end == LegEnd::Broken && leg.first.is_some_and(|first| first <= left) && leg.over >= left;
             if !under_way {
                 continue;
             }
@@ -177,6 +180,28 @@ impl Tally {
     }
 }
 
+/// What some runs showed of streams and deaths.
+#[must_use]
+pub fn of_runs(runs: &[Observed]) -> Row {
+    let mut tally = Tally::default();
+    for run in runs {
+        tally.add(run);
+    }
+    let percent = |part: u64, whole: u64| if whole == 0 { 100.0 } else { part as f64 * 100.0 / whole as f64 };
+    Row {
+        replaced_percent_per_hour: 0.0,
+        hours: 0.0,
+        deaths: tally.deaths,
+        streams: tally.streams,
+        whole_percent: percent(tally.whole, tally.streams),
+        hit: tally.hit,
+        survived_percent: percent(tally.survived, tally.hit),
+        noticed: Spread::of(tally.noticed),
+        opened: Spread::of(tally.opened),
+        went_on: Spread::of(tally.went_on),
+    }
+}
+
 /// Plays the trial: hours at a tenth of the providers an hour, and shorter stretches in which all are replaced three times an
 /// hour. `progress` is told how many runs of both are done.
 pub fn streams(seeds: Range<u64>, progress: impl Fn(u64) + Sync) -> Streams {
@@ -191,24 +216,15 @@ pub fn streams(seeds: Range<u64>, progress: impl Fn(u64) + Sync) -> Streams {
             |seed| Simulation::new(seed).scenario(setting.clone()).observe(),
             |done| progress(before + done),
         );
-        let mut tally = Tally::default();
-        for run in &runs {
-            failures.extend(run.report.violations.first().map(|one| Failure::of("streams", run.report.seed, one)));
-            tally.add(run);
-        }
-        let percent = |part: u64, whole: u64| if whole == 0 { 100.0 } else { part as f64 * 100.0 / whole as f64 };
-        rows.push(Row {
-            replaced_percent_per_hour: replaced as f64 / 10.0,
-            hours: (count * duration_s) as f64 / 3600.0,
-            deaths: tally.deaths,
-            streams: tally.streams,
-            whole_percent: percent(tally.whole, tally.streams),
-            hit: tally.hit,
-            survived_percent: percent(tally.survived, tally.hit),
-            noticed: Spread::of(tally.noticed),
-            opened: Spread::of(tally.opened),
-            went_on: Spread::of(tally.went_on),
-        });
+        failures.extend(
+            runs.iter().filter_map(|run| {
+                run.report.violations.first().map(|one| Failure::of("streams", run.report.seed, one))
+            }),
+        );
+        let mut row = of_runs(&runs);
+        row.replaced_percent_per_hour = replaced as f64 / 10.0;
+        row.hours = (count * duration_s) as f64 / 3600.0;
+        rows.push(row);
     }
     Streams { seeds: count, rows, failures }
 }
