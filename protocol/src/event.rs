@@ -9,6 +9,7 @@ use crate::wire::{Frame, Probe, ProbeReply};
 use spillway_ledger::{
     Account, Credits, Digest, JobId, NodeId, Price, PublicKey, SessionId, Signed, SignedBytes, Usage,
 };
+use std::sync::Arc;
 
 /// A job's stream to or from another peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -131,6 +132,14 @@ pub enum Event {
     },
     /// An offer, from gossip or from a peer directly; already checked to be signed.
     OfferReceived(Signed<Offer>),
+    /// An offer is good until then (Unix milliseconds), though it says less itself: its issuer has shown signs of life
+    /// since. A moment that is past takes it back. As [`Directory::hold`](crate::Directory::hold).
+    OfferHeld {
+        /// The offer; already checked to be signed.
+        offer: Arc<Signed<Offer>>,
+        /// When it lapses.
+        until_ms: u64,
+    },
     /// A peer is gone: no connection to it is left.
     PeerLost(NodeId),
     /// The ledger opened a session that names this node's account as consumer or provider.
