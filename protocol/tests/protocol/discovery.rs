@@ -462,8 +462,8 @@ fn signs_of_life_count_in_order_in_time_and_of_the_chain_only() {
             .find_map(|second| question(&mut machine, at(second)).filter(|(_, _, ask)| matches!(ask, Ask::News { .. })))
             .expect("it reads the peer's log");
         assert_eq!(to, peer);
-        let marks = vec![Mark { shard: shard.number(), place: 9, size: 1 }];
-        let answer = Answer::News { log: 1, marks, more: false, news: Vec::new(), beats };
+        let mark = Mark { shard: shard.number(), place: 9, size: 1 };
+        let answer = Answer::News { log: 1, more: false, sections: vec![Section { mark, news: Vec::new(), beats }] };
         machine.handle(at(seconds), Event::Answered { ask, bytes: Some(encode(&answer)) });
         assert_eq!(machine.knows("a", &id(1)), until.map(|until| at(until).ms()), "{what}");
         assert_eq!(machine.faults().contains_key(&Fault::Forged), what == "forged", "{what}");
@@ -603,13 +603,18 @@ fn bytes_on_the_wire_are_frozen() {
         signed.to_bytes(),
         encode(&Ask::News { log: 1, marks: vec![Mark { shard: 2, place: RECENT, size: 0 }], lost: vec![4] }),
         encode(&Ask::Offers(vec![notice.content])),
-        encode(&Ask::Tell(vec![News { notice: wire.clone(), number: FAREWELL, link: chain.link(FAREWELL) }])),
+        encode(&Ask::Tell(vec![Told {
+            shards: vec![2, 64],
+            news: News { notice: wire.clone(), number: FAREWELL, link: chain.link(FAREWELL) },
+        }])),
         encode(&Answer::News {
             log: 1,
-            marks: vec![Mark { shard: 2, place: 3, size: 1 }],
             more: true,
-            news: vec![News { notice: wire.clone(), number: 3, link: chain.link(3) }],
-            beats: vec![beat],
+            sections: vec![Section {
+                mark: Mark { shard: 2, place: 3, size: 1 },
+                news: vec![News { notice: wire.clone(), number: 3, link: chain.link(3) }],
+                beats: vec![beat],
+            }],
         }),
         encode(&Answer::Offers(vec![wire])),
     ];
