@@ -354,6 +354,26 @@ impl Consumer {
                 index += 1;
             }
         }
+        if std::mem::take(&mut cx.own.freed) {
+            self.call_back(cx);
+        }
+    }
+
+    /// A slot became free here: of the jobs that only look at the market yet, the oldest that may have it does.
+    fn call_back(&mut self, cx: &mut Context) {
+        loop {
+            let looking = self.jobs.iter().filter(|(_, active)| {
+                let job = &active.job;
+                matches!(active.stage, Stage::Probing { .. })
+                    && !active.own_failed
+                    && job.preferences.allows_own()
+                    && cx.own.state(&job.model, job.kind) == OwnState::Free
+            });
+            let oldest = looking.min_by_key(|(id, active)| (active.submitted, **id)).map(|(id, _)| *id);
+            let Some(id) = oldest else { return };
+            self.stop_probing(id);
+            self.run_own(cx, id);
+        }
     }
 
     /// How many jobs wait for an own slot, by model.

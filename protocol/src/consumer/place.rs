@@ -126,7 +126,7 @@ impl Consumer {
     }
 
     /// The job no longer waits for answers; those that come are still good to know.
-    fn stop_probing(&mut self, id: JobId) {
+    pub(super) fn stop_probing(&mut self, id: JobId) {
         let Some(active) = self.jobs.get_mut(&id) else { return };
         if let Stage::Probing { waiting, .. } = &active.stage {
             for probe in waiting {
