@@ -262,7 +262,7 @@ impl Driver {
                         task.kind = open.kind;
                         Vec::new()
                     }
-                    Frame::Accepted
+                    Frame::Accepted { .. }
                     | Frame::Refused { .. }
                     | Frame::Alive { .. }
                     | Frame::Voucher(_)
@@ -406,6 +406,12 @@ impl Driver {
                     expires_ms: state.expires_ms,
                 });
             }
+            Applied::ToppedUp { session, deposit, consumer, .. } => {
+                let provider = self.parts.books.read(|book| book.session(&session).map(|state| state.provider));
+                if consumer == account || provider == Some(account) {
+                    self.handle(Event::SessionToppedUp { session, deposit });
+                }
+            }
             Applied::Settled { session, claim, last, consumer, provider, .. }
                 if consumer == account || provider == account =>
             {
@@ -426,7 +432,6 @@ impl Driver {
             | Applied::Transferred { .. }
             | Applied::Opened { .. }
             | Applied::Settled { .. }
-            | Applied::ToppedUp { .. }
             | Applied::Closed { .. }
             | Applied::Bonded { .. }
             | Applied::Unbonding { .. }
@@ -446,6 +451,7 @@ impl Driver {
             LedgerCommand::Open { provider, voucher_key, deposit, price_cap, expires_ms } => {
                 Action::Open { provider, gateway, voucher_key, deposit, price_cap, expires_ms }
             }
+            LedgerCommand::TopUp { session, amount } => Action::TopUp { session, amount },
             LedgerCommand::Settle { voucher, claim, usage, receipts, last } => {
                 Action::Settle { voucher, claim, usage, receipts, last }
             }

@@ -1,8 +1,10 @@
 //! Offers: what a provider publishes about itself, signed, and quotes: what it binds itself to for one consumer.
 //! Invariant: an [`Offer`] in a directory was signed by the node that it names.
 
+use crate::prefix::PREFIX_UNITS;
+use crate::router::Coordinate;
 use crate::time::Now;
-use spillway_ledger::{Account, Digest, Document, NetworkId, NodeId, Price};
+use spillway_ledger::{Account, Digest, Document, NetworkId, NodeId, Price, encode};
 use std::time::Duration;
 
 /// How long an offer is good for: three rounds of re-issue.
@@ -39,6 +41,8 @@ pub struct ModelOffer {
     pub price: Price,
     /// Requests it serves at once.
     pub slots: u32,
+    /// Whether it promises to keep nothing of what it is sent. A promise: nothing on this side can check it.
+    pub keeps_nothing: bool,
 }
 
 /// A provider's catalogue. At most 1 KiB encoded; a provider with many models publishes several groups.
@@ -58,14 +62,36 @@ pub struct Offer {
     pub expires_ms: u64,
     /// Where it is, for people and for region rules.
     pub region: String,
+    /// Where it is in the network's space, to estimate round trips to it before they are measured.
+    pub coordinate: Coordinate,
     /// Where it listens, as multiaddresses, most direct first.
     pub addresses: Vec<String>,
     /// What it serves, at most 8, strictly sorted by id.
     pub models: Vec<ModelOffer>,
 }
 
+impl Offer {
+    /// Names what it says, whenever it was issued: the digest of everything but its number and its two times.
+    #[must_use]
+    pub fn content(&self) -> Digest {
+        let timeless = Self { sequence: 0, issued_ms: 0, expires_ms: 0, ..self.clone() };
+        Digest::of("spillway/offer-content/1", &[&encode(&timeless)])
+    }
+
+    /// Whether `other` says the same, whenever it was issued.
+    #[must_use]
+    pub fn says(&self, other: &Self) -> bool {
+        self.network == other.network
+            && self.node == other.node
+            && self.account == other.account
+            && self.region == other.region
+            && self.addresses == other.addresses
+            && self.models == other.models
+    }
+}
+
 impl Document for Offer {
-    const DOMAIN: &'static str = "spillway/offer/1";
+    const DOMAIN: &'static str = "spillway/offer/2";
     const BYTES_MAX: usize = 1024;
 
     fn check(&self) -> Result<(), &'static str> {
@@ -110,6 +136,10 @@ pub struct Quote {
     pub price: Price,
     /// How many output units must be paid ahead.
     pub window: u64,
+    /// So many input units are billed at the cached price if the job's body begins with the prefix: whole prefix blocks.
+    pub cached: u64,
+    /// The name of the prefix of `cached` units, one that the probe named; 0 if nothing is cached.
+    pub prefix: u64,
     /// When it lapses, Unix milliseconds.
     pub valid_until_ms: u64,
 }
@@ -120,10 +150,19 @@ impl Quote {
     pub const fn is_valid(&self, now: Now) -> bool {
         now.ms() <= self.valid_until_ms
     }
+
+    /// The input units that are billed at the cached price for a body with these prefix names: all that is quoted, or none.
+    /// Both sides ask this of the body itself.
+    #[must_use]
+    pub fn cached_of(&self, names: &[u64]) -> u64 {
+        let blocks = usize::try_from(self.cached / PREFIX_UNITS as u64).unwrap_or(usize::MAX);
+        let named = blocks.checked_sub(1).and_then(|last| names.get(last)) == Some(&self.prefix);
+        if named && self.cached.is_multiple_of(PREFIX_UNITS as u64) { self.cached } else { 0 }
+    }
 }
 
 impl Document for Quote {
-    const DOMAIN: &'static str = "spillway/quote/1";
+    const DOMAIN: &'static str = "spillway/quote/2";
     const BYTES_MAX: usize = 1024;
 
     fn check(&self) -> Result<(), &'static str> {

@@ -1,13 +1,14 @@
 //! What must hold: safety after each step, liveness once the faults have stopped.
 //! Invariant: nothing here asks a peer what it thinks; jobs, text and money are counted anew from what crosses the world.
 
+use crate::idle::Need;
 use crate::network::HostId;
 use crate::oracle::{self, Answer};
 use crate::timeline::START;
 use serde::Serialize;
 use spillway_ledger::{Credits, JobId, NodeId, Price, SessionId, Usage};
 use spillway_protocol::{Job, Now, Outcome, Prefer, Reason, Route, StreamId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Violations kept of one run; the first tells most.
 const KEPT_MAX: usize = 32;
@@ -42,6 +43,8 @@ pub enum Rule {
     NeverEnded,
     /// Without faults, or once they are over, no job is broken off.
     NeedlessFailure,
+    /// No job is turned away while a slot that it could have had stands idle; see [`crate::idle`].
+    WrongfulRefusal,
     /// Clients get the answer's bytes, each once and in order.
     TextDiffers,
     /// A job that ended well delivered all of its answer.
@@ -58,6 +61,8 @@ pub enum Rule {
     BadFrame,
     /// A peer asks for what its driver cannot do.
     BadEffect,
+    /// No deposit is locked at a node whose clients never asked for anything.
+    IdleMoney,
     /// Streams, work, probes and entries do not outlive their jobs.
     LeftBehind,
     /// Time goes on.
@@ -83,6 +88,27 @@ impl std::fmt::Display for Violation {
     }
 }
 
+/// A job that is over, for figures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JobSeen {
+    /// Its gateway.
+    pub host: HostId,
+    /// When its client came.
+    pub submitted: Now,
+    /// From then to its first text, in microseconds; `None` if it had none.
+    pub first_us: Option<u64>,
+    /// From then to its end, in microseconds.
+    pub total_us: u64,
+    /// Text that its client got, in bytes.
+    pub given: u64,
+    /// What it cost its gateway by its own count.
+    pub cost: Credits,
+    /// How many places had a part in it.
+    pub legs: usize,
+    /// How it went.
+    pub went: Went,
+}
+
 /// How a job went, for the report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Went {
@@ -105,12 +131,40 @@ struct Track {
     /// What the client should get; `None` once the job is over.
     answer: Option<Answer>,
     given: usize,
+    /// Something went to the client, if only an event without text.
+    begun: bool,
+    first_us: Option<u64>,
     prefer: Prefer,
     price_max: Price,
     cost_max: Credits,
+    need: Need,
     continuable: bool,
     left: bool,
+    /// A provider's owner took its slot.
+    taken: bool,
     over: bool,
+    /// It has been at a stranger's, or has waited for the ledger on its way there.
+    spilled: bool,
+    waited: bool,
+}
+
+/// Which jobs that went to strangers had to wait for a deposit: when each was brought, in milliseconds since the run began,
+/// in the order of their first opening.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LedgerWaits {
+    /// Those that were sent to a stranger.
+    pub spilled: Vec<u64>,
+    /// Those of them that went on only when the ledger had locked a deposit.
+    pub waited: Vec<u64>,
+}
+
+impl LedgerWaits {
+    /// How many were sent to strangers, and how many of them waited, of those that were brought from `from_ms` on.
+    #[must_use]
+    pub fn since(&self, from_ms: u64) -> (usize, usize) {
+        let count = |all: &[u64]| all.iter().filter(|ms| **ms >= from_ms).count();
+        (count(&self.spilled), count(&self.waited))
+    }
 }
 
 #[derive(Debug)]
@@ -118,6 +172,7 @@ struct LegTrack {
     session: SessionId,
     price: Price,
     input: u64,
+    cached: u64,
     sent: u64,
     /// All was delivered: the prompt is owed even if there was no text.
     done: bool,
@@ -130,12 +185,14 @@ impl LegTrack {
         if self.sent == 0 && !self.done {
             return Credits::ZERO;
         }
-        self.price.cost(Usage { input: self.input, cached: 0, output: self.sent }).unwrap_or_default()
+        let usage = Usage { input: self.input.saturating_sub(self.cached), cached: self.cached, output: self.sent };
+        self.price.cost(usage).unwrap_or_default()
     }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct SessionTrack {
+    promised: Credits,
     vouched: Credits,
     sent: u64,
     agreed: u64,
@@ -150,6 +207,8 @@ pub struct Opened {
     pub price: Price,
     /// Prompt and prefix, in units.
     pub input: u64,
+    /// How much of that is billed as cached.
+    pub cached: u64,
     /// What the voucher promises in all.
     pub vouched: Credits,
 }
@@ -164,11 +223,19 @@ pub struct Checks {
     violations: Vec<Violation>,
     jobs: BTreeMap<JobId, Track>,
     legs: BTreeMap<(HostId, StreamId), LegTrack>,
+    /// Consumers' ends of open legs.
+    out: BTreeMap<(HostId, StreamId), JobId>,
+    /// What each leg may cost its consumer at most, until its consumer's side is over.
+    reserved: BTreeMap<(HostId, StreamId), (SessionId, Credits)>,
     sessions: BTreeMap<SessionId, SessionTrack>,
     went: BTreeMap<Went, u64>,
     total: u64,
-    first_ms: Vec<u64>,
+    /// Of each job that had text: whose gateway brought it, and milliseconds to its first text.
+    first_ms: Vec<(HostId, u64)>,
     cost: u64,
+    waited: BTreeSet<(HostId, StreamId)>,
+    ledger: LedgerWaits,
+    seen: Vec<JobSeen>,
 }
 
 impl Checks {
@@ -182,11 +249,16 @@ impl Checks {
             violations: Vec::new(),
             jobs: BTreeMap::new(),
             legs: BTreeMap::new(),
+            out: BTreeMap::new(),
+            reserved: BTreeMap::new(),
             sessions: BTreeMap::new(),
             went: BTreeMap::new(),
             total: 0,
             first_ms: Vec::new(),
             cost: 0,
+            waited: BTreeSet::new(),
+            ledger: LedgerWaits { spilled: Vec::new(), waited: Vec::new() },
+            seen: Vec::new(),
         }
     }
 
@@ -225,12 +297,26 @@ impl Checks {
             submitted: self.now,
             answer: Some(oracle::answer(&job.body)),
             given: 0,
+            begun: false,
+            first_us: None,
             prefer: job.prefer,
             price_max: job.price_max,
             cost_max: job.cost_max().unwrap_or_default(),
+            need: Need {
+                model: job.model.clone(),
+                kind: job.kind,
+                prefer: job.prefer,
+                price_max: job.price_max,
+                input: job.prompt_units(),
+                output_max: job.output_max,
+                submitted: self.now,
+            },
             continuable: job.continuable,
             left: false,
+            taken: false,
             over: false,
+            spilled: false,
+            waited: false,
         };
         self.jobs.insert(job.id, track);
     }
@@ -277,22 +363,28 @@ impl Checks {
             return self.broken(Rule::TextDiffers, format!("job {job} at byte {from}: {how} ({} bytes)", text.len()));
         }
         track.given = to;
+        track.begun = true;
         if from == 0 && to > 0 {
             let first = now.since(track.submitted);
-            self.first_ms.push(u64::try_from(first.as_millis()).unwrap_or(u64::MAX));
+            track.first_us = Some(first.as_micros() as u64);
+            self.first_ms.push((host, u64::try_from(first.as_millis()).unwrap_or(u64::MAX)));
         }
     }
 
-    /// A job is over.
-    pub fn ended(&mut self, host: HostId, job: &JobId, outcome: &Outcome) {
+    /// A job is over. Gives what it needed, if it was turned away.
+    pub fn ended(&mut self, host: HostId, job: &JobId, outcome: &Outcome) -> Option<Need> {
         let seen = self.jobs.get(job).map(|track| track.over && track.host == host);
         if seen == Some(true) {
-            return self.broken(Rule::EndedTwice, format!("job {job}"));
+            self.broken(Rule::EndedTwice, format!("job {job}"));
+            return None;
         }
-        let Some(track) = self.under_way(host, job, "ended") else { return };
+        let track = self.under_way(host, job, "ended")?;
         track.over = true;
         let (answer, given, left, cost_max) = (track.answer.take(), track.given, track.left, track.cost_max);
-        let submitted = track.submitted;
+        let (submitted, single, taken) = (track.submitted, !track.continuable, track.taken);
+        let need = track.need.clone();
+        let (begun, first_us) = (track.begun, track.first_us);
+        let sound = matches!(answer, Some(Answer::Text(_)));
         let continued = !track.continuable && outcome.legs.iter().filter(|leg| leg.usage.output > 0).count() > 1;
         self.hold(Rule::Continued, !continued, || format!("job {job} was served in parts"));
         match (&outcome.result, answer) {
@@ -320,10 +412,27 @@ impl Checks {
             Err(_) => Went::Failed,
         };
         *self.went.entry(went).or_default() += 1;
-        let needless = went == Went::Failed && submitted >= self.calm;
+        // An owner may take the slot of a job at any time. One that nobody else can go on with then ends, and so does one
+        // whose gateway has no money left for another provider, or that has waited for one as long as it may.
+        let excused = taken
+            && matches!(&outcome.result, Err(failure)
+                if failure.reason == Reason::NoDeposit || (failure.reason == Reason::ProviderPreempted && (single || failure.retry_after_ms.is_some())));
+        let needless = went == Went::Failed && submitted >= self.calm && !excused;
+        let (now, given_units) = (self.now, given as u64);
+        self.seen.push(JobSeen {
+            host,
+            submitted,
+            first_us,
+            total_us: now.0 - submitted.0,
+            given: given_units,
+            cost,
+            legs: outcome.legs.len(),
+            went,
+        });
         self.hold(Rule::NeedlessFailure, !needless, || {
             format!("job {job}: {:?}, legs {:?}", outcome.result, outcome.legs)
         });
+        (sound && !begun && matches!(went, Went::Refused | Went::Failed)).then_some(need)
     }
 
     fn under_way(&mut self, host: HostId, job: &JobId, what: &str) -> Option<&mut Track> {
@@ -336,6 +445,34 @@ impl Checks {
     #[must_use]
     pub fn busy(&self) -> bool {
         self.jobs.values().any(|track| !track.over)
+    }
+
+    // ---- deposits ----
+
+    /// A node asks the ledger to lock a deposit.
+    pub fn locks(&mut self, host: HostId) {
+        let asked = self.jobs.values().any(|track| track.host == host);
+        self.hold(Rule::IdleMoney, asked, || {
+            format!("node {host} locks a deposit, and none of its clients ever asked")
+        });
+    }
+
+    /// A stream is opened as soon as the ledger has locked a deposit: its job waited for that.
+    pub fn waited(&mut self, host: HostId, stream: StreamId) {
+        self.waited.insert((host, stream));
+    }
+
+    /// A job is sent to a stranger.
+    pub fn spills(&mut self, host: HostId, stream: StreamId, job: &JobId) {
+        let waited = self.waited.remove(&(host, stream));
+        let Some(track) = self.jobs.get_mut(job) else { return };
+        let brought = track.submitted.ms() - START.ms();
+        if !std::mem::replace(&mut track.spilled, true) {
+            self.ledger.spilled.push(brought);
+        }
+        if waited && !std::mem::replace(&mut track.waited, true) {
+            self.ledger.waited.push(brought);
+        }
     }
 
     // ---- legs ----
@@ -356,11 +493,23 @@ impl Checks {
         });
     }
 
+    /// On which stream of which consumer a leg runs.
+    pub fn opened_on(&mut self, host: HostId, stream: StreamId, job: JobId) {
+        self.out.insert((host, stream), job);
+    }
+
+    /// A consumer hears that the provider's owner took the slot.
+    pub fn taken(&mut self, host: HostId, stream: StreamId) {
+        if let Some(track) = self.out.get(&(host, stream)).and_then(|job| self.jobs.get_mut(job)) {
+            track.taken = true;
+        }
+    }
+
     /// A leg reaches its provider.
     pub fn arrives(&mut self, host: HostId, stream: StreamId, opened: Opened) {
-        let Opened { session, price, input, vouched } = opened;
+        let Opened { session, price, input, cached, vouched } = opened;
         self.vouched(session, vouched);
-        let leg = LegTrack { session, price, input, sent: 0, done: false, agreed: false };
+        let leg = LegTrack { session, price, input, cached, sent: 0, done: false, agreed: false };
         self.legs.insert((host, stream), leg);
     }
 
@@ -399,9 +548,42 @@ impl Checks {
         }
     }
 
-    /// A provider's stream is over.
+    /// A stream is over at one side.
     pub fn leg_over(&mut self, host: HostId, stream: StreamId) {
         self.legs.remove(&(host, stream));
+        self.out.remove(&(host, stream));
+        self.reserved.remove(&(host, stream));
+    }
+
+    /// A consumer begins a leg that may cost it so much.
+    pub fn reserves(&mut self, host: HostId, stream: StreamId, session: SessionId, worst: Credits) {
+        self.reserved.insert((host, stream), (session, worst));
+    }
+
+    /// Whether a leg has reached its provider and is under way there.
+    #[must_use]
+    pub fn has_arrived(&self, host: HostId, stream: StreamId) -> bool {
+        self.legs.contains_key(&(host, stream))
+    }
+
+    /// Whether a consumer's stream carries a leg already.
+    #[must_use]
+    pub fn has_reserved(&self, host: HostId, stream: StreamId) -> bool {
+        self.reserved.contains_key(&(host, stream))
+    }
+
+    /// A consumer promises so much in all.
+    pub fn promises(&mut self, session: SessionId, total: Credits) {
+        let track = self.sessions.entry(session).or_default();
+        track.promised = track.promised.max(total);
+    }
+
+    /// The most that a session's running legs and all its earlier ones can use of its deposit.
+    #[must_use]
+    pub fn uses_at_most(&self, session: &SessionId) -> Credits {
+        let promised = self.sessions.get(session).map_or(Credits::ZERO, |track| track.promised);
+        let running = self.reserved.values().filter(|(id, _)| id == session).map(|(_, worst)| *worst);
+        running.fold(promised, |sum, worst| sum.checked_add(worst).unwrap_or(Credits::new(u64::MAX)))
     }
 
     // ---- money ----
@@ -456,9 +638,27 @@ impl Checks {
     /// Milliseconds from submission to first text, of every job that had any, sorted.
     #[must_use]
     pub fn first_ms(&self) -> Vec<u64> {
-        let mut all = self.first_ms.clone();
+        self.first_ms_of(|_| true)
+    }
+
+    /// The same, of the jobs that those gateways brought.
+    #[must_use]
+    pub fn first_ms_of(&self, counts: impl Fn(HostId) -> bool) -> Vec<u64> {
+        let mut all: Vec<u64> = self.first_ms.iter().filter(|(host, _)| counts(*host)).map(|(_, ms)| *ms).collect();
         all.sort_unstable();
         all
+    }
+
+    /// Which jobs waited for the ledger.
+    #[must_use]
+    pub const fn ledger_waits(&self) -> &LedgerWaits {
+        &self.ledger
+    }
+
+    /// Every job that is over, in the order in which they ended. Jobs lost with their gateway are not among them.
+    #[must_use]
+    pub fn seen(&self) -> &[JobSeen] {
+        &self.seen
     }
 
     /// What all jobs cost, in micro-credits.
@@ -481,6 +681,7 @@ const fn is_refusal(reason: Reason, status: Option<u16>) -> bool {
         | Reason::NoOffer
         | Reason::NoDeposit
         | Reason::ProviderRefused
+        | Reason::ProviderPreempted
         | Reason::Upstream429
         | Reason::QueueFull => true,
         Reason::UpstreamError | Reason::ProviderStalled | Reason::ClientLeft => status.is_some(),

@@ -65,13 +65,27 @@ pub struct Fleet {
     /// Asked per million output bytes, in micro-credits.
     #[serde(default = "default_price_output")]
     pub price_output_micro: u64,
+    /// Asked per million input bytes that are cached, in micro-credits; as for others if absent.
+    pub price_cached_micro: Option<u64>,
     /// Slots that strangers never get.
     #[serde(default)]
     pub reserved_slots: u32,
+    /// When it serves strangers, as in a node's configuration.
+    #[serde(default = "always")]
+    pub sell: String,
+    /// Whether its own jobs take strangers' slots.
+    #[serde(default = "yes")]
+    pub preempt: bool,
     /// Its hardware, if it has any.
     pub gpu: Option<GpuRules>,
 }
 
+fn always() -> String {
+    "always".into()
+}
+const fn yes() -> bool {
+    true
+}
 const fn one() -> u32 {
     1
 }
@@ -210,6 +224,8 @@ impl Default for NetworkRules {
 pub struct MarketRules {
     /// Deposit of a new session, in micro-credits.
     pub deposit_micro: u64,
+    /// How many providers have a session ready before a job needs it.
+    pub sessions_ahead: u32,
     /// How long a session lasts, in seconds. The protocol opens no job on one that ends within 600.
     pub session_s: u64,
     /// How long after its end the rest may be taken back, in seconds.
@@ -230,6 +246,7 @@ impl Default for MarketRules {
     fn default() -> Self {
         Self {
             deposit_micro: 20_000,
+            sessions_ahead: 3,
             session_s: 1200,
             grace_s: 60,
             settle_after_s: 10,
@@ -304,12 +321,13 @@ pub enum ScenarioError {
 }
 
 /// The scenarios that ship with the simulator, as TOML.
-const BUILT_IN: [&str; 5] = [
+const BUILT_IN: [&str; 6] = [
     include_str!("../scenarios/calm.toml"),
     include_str!("../scenarios/burst.toml"),
     include_str!("../scenarios/churn.toml"),
     include_str!("../scenarios/faults.toml"),
     include_str!("../scenarios/tight.toml"),
+    include_str!("../scenarios/sold.toml"),
 ];
 
 /// The name under which a seed draws its own scenario.
@@ -376,6 +394,10 @@ impl Scenario {
             range(&at("balance_micro"), fleet.balance_micro, 0, 1_000_000_000_000)?;
             range(&at("price_input_micro"), fleet.price_input_micro, 0, spillway_protocol::offer::PRICE_MAX_MICRO)?;
             range(&at("price_output_micro"), fleet.price_output_micro, 0, spillway_protocol::offer::PRICE_MAX_MICRO)?;
+            range(&at("price_cached_micro"), fleet.price_cached_micro.unwrap_or_default(), 0, fleet.price_input_micro)?;
+            if let Err(error) = fleet.sell.parse::<spillway_protocol::Sell>() {
+                hold(&at("sell"), false, &error.to_string())?;
+            }
             hold(&at("gpu"), fleet.gpu.is_some() || !fleet.provide, "is missing, but `provide` is set")?;
             let Some(gpu) = &fleet.gpu else { continue };
             hold(&at("gpu.model"), (1..=64).contains(&gpu.model.len()), "is not 1 to 64 bytes long")?;
@@ -411,6 +433,7 @@ impl Scenario {
         range("network.break_per_million", u64::from(self.network.break_per_million), 0, 1_000_000)?;
         range("network.drop_per_million", u64::from(self.network.drop_per_million), 0, 900_000)?;
         range("market.deposit_micro", self.market.deposit_micro, 1, 1_000_000_000_000)?;
+        range("market.sessions_ahead", u64::from(self.market.sessions_ahead), 0, 64)?;
         range("market.session_s", self.market.session_s, 660, 30 * 86_400)?;
         range("market.grace_s", self.market.grace_s, 1, 30 * 86_400)?;
         range("market.settle_after_s", self.market.settle_after_s, 0, self.market.session_s / 2)?;
@@ -460,7 +483,10 @@ impl Scenario {
                 provide: own && draws.happens(300_000),
                 price_input_micro: draws.within([0, 200_000]),
                 price_output_micro: draws.within([0, 800_000]),
+                price_cached_micro: None,
                 reserved_slots: draws.within([0, 1]) as u32,
+                sell: always(),
+                preempt: draws.happens(700_000),
                 gpu: own.then(|| GpuRules { slots: 1, ..gpu(&mut draws) }),
             });
             clients.push(Clients {
@@ -486,15 +512,19 @@ impl Scenario {
             });
         }
         for index in 0..draws.within([1, 3]) {
+            let price_input_micro = draws.within([0, 200_000]);
             fleets.push(Fleet {
                 name: format!("provider-{index}"),
                 count: draws.within([1, 2]) as u32,
                 region: region(&mut draws),
                 balance_micro: 0,
                 provide: true,
-                price_input_micro: draws.within([0, 200_000]),
+                price_input_micro,
                 price_output_micro: draws.within([1, 800_000]),
+                price_cached_micro: draws.happens(500_000).then(|| draws.within([0, price_input_micro])),
                 reserved_slots: 0,
+                sell: if draws.happens(100_000) { format!("below {}%", draws.within([1, 100])) } else { always() },
+                preempt: true,
                 gpu: Some(gpu(&mut draws)),
             });
         }
@@ -513,7 +543,7 @@ impl Scenario {
             partitions_per_hour: rate(250),
             ledger_pauses_per_hour: rate(120),
         };
-        let market = MarketRules {
+        let mut market = MarketRules {
             deposit_micro: draws.within([500, 40_000]),
             settle_after_s: draws.within([1, 30]),
             window: draws.within([64, 2048]),
@@ -528,6 +558,7 @@ impl Scenario {
             break_per_million: draws.within([0, 3000]) as u32,
             drop_per_million: draws.within([0, 50_000]) as u32,
         };
+        market.sessions_ahead = draws.within([0, 4]) as u32;
         let about = "drawn by its seed".into();
         // Clients go on after the faults, to see whether all is well again.
         let duration_s = if until_s == 0 { 40 } else { until_s + 45 };
@@ -564,6 +595,7 @@ mod tests {
             ("duration_s = 60", "duration = 60", "unknown field `duration`"),
             ("region = \"france\"", "region = \"mars\"", "fleet[0].region: is none of"),
             ("slots = 1", "slots = 0", "fleet[0].gpu.slots: 0"),
+            ("region = \"france\"", "region = \"france\"\nsell = \"at times\"", "fleet[0].sell: neither `always`"),
             ("fleet = \"gateway\"", "fleet = \"nobody\"", "clients[0].fleet: no fleet is named `nobody`"),
             ("per_minute = ", "per_hour = ", "per_hour"),
         ] {
@@ -572,7 +604,10 @@ mod tests {
             assert!(error.contains(says), "{from} -> {to} says: {error}");
         }
         assert!(
-            Scenario::named("none", 0).unwrap_err().to_string().contains("calm, burst, churn, faults, tight, swarm")
+            Scenario::named("none", 0)
+                .unwrap_err()
+                .to_string()
+                .contains("calm, burst, churn, faults, tight, sold, swarm")
         );
     }
 }

@@ -2,6 +2,10 @@
 
 mod admission;
 mod common;
+mod directory;
+mod discovery;
 mod market;
 mod offers;
+mod selling;
+mod sessions;
 mod wire;

@@ -27,6 +27,19 @@ pub struct Seen {
     pub ttft_us: Option<u64>,
     /// The prompt that the prediction is for, in tokens.
     pub ttft_input: u32,
+    /// What it says of its speed, in what it sends to strangers.
+    pub speed: Option<Pace>,
+}
+
+/// What a replica says of its speed: the parts of a prediction for any prompt, as Spillway's providers report them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pace {
+    /// From a job's arrival to the first token of an empty prompt, in microseconds.
+    pub start_us: u64,
+    /// Reading 1,000 tokens of a prompt, in microseconds.
+    pub read_us_per_kilo: u64,
+    /// Time for each token of the answer with the jobs that run, in microseconds.
+    pub token_us: u64,
 }
 
 /// How long a replica that died or stalled is left alone, at first, in microseconds. Doubles each time, up to

@@ -25,7 +25,7 @@ mod view;
 
 pub use built_in::{built_in, named};
 pub use compare::{Comparison, Interval, Row, compare, interval, outcomes};
-pub use gateway::Seen;
+pub use gateway::{Pace, Seen};
 pub use market::{Hardware, MarketRules};
 pub use metrics::{Counts, End, Outcome, Provider, Record, Spread};
 pub use policy::{Ask, Choice, GatewayId, News, PROBES_MAX, Policy, Probes, ReplicaId};

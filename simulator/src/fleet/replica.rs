@@ -2,11 +2,11 @@
 //! Invariant: its owner's jobs go first. Strangers' jobs run only beside the reserved slots, never while one of the owner's
 //! waits, and make room for it.
 
-use super::gateway::Seen;
+use super::gateway::{Pace, Seen};
 use super::job::JobKey;
 use super::policy::ReplicaId;
 use super::setting::{Churn, PriceRules};
-use crate::engine::{Engine, EngineRules, Progress};
+use crate::engine::{Batch, Engine, EngineRules, Progress};
 use std::collections::VecDeque;
 
 /// What became of a job at the door.
@@ -133,7 +133,18 @@ impl Replica {
             slots_free: self.slots_free(stranger),
             ttft_us: None,
             ttft_input: 0,
+            speed: None,
         }
+    }
+
+    /// Its load as it tells strangers: what it expects of its speed comes along.
+    pub(super) fn told(&self, now_us: u64) -> Seen {
+        let (start_us, kilo_us) = (self.engine.predict_ttft_us(1, 0), self.engine.predict_ttft_us(1001, 0));
+        let load = self.engine.load();
+        let joined = Batch { decoding: load.running + 1, decoding_kv: u64::from(load.kv_used), chunks: &[] };
+        let token_us = self.rules.step.step_us(&joined) as u64;
+        let speed = Pace { start_us, read_us_per_kilo: kilo_us.saturating_sub(start_us), token_us };
+        Seen { speed: Some(speed), ..self.seen(now_us, true) }
     }
 
     /// A job comes in.

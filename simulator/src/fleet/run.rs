@@ -103,7 +103,10 @@ impl Fleet {
         }
         let mut replicas = Vec::new();
         for rules in &setting.replicas {
-            let engine = setting.engine(&rules.engine).expect("validated");
+            let mut engine = setting.engine(&rules.engine).expect("validated");
+            if engine.prefix_grain > 0 {
+                engine.prefix_grain = setting.prefix_block;
+            }
             let owner = organisation(&rules.owner);
             for _ in 0..rules.count {
                 let id = ReplicaId(u32::try_from(replicas.len()).expect("validated"));
@@ -649,6 +652,9 @@ impl Fleet {
             let key = self.enter(request);
             self.events.push(at_us, Event::Arrive(key));
         }
+        if self.next.is_none() {
+            self.next = self.workload.next();
+        }
     }
 
     fn hop_us(&self, job: &Job) -> u64 {
@@ -670,7 +676,7 @@ impl Fleet {
     /// The load that rides on a message to the gateway, unless that sees the replica anyway.
     fn ride(&self, key: JobKey, replica: ReplicaId) -> Option<Seen> {
         let job = self.job(key);
-        (job.stranger && !self.setting.live).then(|| self.replicas[replica.index()].seen(self.now_us, true))
+        (job.stranger && !self.setting.live).then(|| self.replicas[replica.index()].told(self.now_us))
     }
 
     fn deliver(&mut self, key: JobKey) {
@@ -853,7 +859,8 @@ impl Fleet {
         if !there.up {
             return;
         }
-        let mut seen = there.seen(self.now_us, there.owner != gateway.organisation);
+        let stranger = there.owner != gateway.organisation;
+        let mut seen = if stranger { there.told(self.now_us) } else { there.seen(self.now_us, false) };
         seen.ttft_us = Some(there.predict_ttft_us(probe.input, &[]));
         seen.ttft_input = probe.input;
         self.probes[index as usize].answer = Some(seen);
@@ -918,6 +925,7 @@ fn ask_of<'a>(key: JobKey, job: &'a Job, setting: &Setting) -> Ask<'a> {
         session: job.request.session,
         input: job.input(),
         prefix: &job.request.prefix,
+        prefix_block: setting.prefix_block,
         since_us: job.request.at_us,
         attempts: job.attempts,
         delivered: job.delivered,

@@ -1,7 +1,7 @@
 //! What a gateway's policy sees.
 //! Invariant: strangers only as messages told of them, unless the setting is one data centre; the truth only for oracles.
 
-use super::gateway::{Gateway, Seen};
+use super::gateway::{Gateway, Pace, Seen};
 use super::job::Jobs;
 use super::policy::{Ask, GatewayId, ReplicaId};
 use super::replica::Replica;
@@ -212,6 +212,13 @@ impl<'a> View<'a> {
     pub fn ttft_us(&self, replica: ReplicaId, ask: &Ask<'_>) -> Option<u64> {
         let it = &self.scene.replicas[replica.index()];
         self.is_live(replica).then(|| it.predict_ttft_us(ask.input, ask.prefix))
+    }
+
+    /// What a replica expects of its speed. `None` if this gateway does not see the replica as it is.
+    #[must_use]
+    pub fn pace(&self, replica: ReplicaId) -> Option<Pace> {
+        let it = &self.scene.replicas[replica.index()];
+        self.is_live(replica).then(|| it.told(self.now_us).speed).flatten()
     }
 
     /// Asks a replica for its load and its prediction for a prompt of that many tokens. The answer comes as

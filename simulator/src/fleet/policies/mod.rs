@@ -13,6 +13,7 @@ mod price;
 mod session;
 mod sglang;
 mod skywalker;
+mod spillway;
 
 #[cfg(test)]
 mod tests;
@@ -27,6 +28,7 @@ pub use price::{Cheapest, OpenRouter};
 pub use session::SessionHash;
 pub use sglang::{Sglang, SglangRules};
 pub use skywalker::SkyWalker;
+pub use spillway::Spillway;
 
 use super::policy::{GatewayId, Policy};
 
@@ -47,6 +49,9 @@ const fn entry(name: &'static str, about: &'static str, make: fn(u64, GatewayId)
 
 /// All policies.
 pub const TABLE: &[Entry] = &[
+    entry("spillway", "Own hardware first, then the shipped router.", |seed, gateway| {
+        Box::new(Spillway::new(seed, gateway))
+    }),
     entry("oracle", "Sees all: the cheapest that is in time, else the fastest.", |_, _| Box::<Oracle>::default()),
     entry("oracle-fast", "Sees all: the fastest.", |_, _| Box::new(Oracle::fast())),
     entry("own-only", "Own replicas alone.", |seed, gateway| Box::new(OwnOnly::new(seed, gateway))),
