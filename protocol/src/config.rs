@@ -17,6 +17,8 @@ pub struct MarketConfig {
     pub provide: bool,
     /// What it asks of them, per million units.
     pub price: Price,
+    /// Whether it promises them to keep nothing of what they send.
+    pub keeps_nothing: bool,
     /// What strangers may have of own slots, while `provide` is set.
     pub selling: Selling,
     /// Whether an owner's job that finds no free slot takes a stranger's. The stranger is paid for what it delivered so far.
@@ -68,6 +70,7 @@ impl Default for MarketConfig {
         Self {
             region: String::new(),
             provide: false,
+            keeps_nothing: false,
             price: Price { input: Credits::new(50_000), cached: Credits::new(50_000), output: Credits::new(200_000) },
             selling: Selling::default(),
             preempt: true,
@@ -162,6 +165,13 @@ pub struct GatewaySection {
     /// Address and port; port 0 takes a free one.
     #[serde(default = "default_gateway_listen")]
     pub listen: String,
+    /// Whether times and sizes of the last jobs are kept, for `spillway jobs export`.
+    #[serde(default = "default_job_log")]
+    pub job_log: bool,
+}
+
+const fn default_job_log() -> bool {
+    true
 }
 
 fn default_gateway_listen() -> String {
@@ -245,6 +255,8 @@ pub struct ProvideSection {
     pub window: u64,
     /// Seconds of rest before a session is settled.
     pub settle_after_s: f64,
+    /// Promises strangers that nothing of what they send is kept: only for backends that log no prompts.
+    pub keeps_nothing: bool,
 }
 
 impl Default for ProvideSection {
@@ -260,6 +272,7 @@ impl Default for ProvideSection {
             reserved_slots: 1,
             window: 1024,
             settle_after_s: 60.0,
+            keeps_nothing: false,
         }
     }
 }
@@ -510,6 +523,7 @@ impl NodeConfig {
         Ok(MarketConfig {
             region: self.network.region.clone(),
             provide: self.provide.enabled,
+            keeps_nothing: self.provide.keeps_nothing,
             price: Price { input, cached, output },
             selling: Selling { mode, reserved_slots: self.provide.reserved_slots },
             preempt: self.provide.preempt,

@@ -6,7 +6,7 @@ use crate::gpu::Taken;
 use crate::network::{HostId, IDLE_US, Parcel};
 use crate::oracle;
 use crate::world::{Happening, World};
-use spillway_ledger::{Credits, Signed, SignedBytes, Voucher, encode};
+use spillway_ledger::{Credits, Signed, SignedBytes, Usage, Voucher, encode};
 use spillway_protocol::{Abort, BackendError, Effect, Event, Frame, LedgerCommand, Quote, Record, StreamId, WorkId};
 use std::time::Duration;
 
@@ -44,7 +44,15 @@ impl World {
         match effect {
             Effect::Placed { job, route, .. } => self.checks.placed(id, &job, route),
             Effect::Deliver { job, bytes } => self.checks.delivered(id, &job, oracle::text_of(&bytes)),
-            Effect::Ended { job, outcome } => self.checks.ended(id, &job, &outcome),
+            Effect::Ended { job, outcome } => {
+                if let Some(need) = self.checks.ended(id, &job, &outcome)
+                    && let Some(slot) = self.idle_slot(id, &need)
+                {
+                    let what =
+                        format!("job {job} at {} ended as {:?}, but {slot}", self.hosts[id].name, outcome.result);
+                    self.checks.broken(Rule::WrongfulRefusal, what);
+                }
+            }
             Effect::Run { work, body, prefix, .. } => self.run_work(id, work, &body, &prefix),
             Effect::Stop(work) => {
                 if let Some(gpu) = &mut self.hosts[id].gpu {
@@ -62,16 +70,22 @@ impl World {
             Effect::CloseStream(stream) => {
                 let Some((link, side)) = self.network.find(id, stream) else { return };
                 self.send_parcel(link, 1 - side, Parcel::Closed);
+                if side == 0
+                    && let Some(found) = self.network.link(link)
+                {
+                    let provider = found.ends[1].host;
+                    self.idle.over(self.line.now(), link, id, provider);
+                }
                 self.network.close(link, side);
                 self.checks.leg_over(id, stream);
             }
             Effect::SendProbe { probe, peer, request, .. } => {
                 self.hosts[id].probes.insert(probe);
                 self.line.after(PROBE_US, Happening::ProbeOver(id, life, probe, None));
-                let Some(to) = self.hosts.iter().position(|host| host.node == peer) else {
+                let Some(to) = self.by_node.get(&peer).copied() else {
                     return self.checks.broken(Rule::BadEffect, format!("a probe goes to {peer}, who does not exist"));
                 };
-                if !self.network.drops(self.line.now()) && self.network.connected(id, to) {
+                if self.passes(id, to) {
                     let bytes = encode(&request);
                     let wait = self.network.delay(id, to, bytes.len());
                     self.line.after(wait, Happening::Probed(id, to, life, probe, bytes));
@@ -81,7 +95,7 @@ impl World {
                 let Some((to, asked, theirs)) = self.hosts[id].probed.remove(&probe) else {
                     return self.checks.broken(Rule::BadEffect, format!("probe {} is answered twice", probe.0));
                 };
-                if !self.network.drops(self.line.now()) && self.network.connected(id, to) {
+                if self.passes(id, to) {
                     let bytes = encode(&reply);
                     let wait = self.network.delay(id, to, bytes.len());
                     self.line.after(wait, Happening::ProbeOver(to, asked, theirs, Some(bytes)));
@@ -95,7 +109,7 @@ impl World {
                 host.offers.retain(|old| models(old) != models(&offer));
                 host.offers.push(offer.clone());
                 for to in (0..self.hosts.len()).filter(|to| *to != id) {
-                    if !self.network.drops(self.line.now()) && self.network.connected(id, to) {
+                    if self.passes(id, to) {
                         let wait = self.network.delay(id, to, 1024);
                         self.line.after(wait, Happening::Offered(id, to, Box::new(offer.clone())));
                     }
@@ -154,7 +168,7 @@ impl World {
 
     /// Opens a stream: the call travels, and if nobody answers it is given up.
     fn call(&mut self, id: HostId, stream: StreamId, peer: spillway_ledger::NodeId) {
-        let Some(to) = self.hosts.iter().position(|host| host.node == peer) else {
+        let Some(to) = self.by_node.get(&peer).copied() else {
             return self.checks.broken(Rule::BadEffect, format!("a stream goes to {peer}, who does not exist"));
         };
         self.hosts[to].called += 1;
@@ -178,8 +192,21 @@ impl World {
                 }
                 self.checks.opened_on(id, stream, open.job);
                 self.check_voucher(&open.voucher);
+                if let Some((session, _)) = voucher_of(&open.voucher) {
+                    let usage = Usage {
+                        input: (open.body.len() + open.prefix.len()) as u64,
+                        cached: 0,
+                        output: open.output_max,
+                    };
+                    self.checks.reserves(id, stream, session, price.cost(usage).unwrap_or_default());
+                }
             }
             Frame::Voucher(voucher) => self.check_voucher(voucher),
+            Frame::CoSigned(_) => {
+                if let Some((link, _)) = self.network.find(id, stream) {
+                    self.idle.agrees(link);
+                }
+            }
             Frame::Accepted { .. }
             | Frame::Refused { .. }
             | Frame::Chunk { .. }
@@ -187,8 +214,7 @@ impl World {
             | Frame::Cancel
             | Frame::Done { .. }
             | Frame::Aborted { .. }
-            | Frame::Rejected { .. }
-            | Frame::CoSigned(_) => {}
+            | Frame::Rejected { .. } => {}
         }
         let bytes = frame.to_wire();
         if Frame::from_wire(&bytes[4..]).as_ref() != Ok(frame) {
@@ -209,6 +235,7 @@ impl World {
     /// No voucher promises more than the ledger has locked for its session.
     fn check_voucher(&mut self, voucher: &SignedBytes) {
         let Some((session, total)) = voucher_of(voucher) else { return };
+        self.checks.promises(session, total);
         let deposit = self.authority.session(&session).map_or(Credits::ZERO, |seen| seen.deposit);
         if total > deposit {
             let what = format!("{} promises {total}, locked are {deposit}", session.0);

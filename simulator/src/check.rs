@@ -1,6 +1,7 @@
 //! What must hold: safety after each step, liveness once the faults have stopped.
 //! Invariant: nothing here asks a peer what it thinks; jobs, text and money are counted anew from what crosses the world.
 
+use crate::idle::Need;
 use crate::network::HostId;
 use crate::oracle::{self, Answer};
 use crate::timeline::START;
@@ -42,6 +43,8 @@ pub enum Rule {
     NeverEnded,
     /// Without faults, or once they are over, no job is broken off.
     NeedlessFailure,
+    /// No job is turned away while a slot that it could have had stands idle; see [`crate::idle`].
+    WrongfulRefusal,
     /// Clients get the answer's bytes, each once and in order.
     TextDiffers,
     /// A job that ended well delivered all of its answer.
@@ -85,6 +88,27 @@ impl std::fmt::Display for Violation {
     }
 }
 
+/// A job that is over, for figures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JobSeen {
+    /// Its gateway.
+    pub host: HostId,
+    /// When its client came.
+    pub submitted: Now,
+    /// From then to its first text, in microseconds; `None` if it had none.
+    pub first_us: Option<u64>,
+    /// From then to its end, in microseconds.
+    pub total_us: u64,
+    /// Text that its client got, in bytes.
+    pub given: u64,
+    /// What it cost its gateway by its own count.
+    pub cost: Credits,
+    /// How many places had a part in it.
+    pub legs: usize,
+    /// How it went.
+    pub went: Went,
+}
+
 /// How a job went, for the report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Went {
@@ -107,9 +131,13 @@ struct Track {
     /// What the client should get; `None` once the job is over.
     answer: Option<Answer>,
     given: usize,
+    /// Something went to the client, if only an event without text.
+    begun: bool,
+    first_us: Option<u64>,
     prefer: Prefer,
     price_max: Price,
     cost_max: Credits,
+    need: Need,
     continuable: bool,
     left: bool,
     /// A provider's owner took its slot.
@@ -164,6 +192,7 @@ impl LegTrack {
 
 #[derive(Clone, Copy, Debug, Default)]
 struct SessionTrack {
+    promised: Credits,
     vouched: Credits,
     sent: u64,
     agreed: u64,
@@ -196,6 +225,8 @@ pub struct Checks {
     legs: BTreeMap<(HostId, StreamId), LegTrack>,
     /// Consumers' ends of open legs.
     out: BTreeMap<(HostId, StreamId), JobId>,
+    /// What each leg may cost its consumer at most, until its consumer's side is over.
+    reserved: BTreeMap<(HostId, StreamId), (SessionId, Credits)>,
     sessions: BTreeMap<SessionId, SessionTrack>,
     went: BTreeMap<Went, u64>,
     total: u64,
@@ -204,6 +235,7 @@ pub struct Checks {
     cost: u64,
     waited: BTreeSet<(HostId, StreamId)>,
     ledger: LedgerWaits,
+    seen: Vec<JobSeen>,
 }
 
 impl Checks {
@@ -218,6 +250,7 @@ impl Checks {
             jobs: BTreeMap::new(),
             legs: BTreeMap::new(),
             out: BTreeMap::new(),
+            reserved: BTreeMap::new(),
             sessions: BTreeMap::new(),
             went: BTreeMap::new(),
             total: 0,
@@ -225,6 +258,7 @@ impl Checks {
             cost: 0,
             waited: BTreeSet::new(),
             ledger: LedgerWaits { spilled: Vec::new(), waited: Vec::new() },
+            seen: Vec::new(),
         }
     }
 
@@ -263,9 +297,20 @@ impl Checks {
             submitted: self.now,
             answer: Some(oracle::answer(&job.body)),
             given: 0,
+            begun: false,
+            first_us: None,
             prefer: job.prefer,
             price_max: job.price_max,
             cost_max: job.cost_max().unwrap_or_default(),
+            need: Need {
+                model: job.model.clone(),
+                kind: job.kind,
+                prefer: job.prefer,
+                price_max: job.price_max,
+                input: job.prompt_units(),
+                output_max: job.output_max,
+                submitted: self.now,
+            },
             continuable: job.continuable,
             left: false,
             taken: false,
@@ -318,22 +363,28 @@ impl Checks {
             return self.broken(Rule::TextDiffers, format!("job {job} at byte {from}: {how} ({} bytes)", text.len()));
         }
         track.given = to;
+        track.begun = true;
         if from == 0 && to > 0 {
             let first = now.since(track.submitted);
+            track.first_us = Some(first.as_micros() as u64);
             self.first_ms.push((host, u64::try_from(first.as_millis()).unwrap_or(u64::MAX)));
         }
     }
 
-    /// A job is over.
-    pub fn ended(&mut self, host: HostId, job: &JobId, outcome: &Outcome) {
+    /// A job is over. Gives what it needed, if it was turned away.
+    pub fn ended(&mut self, host: HostId, job: &JobId, outcome: &Outcome) -> Option<Need> {
         let seen = self.jobs.get(job).map(|track| track.over && track.host == host);
         if seen == Some(true) {
-            return self.broken(Rule::EndedTwice, format!("job {job}"));
+            self.broken(Rule::EndedTwice, format!("job {job}"));
+            return None;
         }
-        let Some(track) = self.under_way(host, job, "ended") else { return };
+        let track = self.under_way(host, job, "ended")?;
         track.over = true;
         let (answer, given, left, cost_max) = (track.answer.take(), track.given, track.left, track.cost_max);
         let (submitted, single, taken) = (track.submitted, !track.continuable, track.taken);
+        let need = track.need.clone();
+        let (begun, first_us) = (track.begun, track.first_us);
+        let sound = matches!(answer, Some(Answer::Text(_)));
         let continued = !track.continuable && outcome.legs.iter().filter(|leg| leg.usage.output > 0).count() > 1;
         self.hold(Rule::Continued, !continued, || format!("job {job} was served in parts"));
         match (&outcome.result, answer) {
@@ -367,9 +418,21 @@ impl Checks {
             && matches!(&outcome.result, Err(failure)
                 if failure.reason == Reason::NoDeposit || (failure.reason == Reason::ProviderPreempted && (single || failure.retry_after_ms.is_some())));
         let needless = went == Went::Failed && submitted >= self.calm && !excused;
+        let (now, given_units) = (self.now, given as u64);
+        self.seen.push(JobSeen {
+            host,
+            submitted,
+            first_us,
+            total_us: now.0 - submitted.0,
+            given: given_units,
+            cost,
+            legs: outcome.legs.len(),
+            went,
+        });
         self.hold(Rule::NeedlessFailure, !needless, || {
             format!("job {job}: {:?}, legs {:?}", outcome.result, outcome.legs)
         });
+        (sound && !begun && matches!(went, Went::Refused | Went::Failed)).then_some(need)
     }
 
     fn under_way(&mut self, host: HostId, job: &JobId, what: &str) -> Option<&mut Track> {
@@ -485,10 +548,42 @@ impl Checks {
         }
     }
 
-    /// A provider's stream is over.
+    /// A stream is over at one side.
     pub fn leg_over(&mut self, host: HostId, stream: StreamId) {
         self.legs.remove(&(host, stream));
         self.out.remove(&(host, stream));
+        self.reserved.remove(&(host, stream));
+    }
+
+    /// A consumer begins a leg that may cost it so much.
+    pub fn reserves(&mut self, host: HostId, stream: StreamId, session: SessionId, worst: Credits) {
+        self.reserved.insert((host, stream), (session, worst));
+    }
+
+    /// Whether a leg has reached its provider and is under way there.
+    #[must_use]
+    pub fn has_arrived(&self, host: HostId, stream: StreamId) -> bool {
+        self.legs.contains_key(&(host, stream))
+    }
+
+    /// Whether a consumer's stream carries a leg already.
+    #[must_use]
+    pub fn has_reserved(&self, host: HostId, stream: StreamId) -> bool {
+        self.reserved.contains_key(&(host, stream))
+    }
+
+    /// A consumer promises so much in all.
+    pub fn promises(&mut self, session: SessionId, total: Credits) {
+        let track = self.sessions.entry(session).or_default();
+        track.promised = track.promised.max(total);
+    }
+
+    /// The most that a session's running legs and all its earlier ones can use of its deposit.
+    #[must_use]
+    pub fn uses_at_most(&self, session: &SessionId) -> Credits {
+        let promised = self.sessions.get(session).map_or(Credits::ZERO, |track| track.promised);
+        let running = self.reserved.values().filter(|(id, _)| id == session).map(|(_, worst)| *worst);
+        running.fold(promised, |sum, worst| sum.checked_add(worst).unwrap_or(Credits::new(u64::MAX)))
     }
 
     // ---- money ----
@@ -558,6 +653,12 @@ impl Checks {
     #[must_use]
     pub const fn ledger_waits(&self) -> &LedgerWaits {
         &self.ledger
+    }
+
+    /// Every job that is over, in the order in which they ended. Jobs lost with their gateway are not among them.
+    #[must_use]
+    pub fn seen(&self) -> &[JobSeen] {
+        &self.seen
     }
 
     /// What all jobs cost, in micro-credits.

@@ -2,6 +2,7 @@
 //! Invariant: what is asked for goes to standard output, progress to standard error.
 
 mod compare;
+mod trial;
 
 use crate::scenario::{SWARM, Scenario, built_in};
 use crate::swarm::swarm;
@@ -44,8 +45,12 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Reproduces a published result: as published, as its method does here, and ours.
+    Paper(crate::paper::command::Args),
     /// Shows how offers spread among many nodes: bytes, times, staleness, and what Sybils achieve.
     Discovery(crate::discovery::Args),
+    /// Plays many runs to put a figure on a promise; fails if a rule or a bound does not hold.
+    Trial(trial::TrialArgs),
     /// Prints a scenario as TOML, to start your own from.
     Show {
         /// As for `run`.
@@ -114,7 +119,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             }
             Ok(if result.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
+        Command::Paper(args) => crate::paper::command::run(args),
         Command::Discovery(args) => crate::discovery::command(&args),
+        Command::Trial(args) => trial::run(&args),
         Command::Show { scenario, seed } => {
             print!("{}", toml::to_string(&read(&scenario, seed)?)?);
             Ok(ExitCode::SUCCESS)

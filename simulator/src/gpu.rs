@@ -76,6 +76,12 @@ impl Gpu {
         self.running.len() + self.waiting.len()
     }
 
+    /// Slots that are free.
+    #[must_use]
+    pub fn free(&self) -> usize {
+        (self.rules.slots as usize).saturating_sub(self.load())
+    }
+
     /// Takes work on.
     ///
     /// # Errors

@@ -6,6 +6,7 @@ use crate::check::Rule;
 use crate::data::regions;
 use crate::draws::key;
 use crate::gpu::{Gpu, Made};
+use crate::idle::{Levels, Since};
 use crate::network::HostId;
 use crate::oracle;
 use crate::scenario::{Fleet, Scenario};
@@ -25,6 +26,7 @@ const SPINS_MAX: u32 = 1000;
 /// A node: its peer, and all that its peer needs.
 pub(crate) struct Host {
     pub(crate) name: String,
+    pub(crate) fleet: String,
     pub(crate) config: MarketConfig,
     pub(crate) gpu: Option<Gpu>,
     node_secret: SecretKey,
@@ -44,6 +46,14 @@ pub(crate) struct Host {
     pub(crate) inbox: VecDeque<Event>,
     pub(crate) stalled_until: Now,
     pub(crate) gpu_down: bool,
+    /// When its GPU last failed.
+    pub(crate) gpu_failed: Now,
+    /// It is up and not frozen.
+    pub(crate) awake: Since,
+    /// An own job could start.
+    pub(crate) own_free: Since,
+    /// A stranger's job could start.
+    pub(crate) sold_free: Levels,
     pub(crate) disk: BTreeMap<(RecordKind, Vec<u8>), Vec<u8>>,
     pub(crate) clerk: Clerk,
     /// News from the ledger on its way, in order.
@@ -66,6 +76,7 @@ impl Host {
         let account_secret = SecretKey::generate(key(seed, "account", id as u64));
         Self {
             name: format!("{}-{number}", fleet.name),
+            fleet: fleet.name.clone(),
             config: config(scenario, fleet),
             gpu: fleet.gpu.clone().map(Gpu::new),
             node: NodeId(node_secret.public()),
@@ -80,6 +91,10 @@ impl Host {
             inbox: VecDeque::new(),
             stalled_until: START,
             gpu_down: false,
+            gpu_failed: Now(0),
+            awake: Since::default(),
+            own_free: Since::default(),
+            sold_free: Levels::default(),
             disk: BTreeMap::new(),
             clerk: Clerk::default(),
             news: VecDeque::new(),
@@ -203,12 +218,21 @@ impl World {
         }
         let over = if let Event::StreamClosed(stream) = event { Some(stream) } else { None };
         host.hears_of_deposit = matches!(event, Event::SessionOpened { .. } | Event::SessionToppedUp { .. });
+        if let Event::OfferReceived(offer) = &event
+            && let Some(from) = self.by_node.get(&offer.value().node)
+        {
+            self.idle.learns(now, id, *from, offer.value());
+        }
+        if let Some(stream) = over {
+            self.idle.told(now, id, stream);
+        }
         host.peer.as_mut().expect("seen above").handle(now, event);
         self.carry(id);
         self.hosts[id].hears_of_deposit = false;
         if let Some(stream) = over {
             self.checks.leg_over(id, stream);
         }
+        self.note_state(id);
         self.plan_tick(id);
     }
 
@@ -272,6 +296,7 @@ impl World {
             }
         };
         self.next_work(id);
+        self.note_state(id);
         self.deliver(id, life, event);
     }
 

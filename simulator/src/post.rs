@@ -33,6 +33,9 @@ impl World {
                 Parcel::Frame(bytes) => {
                     let frame = Frame::from_wire(&bytes[4..]).expect("checked when it was sent");
                     self.frame_arrives(host, stream, &frame);
+                    if side == 0 {
+                        self.idle.hears(link, &frame);
+                    }
                     let text = if let Frame::Chunk { bytes, .. } = &frame {
                         oracle::text_of(bytes).to_vec()
                     } else {
@@ -53,11 +56,34 @@ impl World {
         }
     }
 
+    /// Whether a single message gets from one place to another.
+    pub(crate) fn passes(&mut self, from: HostId, to: HostId) -> bool {
+        let now = self.line.now();
+        if self.network.drops(now) {
+            self.idle.troubled(now, from, to);
+            return false;
+        }
+        self.network.connected(from, to)
+    }
+
+    /// Notes that the ways between `side` and everyone else were in trouble until now.
+    pub(crate) fn trouble_across(&mut self, side: &std::collections::BTreeSet<HostId>) {
+        for from in side {
+            for to in (0..=self.hosts.len()).filter(|to| !side.contains(to)) {
+                self.idle.troubled(self.line.now(), *from, to);
+            }
+        }
+    }
+
     /// Ends a stream at one side, and tells its node.
     pub(crate) fn end_stream(&mut self, link: LinkId, side: Side) {
         let Some(found) = self.network.link(link) else { return };
         let (host, stream) = (found.ends[side].host, found.ends[side].stream);
+        let provider = found.ends[1].host;
         if self.network.close(link, side) {
+            if side == 0 {
+                self.idle.ends(host, stream, link, provider);
+            }
             let life = self.hosts[host].life;
             self.deliver(host, life, Event::StreamClosed(stream));
         }
@@ -89,7 +115,7 @@ impl World {
     pub(crate) fn hand_in(&mut self, id: HostId, entry: Signed<Entry>) {
         let (life, authority) = (self.hosts[id].life, self.hosts.len());
         self.line.after(RESUBMIT_US, Happening::Resubmit(id, life, entry.value().business));
-        if !self.network.drops(self.line.now()) && self.network.connected(id, authority) {
+        if self.passes(id, authority) {
             let wait = self.network.delay(id, authority, 512);
             self.line.after(wait, Happening::Submitted(id, life, Box::new(entry)));
         }
@@ -128,12 +154,15 @@ impl World {
                 let name = &self.hosts[host].name;
                 eprintln!("{:>10.6} ledger       {name}: {verdict:?}", self.line.elapsed().as_secs_f64());
             }
-            if self.network.connected(host, self.hosts.len()) && !self.network.drops(self.line.now()) {
+            if self.passes(host, self.hosts.len()) {
                 let wait = self.network.delay(self.hosts.len(), host, 256);
                 self.line.after(wait, Happening::Heard(host, life, business, verdict));
             }
         }
         for (account, event) in made.news {
+            if let Event::Balance(balance) = event {
+                self.idle.balance(self.line.now(), account, balance);
+            }
             for host in self.by_account.get(&account).cloned().unwrap_or_default() {
                 self.tell_news(host, event.clone());
             }

@@ -7,11 +7,12 @@ use crate::draws::Draws;
 use crate::faults::{self, Fault};
 use crate::gpu::Gpu;
 use crate::host::{Host, region};
+use crate::idle::Idle;
 use crate::network::{HostId, LinkId, Network, Parcel, Side};
 use crate::scenario::Scenario;
 use crate::timeline::{START, Timeline};
 use crate::workload::Source;
-use spillway_ledger::{Account, Credits, Entry, JobId, NetworkId, Signed, decode};
+use spillway_ledger::{Account, Credits, Entry, JobId, NetworkId, NodeId, Signed, decode};
 use spillway_protocol::{Event, Now, Offer, Peer, ProbeId, ProbeReply, WorkId};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -89,6 +90,8 @@ pub struct World {
     pub(crate) market: NetworkId,
     pub(crate) trace: bool,
     pub(crate) by_account: BTreeMap<Account, Vec<HostId>>,
+    pub(crate) by_node: BTreeMap<NodeId, HostId>,
+    pub(crate) idle: Idle,
     sources: Vec<Source>,
     fleets: BTreeMap<String, Vec<HostId>>,
     pub(crate) hook: Hook,
@@ -107,6 +110,8 @@ impl World {
         let mut balances = Vec::new();
         let mut fleets: BTreeMap<String, Vec<HostId>> = BTreeMap::new();
         let mut by_account: BTreeMap<Account, Vec<HostId>> = BTreeMap::new();
+        let mut by_node = BTreeMap::new();
+        let mut idle = Idle::default();
         for fleet in &scenario.fleets {
             for number in 0..fleet.count {
                 let id = hosts.len();
@@ -115,6 +120,8 @@ impl World {
                 balances.push((host.account, Credits::new(fleet.balance_micro)));
                 fleets.entry(fleet.name.clone()).or_default().push(id);
                 by_account.entry(host.account).or_default().push(id);
+                by_node.insert(host.node, id);
+                idle.balance(START, host.account, Credits::new(fleet.balance_micro));
                 hosts.push(host);
             }
         }
@@ -142,6 +149,8 @@ impl World {
             sources: sources.map(|(index, rules)| Source::new(seed, index, rules)).collect(),
             hosts,
             by_account,
+            by_node,
+            idle,
             fleets,
             hook,
             scenario,
@@ -266,6 +275,7 @@ impl World {
                 if self.network.connected(from, to) {
                     let life = self.hosts[to].life;
                     self.deliver(to, life, Event::OfferReceived(*offer));
+                    self.ping(to, from);
                 }
             }
             Happening::Step(host, life, work) => self.step_gpu(host, life, work),
@@ -299,6 +309,7 @@ impl World {
             Happening::Fault(fault) => faults::strike(self, fault),
             Happening::Thaw(host) => {
                 self.hosts[host].frozen = false;
+                self.note_state(host);
                 while let Some(event) = self.hosts[host].inbox.pop_front() {
                     let life = self.hosts[host].life;
                     self.deliver(host, life, event);
@@ -312,6 +323,16 @@ impl World {
             }
             Happening::Heal(cut) => faults::heal(self, cut),
             Happening::Sever(cut) => faults::sever(self, cut),
+        }
+    }
+
+    /// A node pings those that it happens to be connected to: a third of all. The others' distances it has to estimate.
+    fn ping(&mut self, from: HostId, to: HostId) {
+        if (from + to).is_multiple_of(3) {
+            let wait = self.network.delay(from, to, 64) + self.network.delay(to, from, 64);
+            let (life, peer) = (self.hosts[from].life, self.hosts[to].node);
+            let event = Event::RoundTrip { peer, rtt: Duration::from_micros(wait) };
+            self.line.after(wait, Happening::Tell(from, life, Box::new(event)));
         }
     }
 

@@ -355,6 +355,9 @@ impl Consumer {
             // Quotes from before do not know the prompt that is to be gone on from.
             return self.place(cx, id);
         }
+        // Time has passed since the others were asked.
+        active.asked.clear();
+        active.rounds = 0;
         self.next_quote(cx, id, rest, why);
     }
 

@@ -39,6 +39,8 @@ pub struct Estimate {
     pub distance_ms: f64,
     /// Jobs there for each slot.
     pub load: f64,
+    /// Milliseconds that reading what is not cached takes from the jobs that run there, all together.
+    pub delays_ms: f64,
     /// Money and the worth of time over standing, in micro-credits.
     pub score: f64,
     /// What a millisecond is worth, in micro-credits.
@@ -59,22 +61,9 @@ pub(super) fn estimate(
     let distance_ms = candidate.distance_ms.unwrap_or(DISTANCE_UNKNOWN_MS).max(0.0);
     let certainty = match known {
         Some(known) if ask.thorough && known.free() == 0 => Certainty::Unsure,
-        Some(known) if known.is_fresh(now, rules.fresh_for) => {
-            let free_at = known.last().map_or(now, |report| report.free_at);
-            if known.free() > 0 {
-                Certainty::Sure
-            } else if free_at > now {
-                Certainty::Busy(free_at)
-            } else {
-                Certainty::Unsure
-            }
-        }
-        // It said when it will be free, and that is not yet.
-        Some(known) => match known.last() {
-            Some(report) if report.slots_free == 0 && report.free_at > now => Certainty::Busy(report.free_at),
-            Some(_) | None => Certainty::Unsure,
-        },
-        None => Certainty::Unsure,
+        Some(known) if known.is_busy(now) => Certainty::Busy(known.last().map_or(now, |report| report.free_at)),
+        Some(known) if known.is_fresh(now, rules.fresh_for) && known.free() > 0 => Certainty::Sure,
+        Some(_) | None => Certainty::Unsure,
     };
     let told = known.and_then(|known| known.last().filter(|report| report.per_unit_us > 0).map(|it| (known, it)));
     let (start, read, rate, (first_bias, rate_bias)) = match told {
@@ -90,7 +79,9 @@ pub(super) fn estimate(
     };
     let cached = candidate.cached.unwrap_or(held).min(ask.units);
     let fresh = ask.units - cached;
-    let first_ms = distance_ms + candidate.ready_ms.max(0.0) + (start + units(fresh) * read / 1e6) * first_bias;
+    let read_ms = units(fresh) * read / 1e6;
+    let delays_ms = read_ms * f64::from(known.map_or(0, Known::running));
+    let first_ms = distance_ms + candidate.ready_ms.max(0.0) + (start + read_ms) * first_bias;
     let per_unit_us = rate * rate_bias;
     let usage = Usage { input: fresh, cached, output: ask.output };
     let money = candidate.price.cost(usage).map_or(1e18, |cost| units(cost.micro()));
@@ -105,6 +96,7 @@ pub(super) fn estimate(
         money: money / candidate.standing.clamp(0.01, 1.0),
         distance_ms,
         load: f64::from(known.map_or(0, Known::requests)) / f64::from(candidate.slots.max(1)),
+        delays_ms,
         score: worth / candidate.standing.clamp(0.01, 1.0),
         ms_worth: weights.first_ms,
         rank: candidate.rank,
@@ -121,8 +113,11 @@ pub(super) struct Target {
 impl Target {
     /// What a job asks for, less the share that is kept for what predictions miss.
     pub(super) fn of(ask: &Ask<'_>, share: f64) -> Option<Self> {
-        let first_ms = ask.target_ms? * share;
-        Some(Self { first_ms, per_unit_us: ask.rate_us.map_or(f64::MAX, |us| us * share) })
+        if ask.target_ms.is_none() && ask.rate_us.is_none() {
+            return None;
+        }
+        let most = |wish: Option<f64>| wish.map_or(f64::MAX, |wish| wish * share);
+        Some(Self { first_ms: most(ask.target_ms), per_unit_us: most(ask.rate_us) })
     }
 
     /// Whether that is expected to meet it.

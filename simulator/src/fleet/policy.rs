@@ -47,6 +47,8 @@ pub struct Ask<'a> {
     pub input: u32,
     /// The names of the prompt's blocks, as in [`Request::prefix`](crate::traces::Request::prefix).
     pub prefix: &'a [u64],
+    /// Tokens that each of these names covers.
+    pub prefix_block: u32,
     /// When its client asked, in microseconds.
     pub since_us: u64,
     /// Replicas that refused, died or stopped it so far.
@@ -76,7 +78,7 @@ pub enum Choice {
     Probe(Probes),
 }
 
-/// What a gateway learned.
+/// What a gateway learned. The job is as it was when it was sent.
 #[derive(Clone, Copy, Debug)]
 pub enum News<'a> {
     /// A probe's answer is in.

@@ -52,6 +52,10 @@ pub struct Setting {
     /// Where jobs run.
     #[serde(rename = "replica", default)]
     pub replicas: Vec<ReplicaRules>,
+    /// Tokens that one name in [`Request::prefix`](crate::traces::Request::prefix) covers, and that engines cache as one piece;
+    /// a multiple of 16. Other than the traces' [`PREFIX_BLOCK`](crate::traces::PREFIX_BLOCK) only for workloads that name so.
+    #[serde(default = "prefix_block")]
+    pub prefix_block: u32,
     /// Engines that are no presets; they go before presets of the same name. From code alone.
     #[serde(skip)]
     pub engines: Vec<EngineRules>,
@@ -206,6 +210,9 @@ pub struct ReplicaRules {
     pub down_s: Vec<[u64; 2]>,
 }
 
+const fn prefix_block() -> u32 {
+    crate::traces::PREFIX_BLOCK
+}
 const fn one() -> u32 {
     1
 }
@@ -382,6 +389,8 @@ impl Setting {
         let paced = self.pace == 1 || matches!(self.workload, Some(Spec::Servegen { .. }));
         hold("pace", paced, "is for a workload of kind `servegen` alone")?;
         range("warmup_s", self.warmup_s, 0, self.duration_s - 1)?;
+        let blocks = self.prefix_block >= 16 && self.prefix_block.is_multiple_of(16);
+        hold("prefix_block", blocks, "is not a multiple of 16")?;
         range("slo.ttft_ms", self.slo.ttft_ms, 1, 3_600_000)?;
         range("slo.ttft_per_1000_input_ms", self.slo.ttft_per_1000_input_ms, 0, 3_600_000)?;
         range("slo.tpot_ms", self.slo.tpot_ms, 1, 3_600_000)?;

@@ -42,7 +42,8 @@ pub const PREFIX_BLOCK: u32 = 512;
 
 /// Something that asks: a trace, a sampler or a group of users.
 pub trait Workload {
-    /// The next request that nothing holds back. Never earlier than the one before. `None` once no more come this way.
+    /// The next request that nothing holds back. Never earlier than the one before. `None` if no more come this way, or none
+    /// until a request has ended.
     fn next(&mut self) -> Option<Request>;
 
     /// Tells that `request` ended at `now_us`, served or not; every request of a workload ends once. Gives the request that

@@ -15,24 +15,38 @@ pub const fn mix(a: u64, b: u64) -> u64 {
 }
 
 /// A prompt that grows at its end by pieces of known content.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Prompt {
+    /// Tokens of a block.
+    block: u32,
     names: Vec<u64>,
     /// What the last, unfinished block holds.
     part: u64,
     part_tokens: u32,
 }
 
+impl Default for Prompt {
+    fn default() -> Self {
+        Self::of_blocks(PREFIX_BLOCK)
+    }
+}
+
 impl Prompt {
+    /// An empty one that names blocks of so many tokens, at least 1.
+    #[must_use]
+    pub fn of_blocks(tokens: u32) -> Self {
+        Self { block: tokens.max(1), names: Vec::new(), part: 0, part_tokens: 0 }
+    }
+
     /// Adds `tokens` of the piece of text that `content` stands for, from its beginning.
     pub fn push(&mut self, content: u64, tokens: u32) {
         let mut done = 0;
         while done < tokens {
-            let taken = (tokens - done).min(PREFIX_BLOCK - self.part_tokens);
+            let taken = (tokens - done).min(self.block - self.part_tokens);
             self.part = mix(mix(self.part, content), u64::from(done) << 32 | u64::from(taken));
             self.part_tokens += taken;
             done += taken;
-            if self.part_tokens == PREFIX_BLOCK {
+            if self.part_tokens == self.block {
                 self.names.push(self.part);
                 // The part goes on from the name, so that the next name covers this block too.
                 self.part_tokens = 0;
@@ -43,7 +57,7 @@ impl Prompt {
     /// Its length.
     #[must_use]
     pub fn tokens(&self) -> u64 {
-        self.names.len() as u64 * u64::from(PREFIX_BLOCK) + u64::from(self.part_tokens)
+        self.names.len() as u64 * u64::from(self.block) + u64::from(self.part_tokens)
     }
 
     /// The names of its whole blocks.

@@ -2,7 +2,6 @@
 //! Invariant: at most [`PAIRS_MAX`] pairs of a block and a replica are kept; the least recently sent goes first.
 
 use crate::fleet::{Ask, ReplicaId, View};
-use crate::traces::PREFIX_BLOCK;
 use std::collections::{BTreeMap, VecDeque};
 
 /// Pairs of a block and a replica that are kept.
@@ -55,7 +54,7 @@ impl Prefixes {
 
     /// Tokens of this prompt that a replica was sent.
     pub(super) fn tokens(&self, ask: &Ask<'_>, replica: ReplicaId) -> u32 {
-        self.blocks(ask.prefix, replica).saturating_mul(PREFIX_BLOCK).min(ask.input)
+        self.blocks(ask.prefix, replica).saturating_mul(ask.prefix_block).min(ask.input)
     }
 
     /// Blocks that a replica was sent, of any prompt.

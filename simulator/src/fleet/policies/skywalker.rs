@@ -1,5 +1,6 @@
 //! SkyWalker: a balancer in each region that pushes a job only to a replica without pending jobs.
-//! Invariant: no job goes to a replica that is known to have one that waits; it waits at its balancer instead.
+//! Invariant: no job goes to a replica that had one waiting when it was last looked at; it waits at its balancer instead. It
+//! looks every [`PROBE_US`], as the paper's balancer probes.
 //!
 //! Of the region's replicas without pending jobs, the one with the longest cached prefix if that is at least half of the
 //! prompt, else the least loaded. If the region has none, the same among the other regions': by way of the organisation's
@@ -7,12 +8,14 @@
 //! Cross-Region Load Balancer for LLM Inference", EuroSys 2026 (arXiv:2505.24095), selective pushing by pending requests and
 //! prefix trees.
 
-use super::common::{RTT_UNKNOWN_US, draws, load, lowest};
+use super::common::{RTT_UNKNOWN_US, draws, fresh, load, lowest};
 use super::prefixes::{Prefixes, cached};
 use crate::draws::Draws;
 use crate::fleet::{Ask, Choice, GatewayId, News, Policy, ReplicaId, View};
 use std::cmp::Reverse;
 
+/// How often a replica is looked at, in microseconds.
+const PROBE_US: u64 = 100_000;
 /// The least share of the prompt, in percent, that has to be cached to go by the cache.
 const CACHE_PERCENT: u64 = 50;
 
@@ -20,13 +23,32 @@ const CACHE_PERCENT: u64 = 50;
 pub struct SkyWalker {
     draws: Draws,
     prefixes: Prefixes,
+    /// By replica: when it was last looked at, and whether nothing waited there.
+    looked: Vec<Option<(u64, bool)>>,
 }
 
 impl SkyWalker {
     /// For a gateway.
     #[must_use]
     pub fn new(seed: u64, gateway: GatewayId) -> Self {
-        Self { draws: draws(seed, gateway), prefixes: Prefixes::default() }
+        Self { draws: draws(seed, gateway), prefixes: Prefixes::default(), looked: Vec::new() }
+    }
+
+    /// Whether a replica has no pending job, as far as is known. A slot that is known to be taken is one.
+    fn free(&mut self, now_us: u64, view: &View<'_>, replica: ReplicaId) -> bool {
+        if self.looked.len() <= replica.index() {
+            self.looked.resize(replica.index() + 1, None);
+        }
+        let looked = &mut self.looked[replica.index()];
+        let free = match *looked {
+            Some((at_us, free)) if now_us < at_us + PROBE_US => free,
+            Some(_) | None => {
+                let free = fresh(view, replica).is_none_or(|seen| seen.waiting == 0 && seen.slots_free > 0);
+                *looked = Some((now_us, free));
+                free
+            }
+        };
+        free && view.up(replica)
     }
 
     fn best(&mut self, view: &View<'_>, free: &[ReplicaId], ask: &Ask<'_>) -> Option<ReplicaId> {
@@ -40,17 +62,10 @@ impl SkyWalker {
     }
 }
 
-/// Whether a replica has no pending job, as far as is known. A slot that is known to be taken is one.
-fn free(view: &View<'_>, replica: ReplicaId) -> bool {
-    view.up(replica)
-        && view.coming(replica) == 0
-        && view.seen(replica).is_none_or(|seen| seen.waiting == 0 && seen.slots_free > 0)
-}
-
 impl Policy for SkyWalker {
-    fn route(&mut self, _: u64, ask: &Ask<'_>, view: &mut View<'_>) -> Choice {
+    fn route(&mut self, now_us: u64, ask: &Ask<'_>, view: &mut View<'_>) -> Choice {
         let here = view.gateway_region(view.gateway());
-        let candidates = view.candidates().iter().copied().filter(|id| free(view, *id));
+        let candidates = view.candidates().iter().copied().filter(|id| self.free(now_us, view, *id));
         let (near, far): (Vec<_>, Vec<_>) = candidates.partition(|id| view.region(*id) == here);
         let chosen = if let Some(chosen) = self.best(view, &near, ask) {
             chosen

@@ -52,6 +52,8 @@ pub struct Spillway {
     heard_us: Vec<u64>,
     /// The newest word on each replica's speed.
     pace: Vec<Pace>,
+    /// Whether jobs are asked to be in time by the setting's promise, or time is weighed against price.
+    targets: bool,
     /// How long jobs run on own replicas, smoothed, in milliseconds.
     own_job_ms: f64,
 }
@@ -75,12 +77,20 @@ impl Spillway {
             by_price: Vec::new(),
             heard_us: Vec::new(),
             pace: Vec::new(),
+            targets: true,
             own_job_ms: OWN_JOB_MS,
         }
     }
 
+    /// For jobs without a target: time is weighed against price.
+    #[must_use]
+    pub const fn without_target(mut self) -> Self {
+        self.targets = false;
+        self
+    }
+
     /// Hands the router a load that it has not had yet.
-    fn hear(&mut self, now_us: u64, replica: ReplicaId, seen: &Seen) {
+    fn hear(&mut self, now_us: u64, replica: ReplicaId, rtt_us: u64, seen: &Seen) {
         let index = replica.index();
         if self.heard_us.len() <= index {
             self.heard_us.resize(index + 1, 0);
@@ -93,7 +103,7 @@ impl Spillway {
         if let Some(pace) = seen.speed {
             self.pace[index] = pace;
         }
-        self.router.reported(Now(now_us), replica.0, report(now_us, seen, &self.pace[index]));
+        self.router.reported(Now(now_us), replica.0, report(now_us, rtt_us, seen, &self.pace[index]));
     }
 
     /// The own replica to go to, if the gate lets it; otherwise when the first text would come from waiting here.
@@ -134,10 +144,11 @@ impl Spillway {
     }
 }
 
-fn report(now_us: u64, seen: &Seen, pace: &Pace) -> Report {
+fn report(now_us: u64, rtt_us: u64, seen: &Seen, pace: &Pace) -> Report {
     let whole = |us: u64| u32::try_from(us).unwrap_or(u32::MAX);
     Report {
         at: Now(now_us),
+        covers: Now(now_us.saturating_sub(rtt_us)),
         slots_free: seen.slots_free,
         pending: seen.waiting,
         running: seen.running,
@@ -174,7 +185,6 @@ impl Market<u32> for Stalls<'_, '_> {
             },
             slots: view.slots(replica),
             distance_ms: view.rtt_us(replica).map(|us| us as f64 / 1e3),
-            measured: true,
             standing: 1.0,
             cached: view.cached_tokens(replica, self.job).map(u64::from),
             ready_ms: 0.0,
@@ -182,12 +192,12 @@ impl Market<u32> for Stalls<'_, '_> {
         })
     }
 
-    fn propose(&self, into: &mut Vec<u32>, rng: &mut impl rand_chacha::rand_core::Rng) {
+    fn propose(&self, into: &mut Vec<u32>, busy: impl Fn(&u32) -> bool, rng: &mut impl rand_chacha::rand_core::Rng) {
         let all = if self.strangers { self.view.network() } else { self.view.candidates() };
         if all.len() <= ALL_MAX {
             return into.extend(all.iter().map(|id| id.0));
         }
-        let open = |id: &&ReplicaId| self.view.up(**id) && self.view.seen(**id).is_none_or(|seen| seen.slots_free > 0);
+        let open = |id: &&ReplicaId| self.view.up(**id) && !busy(&id.0);
         into.extend(self.by_price.iter().filter(open).take(CHEAPEST).map(|id| id.0));
         for _ in 0..DRAWN {
             let index = (u128::from(rng.next_u64()) * all.len() as u128) >> 64;
@@ -220,12 +230,17 @@ impl Policy for Spillway {
             if view.is_live(*id) && !(strangers && view.is_own(*id)) {
                 let Some(mut seen) = view.seen(*id) else { continue };
                 seen.at_us = now_us;
-                let start_us = view.ttft_us(*id, job).unwrap_or(0);
-                // The prediction is for this very prompt: nothing is left to be read beside it.
-                let token_us = view.pace(*id).map_or(1, |pace| pace.token_us).max(1);
-                seen.speed = Some(Pace { start_us, read_us_per_kilo: 0, token_us });
+                let first_us = view.ttft_us(*id, job).unwrap_or(0);
+                let pace = view.pace(*id).unwrap_or_default();
+                // The prediction is for this very prompt: what reading it takes is told apart where its cache is seen, else
+                // nothing is left to be read beside it.
+                let fresh = view.cached_tokens(*id, job).map_or(0, |cached| u64::from(job.input - cached));
+                let read_us = (fresh * pace.read_us_per_kilo / 1000).min(first_us);
+                let read_us_per_kilo = (read_us * 1000).checked_div(fresh).unwrap_or(0);
+                let token_us = pace.token_us.max(1);
+                seen.speed = Some(Pace { start_us: first_us - read_us, read_us_per_kilo, token_us });
                 seen.slots_free = seen.slots_free.saturating_sub(view.coming(*id));
-                self.hear(now_us, *id, &seen);
+                self.hear(now_us, *id, 0, &seen);
             }
         }
         let stalls = Stalls { view, job, by_price: &self.by_price, strangers };
@@ -233,9 +248,9 @@ impl Policy for Spillway {
             units: u64::from(job.input),
             output: u64::from(self.outputs.expected()),
             prefix: job.prefix,
-            prefix_units: u64::from(crate::traces::PREFIX_BLOCK),
-            target_ms: Some(target_ms),
-            rate_us: Some(view.slo().tpot_ms as f64 * 1e3),
+            prefix_units: u64::from(job.prefix_block),
+            target_ms: self.targets.then_some(target_ms),
+            rate_us: self.targets.then_some(view.slo().tpot_ms as f64 * 1e3),
             weights: Weights::new(SECOND_WORTH, None),
             thorough: false,
         };
@@ -243,7 +258,7 @@ impl Policy for Spillway {
         match self.router.decide(Now(now_us), &ask, &look.asked, &stalls, &mut self.rng) {
             Decision::Go { to, expected, refresh } => {
                 self.looks.remove(&job.job);
-                if own_first_ms.is_some_and(|ms| ms <= expected.first_ms) {
+                if own_first_ms.is_some_and(|ms| ms <= expected.first_ms && ms <= target_ms) {
                     return Choice::Wait;
                 }
                 self.router.sent(Now(now_us), to, &ask, expected.cached);
@@ -274,10 +289,10 @@ impl Policy for Spillway {
         if !view.is_live(replica)
             && let Some(seen) = view.seen(replica).filter(|seen| seen.speed.is_some())
         {
-            self.hear(now_us, replica, &seen);
+            self.hear(now_us, replica, view.rtt_us(replica).unwrap_or(0), &seen);
         }
         match news {
-            News::Probed { seen } => self.hear(now_us, replica, seen),
+            News::Probed { seen } => self.hear(now_us, replica, view.rtt_us(replica).unwrap_or(0), seen),
             News::ProbeLost => self.router.silent(&replica.0),
             News::First { ask, after_us, .. } => {
                 if let Some(flight) = self.flights.get_mut(&ask.job) {
