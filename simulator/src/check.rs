@@ -1,6 +1,7 @@
 //! What must hold: safety after each step, liveness once the faults have stopped.
 //! Invariant: nothing here asks a peer what it thinks; jobs, text and money are counted anew from what crosses the world.
 
+use crate::course::Course;
 use crate::network::HostId;
 use crate::oracle::{self, Answer};
 use crate::timeline::START;
@@ -204,6 +205,7 @@ pub struct Checks {
     cost: u64,
     waited: BTreeSet<(HostId, StreamId)>,
     ledger: LedgerWaits,
+    course: Course,
 }
 
 impl Checks {
@@ -225,6 +227,7 @@ impl Checks {
             cost: 0,
             waited: BTreeSet::new(),
             ledger: LedgerWaits { spilled: Vec::new(), waited: Vec::new() },
+            course: Course::new(),
         }
     }
 
@@ -280,6 +283,7 @@ impl Checks {
     pub fn turned_away(&mut self) {
         self.total += 1;
         *self.went.entry(Went::Failed).or_default() += 1;
+        self.course.ended(self.now, Went::Failed);
     }
 
     /// A client leaves. Gives its gateway, unless the job is over.
@@ -294,6 +298,7 @@ impl Checks {
         for track in self.jobs.values_mut().filter(|track| track.host == host && !track.over) {
             (track.over, track.answer) = (true, None);
             *self.went.entry(Went::Failed).or_default() += 1;
+            self.course.ended(self.now, Went::Failed);
         }
     }
 
@@ -321,6 +326,7 @@ impl Checks {
         if from == 0 && to > 0 {
             let first = now.since(track.submitted);
             self.first_ms.push((host, u64::try_from(first.as_millis()).unwrap_or(u64::MAX)));
+            self.course.first(now, first);
         }
     }
 
@@ -361,6 +367,7 @@ impl Checks {
             Err(_) => Went::Failed,
         };
         *self.went.entry(went).or_default() += 1;
+        self.course.ended(self.now, went);
         // An owner may take the slot of a job at any time. One that nobody else can go on with then ends, and so does one
         // whose gateway has no money left for another provider, or that has waited for one as long as it may.
         let excused = taken
@@ -558,6 +565,12 @@ impl Checks {
     #[must_use]
     pub const fn ledger_waits(&self) -> &LedgerWaits {
         &self.ledger
+    }
+
+    /// How it went over time.
+    #[must_use]
+    pub const fn course(&self) -> &Course {
+        &self.course
     }
 
     /// What all jobs cost, in micro-credits.
