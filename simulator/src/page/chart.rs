@@ -214,6 +214,8 @@ pub(super) struct Rows<'a> {
     pub(super) width: f64,
     /// What the rows are.
     pub(super) rows: &'a str,
+    /// What the legend calls those that are neither Spillway's nor the oracle's.
+    pub(super) others: &'a str,
     /// The axis of the figures.
     pub(super) axis: Axis<'a>,
     /// The marks of a row's figures, and what each is.
@@ -237,7 +239,7 @@ impl Rows<'_> {
         let right = self.width - if single { values + 14.0 } else { 24.0 };
         let plot = Plot { left, right, top, bottom };
         let scale = Scale::fit(&self.axis, &all, if self.width > HALF { 9 } else { 5 });
-        let legend = legend(self.of.iter().map(|(_, role, _)| *role), self.series, &all);
+        let legend = legend(self.others, self.of.iter().map(|(_, role, _)| *role), self.series, &all);
         figure(markup, &self.caption, (self.width, bottom + BELOW), &legend, |markup| {
             let head: Attributes<'_> = &[("x", "4"), ("y", &px(top - 7.0)), ("class", "axis-label")];
             markup.leaf("text", head, self.rows);
@@ -299,6 +301,7 @@ impl Rows<'_> {
 
 /// The legend of a chart of policies: whose colours are whose, what the marks are, and the intervals if they have a width.
 pub(super) fn legend<'a>(
+    others: &'a str,
     roles: impl Iterator<Item = Role> + Clone,
     series: &[(Mark, &'a str)],
     figures: &[Interval],
@@ -307,7 +310,7 @@ pub(super) fn legend<'a>(
     let single = series.len() == 1;
     let kind = if single { series[0].0 } else { Mark::Bar };
     for (role, text) in
-        [(Role::Spillway, "Spillway"), (Role::Other, "other policies"), (Role::Bound, "oracle: sees all, a bound")]
+        [(Role::Spillway, "Spillway"), (Role::Other, others), (Role::Bound, "oracle: sees all, a bound")]
     {
         if roles.clone().any(|it| it == role) {
             legend.push((kind, role.class(), text));

@@ -175,7 +175,7 @@ const fn row_chart<'a>(
     series: &'a [(Mark, &'a str)],
     of: Vec<(String, Role, Vec<Interval>)>,
 ) -> Rows<'a> {
-    Rows { caption: Caption { title, note }, width, rows: "policy", axis, series, of }
+    Rows { caption: Caption { title, note }, width, rows: "policy", others: "other policies", axis, series, of }
 }
 
 fn charts(markup: &mut Markup, rows: &[&Row]) {
@@ -249,6 +249,7 @@ fn earned(markup: &mut Markup, rows: &[&Row], all: &[Earned]) {
             caption: Caption { title, note },
             width: HALF,
             rows: "policy",
+            others: "other policies",
             axis: axis("earned", "credits"),
             series: &[(Mark::Bar, "mean")],
             of: rows.iter().map(|row| (row.policy.clone(), role(row), vec![figure(row)])).collect(),

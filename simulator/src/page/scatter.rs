@@ -64,7 +64,12 @@ impl Scatter<'_> {
         let (across, up) = (Scale::fit(&self.x, &xs, 9), Scale::fit(&self.y, &ys, 7));
         let place =
             |(_, _, x, y): &(String, Role, Interval, Interval)| (plot.x(across.at(x.mean)), plot.y(up.at(y.mean)));
-        let legend = legend(points.iter().map(|(_, role, ..)| *role), &[(Mark::Dot, "")], &[&xs[..], &ys[..]].concat());
+        let legend = legend(
+            "other policies",
+            points.iter().map(|(_, role, ..)| *role),
+            &[(Mark::Dot, "")],
+            &[&xs[..], &ys[..]].concat(),
+        );
         figure(markup, &self.caption, (WIDE, HEIGHT), &legend, |markup| {
             axis_below(markup, &self.x, &across, &plot);
             axis_left(markup, &self.y, &up, &plot);

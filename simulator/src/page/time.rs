@@ -94,14 +94,14 @@ pub(super) fn firsts(markup: &mut Markup, course: &Course) {
     let slowest = |it: &Interval| (it.firsts > 0).then_some(it.first_max_ms as f64);
     let all = course.intervals().iter().flat_map(|it| [mean(it), slowest(it)]).flatten().map(only);
     let up = Scale::fit(&left, &all.collect::<Vec<_>>(), 6);
-    let legend = [(Mark::Line, "own", "mean of an interval"), (Mark::Line, "network", "slowest of an interval")];
+    let legend = [(Mark::Line, "own", "mean of an interval"), (Mark::Line, "left", "slowest of an interval")];
     let note = format!("First texts that came within each {}.", told(course.length_ms()));
     let caption = Caption { title: "Time to first text", note: &note };
     figure(markup, &caption, (WIDE, HEIGHT), &legend, |markup| {
         axis_below(markup, &below, &across, &PLOT);
         axis_left(markup, &left, &up, &PLOT);
         let length = course.length_ms() as f64 / unit;
-        for (class, of) in [("network line", &slowest as &dyn Fn(&Interval) -> Option<f64>), ("own line", &mean)] {
+        for (class, of) in [("left line", &slowest as &dyn Fn(&Interval) -> Option<f64>), ("own line", &mean)] {
             let mut path = String::new();
             let mut broken = true;
             for (index, it) in course.intervals().iter().enumerate() {
