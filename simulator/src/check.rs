@@ -1,6 +1,7 @@
 //! What must hold: safety after each step, liveness once the faults have stopped.
 //! Invariant: nothing here asks a peer what it thinks; jobs, text and money are counted anew from what crosses the world.
 
+use crate::course::Course;
 use crate::idle::Need;
 use crate::network::HostId;
 use crate::oracle::{self, Answer};
@@ -236,6 +237,7 @@ pub struct Checks {
     waited: BTreeSet<(HostId, StreamId)>,
     ledger: LedgerWaits,
     seen: Vec<JobSeen>,
+    course: Course,
 }
 
 impl Checks {
@@ -259,6 +261,7 @@ impl Checks {
             waited: BTreeSet::new(),
             ledger: LedgerWaits { spilled: Vec::new(), waited: Vec::new() },
             seen: Vec::new(),
+            course: Course::new(),
         }
     }
 
@@ -325,6 +328,7 @@ impl Checks {
     pub fn turned_away(&mut self) {
         self.total += 1;
         *self.went.entry(Went::Failed).or_default() += 1;
+        self.course.ended(self.now, Went::Failed);
     }
 
     /// A client leaves. Gives its gateway, unless the job is over.
@@ -339,6 +343,7 @@ impl Checks {
         for track in self.jobs.values_mut().filter(|track| track.host == host && !track.over) {
             (track.over, track.answer) = (true, None);
             *self.went.entry(Went::Failed).or_default() += 1;
+            self.course.ended(self.now, Went::Failed);
         }
     }
 
@@ -368,6 +373,7 @@ impl Checks {
             let first = now.since(track.submitted);
             track.first_us = Some(first.as_micros() as u64);
             self.first_ms.push((host, u64::try_from(first.as_millis()).unwrap_or(u64::MAX)));
+            self.course.first(now, first);
         }
     }
 
@@ -412,6 +418,7 @@ impl Checks {
             Err(_) => Went::Failed,
         };
         *self.went.entry(went).or_default() += 1;
+        self.course.ended(self.now, went);
         // An owner may take the slot of a job at any time. One that nobody else can go on with then ends, and so does one
         // whose gateway has no money left for another provider, or that has waited for one as long as it may.
         let excused = taken
@@ -659,6 +666,12 @@ impl Checks {
     #[must_use]
     pub fn seen(&self) -> &[JobSeen] {
         &self.seen
+    }
+
+    /// How it went over time.
+    #[must_use]
+    pub const fn course(&self) -> &Course {
+        &self.course
     }
 
     /// What all jobs cost, in micro-credits.
