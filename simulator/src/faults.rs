@@ -114,6 +114,7 @@ pub fn strike(world: &mut World, fault: Fault) {
             }
             world.line.after(length, Happening::GpuWell(host));
             world.hosts[host].gpu_failed = world.line.now();
+            world.hosts[host].for_strangers.clear();
             let life = world.hosts[host].life;
             for work in world.hosts[host].gpu.as_mut().map(Gpu::fail).unwrap_or_default() {
                 let error = BackendError::Failed("out of memory".into());
@@ -152,6 +153,7 @@ pub fn crash(world: &mut World, id: HostId, silent: bool, length: u64) {
     host.probes.clear();
     host.probed.clear();
     host.offers.clear();
+    host.for_strangers.clear();
     if let Some(gpu) = &mut host.gpu {
         gpu.fail();
     }

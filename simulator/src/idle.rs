@@ -276,7 +276,8 @@ impl World {
         }
         let idle = known.into_iter().find(|(provider, known)| {
             let (pair, seller) = ((gateway, *provider), &self.hosts[*provider]);
-            seller.sold_free.least_since(then) > self.on_their_way(gateway, *provider)
+            seller.adversary.is_none()
+                && seller.sold_free.least_since(then) > self.on_their_way(gateway, *provider)
                 && seller.stalled_until < then
                 && known.since <= then
                 && self.network.connected(gateway, *provider)

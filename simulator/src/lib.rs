@@ -37,6 +37,7 @@
 //! # Ok::<(), spillway_simulator::ScenarioError>(())
 //! ```
 
+pub mod adversary;
 mod books;
 mod carry;
 pub mod check;
@@ -68,6 +69,7 @@ pub mod trial;
 mod workload;
 mod world;
 
+pub use adversary::Adversary;
 pub use check::{Rule, Violation};
 pub use observed::Observed;
 pub use report::Report;

@@ -32,7 +32,7 @@ impl World {
                 Parcel::Opened => self.deliver(host, life, Event::StreamOpened(stream)),
                 Parcel::Frame(bytes) => {
                     let frame = Frame::from_wire(&bytes[4..]).expect("checked when it was sent");
-                    self.frame_arrives(host, stream, &frame);
+                    self.frame_arrives(from, host, stream, &frame);
                     if side == 0 {
                         self.idle.hears(link, &frame);
                     }
@@ -54,6 +54,11 @@ impl World {
         if let Some(due) = self.network.send(self.line.now(), link, side, parcel) {
             self.line.at(due, Happening::Arrive(link, side));
         }
+    }
+
+    /// Whether the node of an account keeps to the rules.
+    pub(crate) fn honest(&self, account: &spillway_ledger::Account) -> bool {
+        self.by_account.get(account).is_none_or(|hosts| hosts.iter().all(|host| self.hosts[*host].adversary.is_none()))
     }
 
     /// Whether a single message gets from one place to another.
@@ -146,7 +151,8 @@ impl World {
         for applied in &made.applied {
             if let Applied::Settled { session, claim, .. } = applied {
                 let seen = self.authority.session(session).expect("the authority has just noted it");
-                self.checks.settled(*session, seen.deposit, *claim, seen.to_provider);
+                let honest = self.honest(&seen.provider);
+                self.checks.settled(*session, seen.deposit, *claim, seen.to_provider, honest);
             }
         }
         for (host, life, business, verdict) in made.verdicts {
