@@ -56,6 +56,7 @@ impl Node {
             network: genesis().network_id(),
             listen: vec![listen.into()],
             bootstrap: knock.map(|node| node.network.addresses()).unwrap_or_default(),
+            known: Vec::new(),
             mdns: false,
             emulated_rtt: Duration::ZERO,
         };
@@ -81,7 +82,7 @@ impl Node {
                     NetworkEvent::Call { kind: CallKind::Ledger, peer, request, reply } => {
                         feed.call(peer, request, reply)
                     }
-                    NetworkEvent::Gossip { topic: Topic::Blocks, bytes, verdict } => feed.gossip(bytes, verdict),
+                    NetworkEvent::Gossip { topic: Topic::Blocks, bytes, verdict, .. } => feed.gossip(bytes, verdict),
                     _ => {}
                 }
             }
