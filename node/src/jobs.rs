@@ -311,10 +311,9 @@ fn wishes(job: &Job) -> Option<String> {
         }
     }
     let mut words = words.join("; ");
-    if let Some((end, _)) = words.char_indices().take_while(|(at, _)| *at <= WISHES_BYTES_MAX - 3).last()
-        && words.len() > WISHES_BYTES_MAX
-    {
-        words.truncate(end);
+    if words.len() > WISHES_BYTES_MAX {
+        let end = (0..=WISHES_BYTES_MAX - '…'.len_utf8()).rev().find(|end| words.is_char_boundary(*end));
+        words.truncate(end.unwrap_or(0));
         words.push('…');
     }
     (!words.is_empty()).then_some(words)
