@@ -17,6 +17,8 @@ pub struct MarketConfig {
     pub provide: bool,
     /// What it asks of them, per million units.
     pub price: Price,
+    /// Whether it promises them to keep nothing of what they send.
+    pub keeps_nothing: bool,
     /// What strangers may have of own slots, while `provide` is set.
     pub selling: Selling,
     /// Whether an owner's job that finds no free slot takes a stranger's. The stranger is paid for what it delivered so far.
@@ -68,6 +70,7 @@ impl Default for MarketConfig {
         Self {
             region: String::new(),
             provide: false,
+            keeps_nothing: false,
             price: Price { input: Credits::new(50_000), cached: Credits::new(50_000), output: Credits::new(200_000) },
             selling: Selling::default(),
             preempt: true,
@@ -162,6 +165,13 @@ pub struct GatewaySection {
     /// Address and port; port 0 takes a free one.
     #[serde(default = "default_gateway_listen")]
     pub listen: String,
+    /// Whether times and sizes of the last jobs are kept, for `spillway jobs export`.
+    #[serde(default = "default_job_log")]
+    pub job_log: bool,
+}
+
+const fn default_job_log() -> bool {
+    true
 }
 
 fn default_gateway_listen() -> String {
@@ -245,6 +255,8 @@ pub struct ProvideSection {
     pub window: u64,
     /// Seconds of rest before a session is settled.
     pub settle_after_s: f64,
+    /// Promises strangers that nothing of what they send is kept: only for backends that log no prompts.
+    pub keeps_nothing: bool,
 }
 
 impl Default for ProvideSection {
@@ -260,6 +272,7 @@ impl Default for ProvideSection {
             reserved_slots: 1,
             window: 1024,
             settle_after_s: 60.0,
+            keeps_nothing: false,
         }
     }
 }
@@ -510,6 +523,7 @@ impl NodeConfig {
         Ok(MarketConfig {
             region: self.network.region.clone(),
             provide: self.provide.enabled,
+            keeps_nothing: self.provide.keeps_nothing,
             price: Price { input, cached, output },
             selling: Selling { mode, reserved_slots: self.provide.reserved_slots },
             preempt: self.provide.preempt,
@@ -533,5 +547,61 @@ impl NodeConfig {
     pub fn price_max(&self) -> Result<Price, ConfigError> {
         let input = credits("spend.price_input_max", self.spend.price_input_max)?;
         Ok(Price { input, cached: input, output: credits("spend.price_output_max", self.spend.price_output_max)? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(provide: ProvideSection) -> NodeConfig {
+        NodeConfig {
+            genesis: default_genesis(),
+            network: NetworkSection::default(),
+            gateway: None,
+            edge: None,
+            backend: Vec::new(),
+            provide,
+            spend: SpendSection::default(),
+            ledger: LedgerSection { role: LedgerRole::Solo, ..LedgerSection::default() },
+        }
+    }
+
+    #[test]
+    fn what_is_provided_is_read_or_its_field_is_named() {
+        type Change = fn(&mut ProvideSection);
+        let cases: [(Change, &str); 8] = [
+            (|_| {}, ""),
+            (|provide| provide.price_cached = Some(provide.price_input), ""),
+            (|provide| provide.sell = "22:00-06:00, 12:00-13:00".into(), ""),
+            (|provide| provide.cache_units = 0, ""),
+            (|provide| provide.price_cached = Some(0.06), "provide.price_cached: above provide.price_input"),
+            (|provide| provide.price_cached = Some(f64::NAN), "provide.price_cached: NaN is not between"),
+            (|provide| provide.sell = "nightly".into(), "provide.sell: `nightly`: neither `always`, `never`"),
+            (|provide| provide.cache_units = u64::MAX, "provide.cache_units: more than"),
+        ];
+        for (change, says) in cases {
+            let mut provide = ProvideSection::default();
+            change(&mut provide);
+            let said = node(provide).validate().map_or_else(|error| error.to_string(), |()| String::new());
+            assert!(said.starts_with(says) && said.is_empty() == says.is_empty(), "{said:?} for {says:?}");
+        }
+    }
+
+    #[test]
+    fn the_market_sells_as_configured() {
+        let provide = ProvideSection {
+            price_cached: Some(0.01),
+            sell: "below 70%".into(),
+            reserved_slots: 2,
+            preempt: false,
+            ..ProvideSection::default()
+        };
+        let market = node(provide).market().expect("good");
+        assert_eq!(market.price.cached, Credits::new(10_000));
+        assert_eq!(market.selling, Selling { mode: Sell::Below(70), reserved_slots: 2 });
+        assert!(!market.preempt);
+        let default = node(ProvideSection::default()).market().expect("good");
+        assert_eq!(default.price.cached, default.price.input, "no discount unless one is set");
     }
 }

@@ -6,11 +6,13 @@ use crate::directory::Directory;
 use crate::event::{Effect, StreamId};
 use crate::own::Own;
 use crate::reputation::Reputation;
+use crate::router::Coordinate;
 use crate::time::Now;
 use crate::timers::Timers;
 use rand_chacha::ChaCha12Rng;
 use spillway_ledger::{Account, Credits, JobId, NetworkId, NodeId, SecretKey, SessionId};
 use std::collections::VecDeque;
+use std::time::Duration;
 
 /// Who a peer is.
 #[derive(Debug)]
@@ -61,6 +63,8 @@ pub enum Sabotage {
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) now: Now,
+    /// When this node last went on after it had not run for a while: nobody counts as silent for that time.
+    pub(crate) woke: Now,
     pub(crate) config: MarketConfig,
     pub(crate) identity: Identity,
     pub(crate) node: NodeId,
@@ -72,6 +76,8 @@ pub(crate) struct Context {
     pub(crate) directory: Directory,
     pub(crate) reputation: Reputation,
     pub(crate) balance: Credits,
+    /// Where this node is in the network's space.
+    pub(crate) coordinate: Coordinate,
     /// Strangers' jobs that lost their slot to the owner and do not know it yet.
     pub(crate) preempted: VecDeque<StreamId>,
     #[cfg(feature = "sabotage")]
@@ -79,6 +85,14 @@ pub(crate) struct Context {
 }
 
 impl Context {
+    /// Takes in a measured round trip to a peer; if that says where it is, it tells this node where it is itself.
+    pub(crate) fn measured(&mut self, peer: NodeId, rtt: Duration) {
+        self.reputation.measured_rtt(self.now, peer, rtt);
+        if let Some(theirs) = self.directory.coordinate(&peer) {
+            self.coordinate.learn(&theirs, rtt);
+        }
+    }
+
     pub(crate) fn emit(&mut self, effect: Effect) {
         self.effects.push_back(effect);
     }

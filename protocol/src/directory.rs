@@ -6,6 +6,7 @@ use crate::crowd::{Crowd, Group, Groups};
 use crate::discovery::LIFE_MAX;
 use crate::job::{Job, Kind};
 use crate::offer::{METER, OFFER_AHEAD_MAX, OFFER_LIFETIME, Offer, PRICE_MAX_MICRO};
+use crate::router::Coordinate;
 use crate::time::Now;
 use rand::{Rng, RngExt as _};
 use spillway_ledger::{Account, Credits, NetworkId, NodeId, Price, Signed};
@@ -404,6 +405,13 @@ impl Directory {
     #[must_use]
     pub fn lookup(&self, now: Now, model: &str, node: &NodeId) -> Option<&Listing> {
         self.get(model, node).filter(|listing| listing.is_live(now))
+    }
+
+    /// Where a provider says that it is in the network's space.
+    #[must_use]
+    pub fn coordinate(&self, node: &NodeId) -> Option<Coordinate> {
+        let model = self.providers.get(node)?.models.first()?;
+        Some(self.models.get(model)?.get(node)?.offer.value().coordinate)
     }
 
     /// How many providers of a model there are; some may have expired since the last [`Directory::sweep`].

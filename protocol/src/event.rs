@@ -9,6 +9,7 @@ use crate::wire::{Frame, Probe, ProbeReply};
 use spillway_ledger::{
     Account, Credits, Digest, JobId, NodeId, Price, PublicKey, SessionId, Signed, SignedBytes, Usage,
 };
+use std::time::Duration;
 
 /// A job's stream to or from another peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -131,6 +132,13 @@ pub enum Event {
     },
     /// An offer, from gossip or from a peer directly; already checked to be signed.
     OfferReceived(Signed<Offer>),
+    /// A round trip to a peer was measured, by a ping.
+    RoundTrip {
+        /// To whom.
+        peer: NodeId,
+        /// How long.
+        rtt: Duration,
+    },
     /// A peer is gone: no connection to it is left.
     PeerLost(NodeId),
     /// The ledger opened a session that names this node's account as consumer or provider. Told again after a restart, with

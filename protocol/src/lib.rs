@@ -13,6 +13,7 @@ pub mod discovery;
 pub mod earn;
 pub mod event;
 pub mod job;
+pub mod known;
 pub mod offer;
 mod own;
 mod paying;
@@ -36,6 +37,7 @@ pub use discovery::{Discovery, Settings as DiscoverySettings};
 pub use earn::{CashEffect, CashEvent, CashPolicy, Cashier, Earn, Intent};
 pub use event::{BackendError, Capacity, Effect, Event, LedgerCommand, ProbeId, StreamId, WorkId};
 pub use job::{Failure, Job, Kind, Leg, Outcome, Prefer, Reason, Route};
+pub use known::{Keep, Known, KnownPeers};
 pub use offer::{ModelOffer, Offer, Quote};
 #[cfg(feature = "sabotage")]
 pub use peer::Sabotage;

@@ -2,6 +2,7 @@
 //! Invariant: an [`Offer`] in a directory was signed by the node that it names.
 
 use crate::prefix::PREFIX_UNITS;
+use crate::router::Coordinate;
 use crate::time::Now;
 use spillway_ledger::{Account, Digest, Document, NetworkId, NodeId, Price, encode};
 use std::time::Duration;
@@ -40,6 +41,8 @@ pub struct ModelOffer {
     pub price: Price,
     /// Requests it serves at once.
     pub slots: u32,
+    /// Whether it promises to keep nothing of what it is sent. A promise: nothing on this side can check it.
+    pub keeps_nothing: bool,
 }
 
 /// A provider's catalogue. At most 1 KiB encoded; a provider with many models publishes several groups.
@@ -59,6 +62,8 @@ pub struct Offer {
     pub expires_ms: u64,
     /// Where it is, for people and for region rules.
     pub region: String,
+    /// Where it is in the network's space, to estimate round trips to it before they are measured.
+    pub coordinate: Coordinate,
     /// Where it listens, as multiaddresses, most direct first.
     pub addresses: Vec<String>,
     /// What it serves, at most 8, strictly sorted by id.
@@ -86,7 +91,7 @@ impl Offer {
 }
 
 impl Document for Offer {
-    const DOMAIN: &'static str = "spillway/offer/1";
+    const DOMAIN: &'static str = "spillway/offer/2";
     const BYTES_MAX: usize = 1024;
 
     fn check(&self) -> Result<(), &'static str> {

@@ -84,6 +84,8 @@ struct Work {
     names: Vec<u64>,
     output_max: u64,
     continuable: bool,
+    /// Something was said, if only an event without text.
+    begun: bool,
     units: u64,
     /// From where on the rate is measured; set by the first text.
     mark: Option<Mark>,
@@ -105,6 +107,8 @@ pub(crate) struct Own {
     work: BTreeMap<WorkId, Work>,
     /// The owner's jobs that wait for a slot, by model.
     pub(crate) waiting: BTreeMap<String, u32>,
+    /// A slot may have become free since this was last looked at.
+    pub(crate) freed: bool,
     next: u64,
 }
 
@@ -143,6 +147,7 @@ impl Model {
 impl Own {
     /// Replaces the list of models; what was learned of known ones is kept. A backend that does not answer has lost its cache.
     pub(crate) fn set(&mut self, now: Now, capacities: Vec<Capacity>, cache_units: u64) {
+        self.freed = true;
         let mut old = std::mem::take(&mut self.models);
         let names_max = usize::try_from(cache_units / PREFIX_UNITS as u64).unwrap_or(usize::MAX);
         for capacity in capacities {
@@ -253,6 +258,7 @@ impl Own {
             names: start.names,
             output_max: start.output_max,
             continuable: start.continuable,
+            begun: false,
             units: 0,
             mark: None,
             last: Mark { at: now, units: 0, worked: 0 },
@@ -275,6 +281,7 @@ impl Own {
     /// Notes output, to learn how fast the backend is, and that it has read the prompt.
     pub(crate) fn output(&mut self, now: Now, id: WorkId, units: u64) {
         let Some(work) = self.work.get_mut(&id) else { return };
+        work.begun = true;
         if units == 0 {
             return;
         }
@@ -300,6 +307,7 @@ impl Own {
 
     /// Gives the slot back.
     pub(crate) fn finish(&mut self, now: Now, id: WorkId) {
+        self.freed = true;
         let Some(work) = self.release(now, id) else { return };
         let Some(model) = self.models.get_mut(&work.model) else { return };
         if let Some(mark) = work.mark {
@@ -338,7 +346,7 @@ impl Own {
         }
         let strangers = self.work.iter().filter(|(_, work)| work.model == model).filter_map(|(id, work)| {
             let WorkFor::Stranger(stream) = work.whose else { return None };
-            Some((!work.continuable && work.units > 0, work.units, std::cmp::Reverse(*id), stream))
+            Some((!work.continuable && work.begun, work.units, std::cmp::Reverse(*id), stream))
         });
         let (_, _, std::cmp::Reverse(id), stream) = strangers.min()?;
         self.release(now, id)?;
@@ -436,7 +444,7 @@ mod tests {
             (&[(3, true), (3, true), (4, true)], 1),
             (&[(1, false), (50, true)], 1),
             (&[(1, false), (50, false)], 0),
-            (&[(7, true), (0, false)], 1),
+            (&[(7, true), (0, false)], 0),
         ] {
             let mut own = own(u32::try_from(strangers.len()).unwrap() + 1);
             start(&mut own, START, OWNER, true);

@@ -11,6 +11,7 @@ use crate::own::{Own, WorkFor};
 use crate::provider::Provider;
 use crate::record::{Earning, Paying, Record};
 use crate::reputation::Reputation;
+use crate::router::Coordinate;
 use crate::time::Now;
 use crate::timers::Timers;
 use rand::SeedableRng as _;
@@ -25,6 +26,17 @@ pub use crate::context::Sabotage;
 
 /// How often expired offers are dropped.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
+/// An alarm that is that late says that the process did not run; what came meanwhile has yet to be read.
+const ASLEEP_AFTER: Duration = Duration::from_millis(250);
+/// An offer's coordinate is renewed once the node seems to be that many milliseconds from it.
+const MOVED_MS: u128 = 10;
+
+/// What the last offers said.
+#[derive(Debug, Default)]
+struct Published {
+    models: Vec<ModelOffer>,
+    coordinate: Coordinate,
+}
 
 /// The market machine of one node. `docs/routing.md`.
 #[derive(Debug)]
@@ -34,7 +46,7 @@ pub struct Peer {
     provider: Provider,
     addresses: Vec<String>,
     /// What the last offers said, so that only news is published out of turn.
-    published: Vec<ModelOffer>,
+    published: Published,
     restored: Vec<Record>,
 }
 
@@ -47,6 +59,7 @@ impl Peer {
         let directory = Directory::new(identity.network);
         let cx = Context {
             now: Now::default(),
+            woke: Now::default(),
             config,
             identity,
             node,
@@ -58,6 +71,7 @@ impl Peer {
             directory,
             reputation: Reputation::default(),
             balance: Credits::ZERO,
+            coordinate: Coordinate::default(),
             preempted: VecDeque::new(),
             #[cfg(feature = "sabotage")]
             sabotage: None,
@@ -67,7 +81,7 @@ impl Peer {
             consumer: Consumer::default(),
             provider: Provider::default(),
             addresses: Vec::new(),
-            published: Vec::new(),
+            published: Published::default(),
             restored,
         }
     }
@@ -117,6 +131,9 @@ impl Peer {
     /// Takes in one event. Call [`Peer::poll`] until it is empty afterwards.
     pub fn handle(&mut self, now: Now, event: Event) {
         self.cx.now = self.cx.now.max(now);
+        if self.cx.timers.next().is_some_and(|due| self.cx.now.since(due) > ASLEEP_AFTER) {
+            self.cx.woke = self.cx.now;
+        }
         if !self.restored.is_empty() {
             self.restore();
         }
@@ -170,7 +187,7 @@ impl Peer {
                 Alarm::Serve(stream) => self.provider.overdue(cx, stream),
                 Alarm::Settle(session) => self.provider.settle_due(cx, session),
                 Alarm::Publish => {
-                    self.published.clear();
+                    self.published.models.clear();
                     publish(cx, &self.addresses, &mut self.published);
                 }
                 Alarm::Sweep => {
@@ -193,7 +210,7 @@ impl Peer {
             Event::Addresses(addresses) => {
                 if self.addresses != addresses {
                     self.addresses = addresses;
-                    self.published.clear();
+                    self.published.models.clear();
                     publish(cx, &self.addresses, &mut self.published);
                 }
             }
@@ -237,6 +254,7 @@ impl Peer {
                     cx.timers.set_earlier(Alarm::Sweep, cx.now.after(SWEEP_EVERY));
                 }
             }
+            Event::RoundTrip { peer, rtt } => cx.measured(peer, rtt),
             Event::PeerLost(peer) => {
                 self.consumer.peer_lost(cx, peer);
                 self.provider.peer_lost(cx, peer);
@@ -311,7 +329,7 @@ fn truncate(text: &mut String, bytes: usize) {
 }
 
 /// Publishes what is served, if that is news, in as many offers as it takes.
-fn publish(cx: &mut Context, addresses: &[String], published: &mut Vec<ModelOffer>) {
+fn publish(cx: &mut Context, addresses: &[String], published: &mut Published) {
     if !cx.config.provide || addresses.is_empty() {
         return;
     }
@@ -329,13 +347,20 @@ fn publish(cx: &mut Context, addresses: &[String], published: &mut Vec<ModelOffe
             meter: METER.to_owned(),
             price: cx.config.price,
             slots,
+            keeps_nothing: cx.config.keeps_nothing,
         })
         .collect();
     let turns = cx.config.selling.turns_at(cx.now).unwrap_or(Now(u64::MAX));
     cx.timers.set(Alarm::Publish, cx.now.after(OFFER_PERIOD).min(turns));
-    if *published == models {
+    let moved = published.coordinate.distance(&cx.coordinate).as_millis() > MOVED_MS
+        || cx.coordinate.error_per_mille * 2 < published.coordinate.error_per_mille;
+    if published.models == models && !moved {
         return;
     }
+    if moved {
+        published.coordinate = cx.coordinate;
+    }
+    let coordinate = published.coordinate;
     let issued_ms = cx.now.ms();
     let offer = |models: Vec<ModelOffer>| Offer {
         network: cx.identity.network,
@@ -345,6 +370,7 @@ fn publish(cx: &mut Context, addresses: &[String], published: &mut Vec<ModelOffe
         issued_ms,
         expires_ms: cx.now.after(OFFER_LIFETIME).ms(),
         region: cx.config.region.clone(),
+        coordinate,
         addresses: addresses.iter().take(8).cloned().collect(),
         models,
     };
@@ -365,5 +391,5 @@ fn publish(cx: &mut Context, addresses: &[String], published: &mut Vec<ModelOffe
     for offer in offers {
         cx.emit(Effect::Publish(offer));
     }
-    *published = models;
+    published.models = models;
 }

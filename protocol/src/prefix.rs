@@ -3,9 +3,9 @@
 //! its end before its beginning.
 //!
 //! A name stands for a prompt's first bytes, all of them up to a border of [`PREFIX_UNITS`], and for the model. It follows from
-//! these bytes alone ([`names`]), so that a provider checks what a consumer claims to share. It tells nothing else: whoever does
-//! not have the same bytes cannot make the name. The idea of naming whole prefixes by chained hashes is that of vLLM's automatic
-//! prefix caching and of Mooncake's traces.
+//! these bytes alone ([`names`]), so that a provider checks what a consumer claims to share. Nobody reads the bytes from a name,
+//! but who guesses all of them can tell that they are the ones. The idea of naming whole prefixes by chained hashes is that of
+//! vLLM's automatic prefix caching and of Mooncake's traces.
 
 use std::collections::{BTreeMap, BTreeSet};
 

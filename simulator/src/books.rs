@@ -39,10 +39,12 @@ pub struct Seen {
     pub consumer: Account,
     /// Who is paid.
     pub provider: Account,
-    voucher_key: PublicKey,
+    /// Whose vouchers count.
+    pub voucher_key: PublicKey,
     /// What was locked, top-ups counted.
     pub deposit: Credits,
-    price_cap: Price,
+    /// The highest price it may pay.
+    pub price_cap: Price,
     /// When it ends, Unix milliseconds.
     pub expires_ms: u64,
     /// What has been paid of it, all shares together.
@@ -51,6 +53,8 @@ pub struct Seen {
     pub to_provider: Credits,
     /// It is over.
     pub closed: bool,
+    /// When it was opened.
+    pub opened_at: Now,
 }
 
 impl Seen {
@@ -191,7 +195,7 @@ impl Authority {
             let business = entry.value().business;
             let verdict = match self.book.apply(&entry, self.height, now.ms()) {
                 Ok(applied) => {
-                    touched.extend(note(&mut self.sessions, business, &applied, &mut made.news));
+                    touched.extend(note(&mut self.sessions, now, business, &applied, &mut made.news));
                     made.applied.push(applied);
                     Verdict::In
                 }
@@ -231,6 +235,7 @@ impl Authority {
 /// Notes what an entry did, tells those concerned, and names the accounts whose balance changed.
 fn note(
     sessions: &mut BTreeMap<SessionId, Seen>,
+    now: Now,
     business: [u8; 16],
     applied: &Applied,
     news: &mut Vec<(Account, Event)>,
@@ -250,6 +255,7 @@ fn note(
                 settled: Credits::ZERO,
                 to_provider: Credits::ZERO,
                 closed: false,
+                opened_at: now,
             };
             news.extend([(*consumer, seen.opened(*session)), (state.provider, seen.opened(*session))]);
             sessions.insert(*session, seen);
@@ -313,6 +319,24 @@ impl Clerk {
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.in_flight.is_none()
+    }
+
+    /// How many entries are still to come into the book.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.waiting.len() + usize::from(self.in_flight.is_some())
+    }
+
+    /// What they will lock, all together.
+    #[must_use]
+    pub fn locking(&self) -> Credits {
+        let all = self.waiting.iter().map(|(_, command)| command);
+        let all = all.chain(self.in_flight.iter().map(|(command, _)| command));
+        all.fold(Credits::ZERO, |sum, command| match command {
+            LedgerCommand::Open { deposit, .. } => sum.checked_add(*deposit).unwrap_or(sum),
+            LedgerCommand::TopUp { amount, .. } => sum.checked_add(*amount).unwrap_or(sum),
+            LedgerCommand::Settle { .. } | LedgerCommand::Refund { .. } => sum,
+        })
     }
 
     /// The entry to hand in now, if none is in flight: signed with the account's next nonce.

@@ -4,6 +4,7 @@
 use super::*;
 use crate::directory::{Directory, Listing};
 use crate::reputation::Reputation;
+use crate::router::Coordinate;
 use crate::router::preference::Named;
 use crate::router::{ALL_MAX, CHEAPEST, Candidate as Weighed, DRAWN, Market, Report, Router, RouterRules};
 
@@ -85,6 +86,7 @@ pub(super) struct Eligible<'a> {
     pub(super) tried: &'a BTreeSet<NodeId>,
     pub(super) directory: &'a Directory,
     pub(super) reputation: &'a Reputation,
+    pub(super) coordinate: Coordinate,
     pub(super) paying: &'a PayingSessions,
     /// How long a session takes to open, in milliseconds.
     pub(super) opening_ms: f64,
@@ -109,7 +111,7 @@ impl Eligible<'_> {
             account: &account,
             region: &listing.offer.value().region,
             quantization: &model.quantization,
-            keeps_nothing: false,
+            keeps_nothing: model.keeps_nothing,
         })
     }
 
@@ -137,8 +139,11 @@ impl Market<NodeId> for Eligible<'_> {
         Some(Weighed {
             price,
             slots: listing.model().slots,
-            distance_ms: rtt,
-            measured: rtt.is_some(),
+            distance_ms: rtt.or_else(|| {
+                let theirs = listing.offer.value().coordinate.bounded();
+                let known = self.coordinate.is_settled() && theirs.is_settled();
+                known.then(|| self.coordinate.distance(&theirs).as_secs_f64() * 1e3)
+            }),
             standing: self.reputation.lower_bound(id),
             cached: None,
             ready_ms: if ready { 0.0 } else { self.opening_ms },
@@ -146,24 +151,27 @@ impl Market<NodeId> for Eligible<'_> {
         })
     }
 
-    fn propose(&self, into: &mut Vec<NodeId>, rng: &mut impl rand::Rng) {
+    fn propose(&self, into: &mut Vec<NodeId>, busy: impl Fn(&NodeId) -> bool, rng: &mut impl rand::Rng) {
         let (now, model) = (self.now, &self.job.model);
         if self.directory.providers(model) <= ALL_MAX {
             let all = self.directory.serving(now, model, self.job.kind);
             return into.extend(all.map(Listing::node));
         }
         let admits = |listing: &Listing| listing.serves(self.job.kind) && self.admits(listing).is_some();
-        into.extend(self.directory.cheapest(now, model, CHEAPEST, admits).into_iter().map(Listing::node));
+        let free = |listing: &Listing| admits(listing) && !busy(&listing.node());
+        into.extend(self.directory.cheapest(now, model, CHEAPEST, free).into_iter().map(Listing::node));
         into.extend(self.directory.sample_where(now, model, DRAWN, rng, admits).into_iter().map(Listing::node));
     }
 }
 
 /// The load in a probe's answer.
-pub(super) fn report_of(now: Now, reply: &ProbeReply) -> Report {
+/// A job's stream has to be opened before the job goes out on it, so that one sent two round trips ago has just arrived.
+pub(super) fn report_of(now: Now, rtt: Duration, reply: &ProbeReply) -> Report {
     let load = &reply.load;
     let retry_after_ms = if reply.retry_after_ms == 0 { RETRY_UNKNOWN_MS } else { reply.retry_after_ms };
     Report {
         at: now,
+        covers: Now(now.0.saturating_sub(2 * u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX / 2))),
         slots_free: if reply.quote.is_ok() { load.slots_free } else { 0 },
         pending: load.pending,
         running: load.running,

@@ -30,6 +30,8 @@ use std::time::Duration;
 
 /// How often a job in the own queue looks at the market again.
 const REQUEUE_EVERY: Duration = Duration::from_secs(2);
+/// Last looks of one job: after each place that refused it in its last look, the others are asked once more.
+const LAST_LOOKS_MAX: u32 = 16;
 /// Places that may turn one job down after they had quoted for it.
 const REFUSALS_MAX: u32 = 64;
 /// A job in the queue does not look again sooner than this, whatever was promised.
@@ -97,6 +99,8 @@ struct Active {
     rounds: u32,
     /// The present look is the last: the busy are asked again, too.
     thorough: bool,
+    /// Refusals before the last look began, and last looks so far: what was heard before a place refused is old.
+    last_look: (u32, u32),
     /// When own hardware is expected to give the first text, in milliseconds from now, if the job could wait for it.
     own_first_ms: Option<f64>,
     /// Own hardware failed this job: it is not tried again.
@@ -223,6 +227,7 @@ impl Consumer {
             asked: Vec::new(),
             rounds: 0,
             thorough: false,
+            last_look: (0, 0),
             own_first_ms: None,
             own_failed: false,
             last: None,
@@ -348,6 +353,26 @@ impl Consumer {
             } else {
                 index += 1;
             }
+        }
+        if std::mem::take(&mut cx.own.freed) {
+            self.call_back(cx);
+        }
+    }
+
+    /// A slot became free here: of the jobs that only look at the market yet, the oldest that may have it does.
+    fn call_back(&mut self, cx: &mut Context) {
+        loop {
+            let looking = self.jobs.iter().filter(|(_, active)| {
+                let job = &active.job;
+                matches!(active.stage, Stage::Probing { .. })
+                    && !active.own_failed
+                    && job.preferences.allows_own()
+                    && cx.own.state(&job.model, job.kind) == OwnState::Free
+            });
+            let oldest = looking.min_by_key(|(id, active)| (active.submitted, **id)).map(|(id, _)| *id);
+            let Some(id) = oldest else { return };
+            self.stop_probing(id);
+            self.run_own(cx, id);
         }
     }
 
@@ -520,7 +545,7 @@ impl Consumer {
             Stage::Remote(remote) => {
                 let patience =
                     if remote.phase == Phase::Accepted { cx.config.silence_max } else { cx.config.open_wait };
-                let dead = remote.heard.after(patience);
+                let dead = remote.heard.max(cx.woke).after(patience);
                 if cx.now < dead {
                     return cx.timers.set(Alarm::Job(id), dead);
                 }
@@ -540,6 +565,9 @@ impl Active {
     /// Goes on to the next model of the job's list.
     fn next_model(&mut self) {
         self.job.model = self.job.alternatives.remove(0);
+        if !self.job.prefix.is_empty() {
+            self.job.prefix = prefix::names(&self.job.model, &self.job.body);
+        }
         self.tried.clear();
         self.asked.clear();
         (self.rounds, self.thorough, self.own_failed) = (0, false, false);

@@ -25,6 +25,7 @@ impl Consumer {
             tried: &active.tried,
             directory: &cx.directory,
             reputation: &cx.reputation,
+            coordinate: cx.coordinate,
             paying: &self.paying,
             opening_ms: self.ahead.wait_ms(),
         };
@@ -125,7 +126,7 @@ impl Consumer {
     }
 
     /// The job no longer waits for answers; those that come are still good to know.
-    fn stop_probing(&mut self, id: JobId) {
+    pub(super) fn stop_probing(&mut self, id: JobId) {
         let Some(active) = self.jobs.get_mut(&id) else { return };
         if let Stage::Probing { waiting, .. } = &active.stage {
             for probe in waiting {
@@ -140,14 +141,22 @@ impl Consumer {
     /// Nobody on the network will have it now: it waits for a slot, tries its next model, or ends.
     fn unplaced(&mut self, cx: &mut Context, id: JobId, any: bool, free_at: Option<Now>) {
         let active = self.jobs.get_mut(&id).expect("the caller holds the job");
+        let own_may = !active.own_failed && active.job.preferences.allows_own();
+        if own_may && cx.own.state(&active.job.model, active.job.kind) == OwnState::Free {
+            // A slot became free here while others were asked.
+            return self.run_own(cx, id);
+        }
         let own_is_busy = !active.own_failed && cx.own.state(&active.job.model, active.job.kind) == OwnState::Saturated;
         let over = active.queued_until.is_some_and(|until| cx.now >= until);
         if (own_is_busy || any) && !over && self.queue.len() < cx.config.queue_max {
             return self.enqueue(cx, id, free_at);
         }
-        if (own_is_busy || any) && !active.thorough {
-            // The last look asks those again that said they are busy.
+        let stale = active.refusals > active.last_look.0 && active.last_look.1 < LAST_LOOKS_MAX;
+        if (own_is_busy || any || stale) && (!active.thorough || stale) {
+            // The last look asks those again that said they are busy, or turned this job down before.
             active.thorough = true;
+            active.last_look = (active.refusals, active.last_look.1 + 1);
+            active.tried.clear();
             active.asked.clear();
             active.rounds = 0;
             let reason = active.last.unwrap_or(Reason::ProviderRefused);
@@ -206,8 +215,8 @@ impl Consumer {
         match (&reply, quote) {
             // Quoted, or busy and honest about it.
             (Some(reply), quote) if quote.is_some() || reply.quote.is_err() => {
-                cx.reputation.measured_rtt(cx.now, node, cx.now.since(sent));
-                market.router.reported(cx.now, node, report_of(cx.now, reply));
+                cx.measured(node, cx.now.since(sent));
+                market.router.reported(cx.now, node, report_of(cx.now, cx.now.since(sent), reply));
                 market.router.holds(node, reply.hot.iter().map(|hot| (hot.name, u64::from(hot.units))));
                 match quote {
                     Some(quote) => {

@@ -163,6 +163,14 @@ impl Consumer {
             }
             Frame::Done { finish, receipt, .. } => self.done(cx, id, finish, receipt),
             Frame::Aborted { abort, receipt } => {
+                if abort == Abort::Preempted {
+                    let model = active.job.model.clone();
+                    if let Some(market) = self.markets.find(&model) {
+                        // It has no slot now, whatever it said before.
+                        market.drop_quote(&peer);
+                        market.router.silent(&peer);
+                    }
+                }
                 let (reason, experience) = match abort {
                     Abort::Backend | Abort::Leaving => (Reason::ProviderStalled, Some(Experience::Stalled)),
                     Abort::BackendBusy => (Reason::ProviderRefused, Some(Experience::RefusedQuote)),
@@ -347,6 +355,9 @@ impl Consumer {
             // Quotes from before do not know the prompt that is to be gone on from.
             return self.place(cx, id);
         }
+        // Time has passed since the others were asked.
+        active.asked.clear();
+        active.rounds = 0;
         self.next_quote(cx, id, rest, why);
     }
 

@@ -13,6 +13,8 @@ const WANTED_FOR: Duration = Duration::from_secs(300);
 const WISHES_MAX: usize = 16;
 /// How soon after a job that found its model short; its own opening goes first, and a burst counts once.
 const LOOK_AFTER: Duration = Duration::from_millis(100);
+/// Jobs cause no look sooner than that after the last one: it ranks all providers of a model.
+const LOOK_APART: Duration = Duration::from_secs(1);
 /// How often it is looked again while something is wanted: offers, prices and standing change.
 const LOOK_EVERY: Duration = Duration::from_secs(10);
 /// How long a session that was opened ahead lasts at most. If nobody uses it, its deposit is back soon.
@@ -48,6 +50,8 @@ pub(super) struct Opening {
 pub(super) struct Ahead {
     /// Models that were short here lately.
     wishes: BTreeMap<(String, Kind), Wish>,
+    /// Jobs cause no look before this.
+    looks_from: Now,
     /// Nothing is opened ahead before this: the ledger has just refused.
     quiet_until: Now,
     /// How long the ledger takes to lock a deposit, smoothed, in microseconds.
@@ -307,7 +311,7 @@ impl Consumer {
         };
         if may_spill && short && cx.directory.candidates(cx.now, job).next().is_some() {
             self.ahead.note(cx.now, job);
-            cx.timers.set_earlier(Alarm::Ahead, cx.now.after(LOOK_AFTER));
+            cx.timers.set_earlier(Alarm::Ahead, cx.now.after(LOOK_AFTER).max(self.ahead.looks_from));
         }
     }
 
@@ -317,7 +321,10 @@ impl Consumer {
         if self.ahead.wishes.is_empty() {
             return;
         }
+        self.ahead.looks_from = cx.now.after(LOOK_APART);
         cx.timers.set(Alarm::Ahead, cx.now.after(LOOK_EVERY));
+        let used = self.paying.iter().filter(|session| session.signed_within(cx.now, WANTED_FOR));
+        let used: BTreeSet<Account> = used.map(|session| session.record.provider).collect();
         let count = usize::try_from(cx.config.sessions_ahead).unwrap_or(usize::MAX);
         let mut wishes: Vec<_> = self.ahead.wishes.iter().collect();
         wishes.sort_by_key(|(_, wish)| std::cmp::Reverse(wish.seen));
@@ -327,7 +334,7 @@ impl Consumer {
                 let likely = likely(cx, model, *kind, wish).into_iter().enumerate();
                 // The likeliest on paper, and those that jobs went to lately.
                 likely
-                    .filter(|(rank, likely)| *rank < count || self.was_used(cx.now, &likely.account))
+                    .filter(|(rank, likely)| *rank < count || used.contains(&likely.account))
                     .map(|(_, likely)| (likely, wish.price_max, wish.usage))
             })
             .collect();
@@ -342,10 +349,6 @@ impl Consumer {
                 ready += 1;
             }
         }
-    }
-
-    fn was_used(&self, now: Now, provider: &Account) -> bool {
-        self.paying.iter().any(|session| session.record.provider == *provider && session.signed_within(now, WANTED_FOR))
     }
 
     /// Sees to a session with that provider for jobs that may cost `worst`, none of which waits for it. Says whether one

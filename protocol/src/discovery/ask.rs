@@ -1,7 +1,7 @@
 //! What peers ask each other about offers, and the answers.
 //! Invariant: an answer holds no more than was asked for, and both are bounded before they are read.
 
-use super::notice::{Beat, ContentId, FAREWELL, Link, SHARDS};
+use super::notice::{Beat, ContentId, Link, SHARDS};
 use spillway_ledger::{Document, SignedBytes};
 
 /// The protocol name of these calls; the version is negotiated by it.
@@ -12,22 +12,24 @@ pub const MARKS_MAX: usize = 16;
 pub const LOST_MAX: usize = 64;
 /// Offers that one question may ask for.
 pub const CONTENTS_MAX: usize = 32;
-/// Offers that are taken back at once.
-pub const FAREWELLS_MAX: usize = 16;
+/// Own offers of which news is told at once.
+pub const TELL_MAX: usize = 4;
 /// Longest question, in bytes.
 pub const ASK_BYTES_MAX: usize = 1024;
 /// Longest answer, in bytes.
 pub const ANSWER_BYTES_MAX: usize = 64 << 10;
-/// A place in a peer's log that is its end, wherever that is.
-pub const AT_THE_END: u64 = u64::MAX;
+/// A place in a peer's log: wherever its newer half begins. Of that, signs of life are told and no notices.
+pub const RECENT: u64 = u64::MAX;
 
 /// How far somebody has read a peer's log of a shard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, wincode::SchemaRead, wincode::SchemaWrite)]
 pub struct Mark {
     /// The shard's number.
     pub shard: u16,
-    /// The place after the last change that was read; 0 for the beginning, [`AT_THE_END`] to be told the end.
+    /// The place after the last change that was read; 0 for the beginning, or [`RECENT`].
     pub place: u64,
+    /// How many notices of the shard whoever says this has.
+    pub size: u32,
 }
 
 /// A question.
@@ -44,8 +46,8 @@ pub enum Ask {
     },
     /// Which of these offers do you have?
     Offers(Vec<ContentId>),
-    /// No question: these offers are taken back. Answered by nothing.
-    Farewell(Vec<Beat>),
+    /// No question: news of the asking peer's own offers. Answered by nothing.
+    Tell(Vec<News>),
 }
 
 impl Document for Ask {
@@ -58,8 +60,8 @@ impl Document for Ask {
                 if marks.len() > MARKS_MAX || !marks.is_sorted_by(|a, b| a.shard < b.shard) {
                     return Err("marks: more than 16, or not strictly sorted by shard");
                 }
-                if marks.last().is_some_and(|mark| mark.shard >= SHARDS) {
-                    return Err("marks.shard: there are 64");
+                if marks.last().is_some_and(|mark| mark.shard > SHARDS) {
+                    return Err("marks.shard: above 64");
                 }
                 if lost.len() > LOST_MAX {
                     return Err("lost: more than 64");
@@ -67,9 +69,8 @@ impl Document for Ask {
                 Ok(())
             }
             Self::Offers(contents) if contents.len() > CONTENTS_MAX => Err("contents: more than 32"),
-            Self::Farewell(beats) if beats.len() > FAREWELLS_MAX => Err("beats: more than 16"),
-            Self::Farewell(beats) if beats.iter().any(|beat| beat.number != FAREWELL) => Err("beats.number: not 255"),
-            Self::Offers(_) | Self::Farewell(_) => Ok(()),
+            Self::Tell(news) if news.len() > TELL_MAX => Err("news: more than 4"),
+            Self::Offers(_) | Self::Tell(_) => Ok(()),
         }
     }
 }

@@ -57,9 +57,13 @@ impl<O: Opener> Discovery<O> {
         let tag = notice.value().anchor.tag();
         let Some(topic) = self.topics.get_mut(&shard) else { return Told::NoRoom };
         let mut gone = Vec::new();
-        let is_chosen = notice.value().models.iter().any(|model| {
-            self.uses.contains(model) && (favoured || topic.cutoffs.get(model).is_none_or(|cutoff| rank < *cutoff))
-        });
+        let is_low = |cutoff: Option<&u32>| favoured || cutoff.is_none_or(|cutoff| rank < *cutoff);
+        let is_chosen = if shard == Shard::LOBBY {
+            is_low(topic.cutoffs.get(&None))
+        } else {
+            let mut models = notice.value().models.iter().filter(|model| self.uses.contains(model));
+            models.any(|model| is_low(topic.cutoffs.get(&Some(*model))))
+        };
         let told = topic.table.tell(self.now, notice, number, link, rank, favoured, key, &mut gone);
         if told == Told::New {
             if is_chosen && node != self.node {

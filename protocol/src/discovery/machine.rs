@@ -48,11 +48,13 @@ pub struct Settings {
     pub partners: usize,
     /// Notices of one shard that are kept.
     pub notices_per_shard: usize,
+    /// Whether it is in the lobby, where it sees a sample of all offers and shows its own while there is room.
+    pub is_in_lobby: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { offers_per_model: 64, partners: 2, notices_per_shard: 16_384 }
+        Self { offers_per_model: 64, partners: 2, notices_per_shard: 16_384, is_in_lobby: true }
     }
 }
 
@@ -116,7 +118,7 @@ impl Allowance {
 #[derive(Debug)]
 pub(super) struct PeerState {
     /// The shards that it is on, by bit.
-    shards: u64,
+    shards: u128,
     faults: u32,
     fault_at: Now,
     muted_until: Now,
@@ -148,7 +150,7 @@ impl PeerState {
     }
 }
 
-pub(super) const fn bit(shard: Shard) -> u64 {
+pub(super) const fn bit(shard: Shard) -> u128 {
     1 << shard.number()
 }
 
@@ -165,8 +167,8 @@ pub(super) struct Topic {
     pub(super) live: usize,
     /// Notices came or went since offers were last chosen, of which some would be or were chosen.
     pub(super) is_changed: bool,
-    /// The highest rank that is chosen, by model, where there are more than enough.
-    pub(super) cutoffs: BTreeMap<ModelTag, u32>,
+    /// The highest rank that is chosen, by model, where there are more than enough; in the lobby, of all models.
+    pub(super) cutoffs: BTreeMap<Option<ModelTag>, u32>,
     pub(super) gossip: Allowance,
 }
 
@@ -177,7 +179,7 @@ pub(super) enum Asking {
     News(Vec<Shard>),
     /// These offers.
     Offers(Vec<ContentId>),
-    /// Nothing: a farewell.
+    /// Nothing: it was told something.
     Nothing,
 }
 
@@ -194,7 +196,7 @@ pub(super) struct Pending {
 pub(super) struct Held {
     pub(super) offer: Arc<Signed<Offer>>,
     /// The shards whose models it is kept for, by bit.
-    pub(super) shards: u64,
+    pub(super) shards: u128,
 }
 
 /// The machine. `O` checks signatures.
@@ -209,6 +211,8 @@ pub struct Discovery<O = Verify> {
     pub(super) secret: [u8; 32],
     /// Names this machine's logs, so that a mark of an earlier run is not taken for one of this.
     log: u64,
+    /// When its rounds begin, within each half minute.
+    pub(super) phase: Duration,
     pub(super) now: Now,
     effects: VecDeque<Effect>,
     pub(super) topics: BTreeMap<Shard, Topic>,
@@ -235,6 +239,7 @@ impl<O: Opener> Discovery<O> {
         let mut rng = ChaCha12Rng::from_seed(seed);
         let secret = *Digest::of("spillway/rank-secret/1", &[&seed]).as_bytes();
         let log = rng.random();
+        let phase = Duration::from_millis(rng.random_range(0..30_000));
         Self {
             market: Notice::market(&network),
             node: NodeId(key.public()),
@@ -245,6 +250,7 @@ impl<O: Opener> Discovery<O> {
             rng,
             secret,
             log,
+            phase,
             now: Now::default(),
             effects: VecDeque::new(),
             topics: BTreeMap::new(),
@@ -308,7 +314,7 @@ impl<O: Opener> Discovery<O> {
             Event::Leave => {
                 self.is_leaving = true;
                 let own = std::mem::take(&mut self.own);
-                self.take_back(&own);
+                self.take_back(own);
             }
             Event::Tick => {}
         }
@@ -387,8 +393,11 @@ impl<O: Opener> Discovery<O> {
 
     /// Joins and leaves topics so that they are those of what is used and served.
     pub(super) fn follow(&mut self) {
-        let served = self.own.iter().flat_map(|own| own.notice.value().models.iter());
-        let wanted: BTreeSet<Shard> = self.uses.iter().chain(served).map(|model| model.shard()).collect();
+        let served = self.own.iter().flat_map(|own| own.shards.iter().copied());
+        let mut wanted: BTreeSet<Shard> = self.uses.iter().map(|model| model.shard()).chain(served).collect();
+        if self.settings.is_in_lobby {
+            wanted.insert(Shard::LOBBY);
+        }
         let gone: Vec<Shard> = self.topics.keys().filter(|shard| !wanted.contains(shard)).copied().collect();
         for shard in gone {
             self.topics.remove(&shard);
@@ -396,27 +405,30 @@ impl<O: Opener> Discovery<O> {
             self.emit(Effect::Part(shard));
         }
         for shard in wanted {
-            if self.topics.contains_key(&shard) {
-                continue;
-            }
-            // Each node has its own beat, so that not all ask at once.
-            let wait = Duration::from_millis(self.rng.random_range(500..5_000));
-            self.topics.insert(
-                shard,
-                Topic {
-                    table: Table::new(self.settings.notices_per_shard),
-                    partners: Vec::new(),
-                    next_round: self.now.after(wait),
-                    rounds: 0,
-                    is_filled: false,
-                    live: 0,
-                    is_changed: false,
-                    cutoffs: BTreeMap::new(),
-                    gossip: Allowance::new(self.now, GOSSIP_BURST, GOSSIP_PER_MINUTE),
-                },
-            );
-            self.emit(Effect::Join(shard));
+            self.join(shard);
         }
+    }
+
+    /// Joins a topic, unless this node is on it.
+    pub(super) fn join(&mut self, shard: Shard) {
+        if self.topics.contains_key(&shard) {
+            return;
+        }
+        let notices_max =
+            if shard == Shard::LOBBY { 4 * super::LOBBY_NOTICES } else { self.settings.notices_per_shard };
+        let topic = Topic {
+            table: Table::new(notices_max),
+            partners: Vec::new(),
+            next_round: self.now.after(Duration::from_secs(2)),
+            rounds: 0,
+            is_filled: false,
+            live: 0,
+            is_changed: false,
+            cutoffs: BTreeMap::new(),
+            gossip: Allowance::new(self.now, GOSSIP_BURST, GOSSIP_PER_MINUTE),
+        };
+        self.topics.insert(shard, topic);
+        self.emit(Effect::Join(shard));
     }
 
     fn joined(&mut self, peer: NodeId, shard: Shard) {
@@ -425,6 +437,7 @@ impl<O: Opener> Discovery<O> {
         }
         let now = self.now;
         self.peers.entry(peer).or_insert_with(|| PeerState::new(now)).shards |= bit(shard);
+        self.gossip_to_the_first(shard);
         // The first peer of a shard is asked at once.
         if let Some(topic) = self.topics.get_mut(&shard).filter(|topic| !topic.is_filled) {
             topic.next_round = topic.next_round.min(now.after(Duration::from_secs(1)));
@@ -475,10 +488,10 @@ impl<O: Opener> Discovery<O> {
                 for mark in &marks {
                     let Some(shard) = Shard::new(mark.shard) else { continue };
                     let Some(topic) = self.topics.get(&shard) else { continue };
-                    let place = if log == self.log || mark.place == super::AT_THE_END { mark.place } else { 0 };
+                    let place = if log == self.log || mark.place == super::RECENT { mark.place } else { 0 };
                     let (place, rest) = topic.table.since(place, asker, &mut room);
                     more |= rest;
-                    room.marks.push(super::Mark { shard: mark.shard, place });
+                    room.marks.push(super::Mark { shard: mark.shard, place, size: topic.table.size() });
                     for tag in &lost {
                         topic.table.find(*tag, &mut room);
                     }
@@ -492,9 +505,13 @@ impl<O: Opener> Discovery<O> {
                 };
                 Answer::Offers(contents.iter().filter_map(find).map(|offer| offer.to_wire()).collect())
             }
-            Ask::Farewell(beats) => {
-                let shards: Vec<Shard> = self.topics.keys().copied().collect();
-                self.read(&shards, from, Vec::new(), &beats);
+            Ask::Tell(news) => {
+                if news.iter().any(|item| item.notice.signer != from.0) {
+                    self.blame(from, Fault::Unasked);
+                } else {
+                    let shards: Vec<Shard> = self.topics.keys().copied().collect();
+                    self.read(&shards, from, news, &[]);
+                }
                 return Vec::new();
             }
         };
@@ -565,8 +582,8 @@ impl<O: Opener> Discovery<O> {
         self.peers.iter().filter(move |(_, state)| state.is_on(shard) && !state.is_muted(now)).map(|(peer, _)| *peer)
     }
 
-    /// How long a shard's round is: a quarter of its period.
+    /// How long a shard's round is: an eighth of its period, so that a sign reaches everyone well before it is missed.
     pub(super) fn round_of(live: usize) -> Duration {
-        (period(live) / 4).max(ROUND_MIN)
+        (period(live) / 8).max(ROUND_MIN)
     }
 }

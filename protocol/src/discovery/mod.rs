@@ -17,11 +17,13 @@ mod round;
 mod table;
 
 pub use ask::{
-    ANSWER_BYTES_MAX, ASK_BYTES_MAX, AT_THE_END, Answer, Ask, CONTENTS_MAX, FAREWELLS_MAX, LOST_MAX, MARKS_MAX, Mark,
-    News, OFFERS_PROTOCOL,
+    ANSWER_BYTES_MAX, ASK_BYTES_MAX, Answer, Ask, CONTENTS_MAX, LOST_MAX, MARKS_MAX, Mark, News, OFFERS_PROTOCOL,
+    RECENT, TELL_MAX,
 };
 pub use machine::{Discovery, Opener, Settings, Verify};
-pub use notice::{Beat, Chain, ContentId, FAREWELL, Link, ModelTag, NOTICE_MODELS_MAX, Notice, SHARDS, Shard};
+pub use notice::{
+    Beat, Chain, ContentId, FAREWELL, LOBBY_NOTICES, Link, ModelTag, NOTICE_MODELS_MAX, Notice, SHARDS, Shard,
+};
 
 use crate::offer::Offer;
 use spillway_ledger::{NodeId, Signed};

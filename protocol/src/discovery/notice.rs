@@ -8,20 +8,25 @@ use std::time::Duration;
 
 /// Into how many topics the models of a market are sorted.
 pub const SHARDS: u16 = 64;
+/// Most notices that providers put into the lobby, each by its own count: a sample of the market, for who browses.
+pub const LOBBY_NOTICES: usize = 64;
 /// Most models of one notice; as of an offer.
 pub const NOTICE_MODELS_MAX: usize = 8;
 /// The number of the sign that is a farewell.
 pub const FAREWELL: u8 = u8::MAX;
 
-/// One topic: the models whose tags fall into it. Below [`SHARDS`].
+/// One topic: the models whose tags fall into it, or the lobby, which is of all models. Not above [`SHARDS`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Shard(u16);
 
 impl Shard {
+    /// The topic of a sample of all offers.
+    pub const LOBBY: Self = Self(SHARDS);
+
     /// The shard of that number, if there is one.
     #[must_use]
     pub const fn new(number: u16) -> Option<Self> {
-        if number < SHARDS { Some(Self(number)) } else { None }
+        if number <= SHARDS { Some(Self(number)) } else { None }
     }
 
     /// Its number.
@@ -36,9 +41,9 @@ impl Shard {
         ModelTag::of(network, model).shard()
     }
 
-    /// Every shard.
+    /// Every shard, and the lobby.
     pub fn all() -> impl Iterator<Item = Self> {
-        (0..SHARDS).map(Self)
+        (0..=SHARDS).map(Self)
     }
 }
 
@@ -175,10 +180,10 @@ impl Notice {
         number == FAREWELL || self.due_ms(number) <= now.after(AHEAD_MAX).ms()
     }
 
-    /// Whether one of its models belongs to `shard`.
+    /// Whether it may be on a topic: one of its models belongs to it, or it is the lobby.
     #[must_use]
     pub fn is_of(&self, shard: Shard) -> bool {
-        self.models.iter().any(|model| model.shard() == shard)
+        shard == Shard::LOBBY || self.models.iter().any(|model| model.shard() == shard)
     }
 }
 

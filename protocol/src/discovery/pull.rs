@@ -16,7 +16,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 /// How soon after news offers are chosen.
-pub(super) const PULL_AFTER: Duration = Duration::from_secs(2);
+pub(super) const PULL_AFTER: Duration = Duration::from_millis(500);
 /// How long to wait before the next peer is asked for the same offer.
 const PULL_AGAIN: Duration = Duration::from_secs(4);
 /// Connected peers that are asked for an offer before its provider is dialled for it.
@@ -37,7 +37,7 @@ const LIARS_MAX: usize = 1024;
 /// An offer that is wanted.
 #[derive(Debug)]
 pub(super) struct Want {
-    shards: u64,
+    shards: u128,
     provider: NodeId,
     models: Vec<ModelTag>,
     /// Who was asked for it, or is being asked.
@@ -149,11 +149,17 @@ impl<O: Opener> Discovery<O> {
         topic.is_changed = false;
         topic.cutoffs.clear();
         let mut chosen: BTreeMap<ContentId, (NodeId, Vec<ModelTag>)> = BTreeMap::new();
-        for model in self.uses.iter().filter(|model| model.shard() == shard) {
+        let uses: Vec<Option<ModelTag>> = if shard == Shard::LOBBY {
+            vec![None]
+        } else {
+            self.uses.iter().filter(|model| model.shard() == shard).map(|model| Some(*model)).collect()
+        };
+        for model in uses {
             let mut ranked: Vec<(bool, u32, u32)> = topic
                 .table
                 .entries()
-                .filter(|(_, entry)| entry.number != FAREWELL && entry.serves(*model) && entry.node() != self.node)
+                .filter(|(_, entry)| entry.number != FAREWELL && model.is_none_or(|model| entry.serves(model)))
+                .filter(|(_, entry)| entry.node() != self.node)
                 .map(|(tag, entry)| (!self.anchors.contains(&entry.node()), entry.rank, tag))
                 .collect();
             if ranked.len() > self.settings.offers_per_model {
@@ -161,7 +167,7 @@ impl<O: Opener> Discovery<O> {
                 ranked.truncate(self.settings.offers_per_model);
                 // Those with a rank below the highest chosen would be chosen.
                 let highest = ranked.iter().filter(|(is_stranger, ..)| *is_stranger).map(|(_, rank, _)| *rank).max();
-                topic.cutoffs.insert(*model, highest.unwrap_or(0));
+                topic.cutoffs.insert(model, highest.unwrap_or(0));
             }
             for (_, _, tag) in ranked {
                 let entry = topic.table.get(tag).expect("it was listed");
@@ -188,7 +194,7 @@ impl<O: Opener> Discovery<O> {
 
     /// Lets go of a shard's offers, at hand or wanted, that are no longer of use to it.
     pub(super) fn drop_offers(&mut self, shard: Shard, is_useless: impl Fn(&ContentId) -> bool) {
-        let keeps = |content: &ContentId, shards: &mut u64| {
+        let keeps = |content: &ContentId, shards: &mut u128| {
             if *shards & bit(shard) != 0 && is_useless(content) {
                 *shards &= !bit(shard);
             }

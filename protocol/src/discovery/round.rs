@@ -2,10 +2,11 @@
 //! Invariant: the logs of at most [`Settings::partners`](super::Settings) peers of a shard are read at a time, and each
 //! from where it was read last.
 
-use super::ask::{AT_THE_END, Ask, LOST_MAX, MARKS_MAX, Mark};
+use super::ask::{Ask, LOST_MAX, MARKS_MAX, Mark, RECENT};
 use super::machine::{Asking, Discovery, Opener};
 use super::notice::Shard;
 use super::{Beat, Effect, Fault, News};
+use crate::time::Now;
 use rand::RngExt as _;
 use spillway_ledger::NodeId;
 use std::collections::{BTreeMap, BTreeSet};
@@ -37,6 +38,17 @@ pub(super) struct Partner {
     asked: usize,
     follow_ups: u32,
     is_due: bool,
+    /// Its log is or was read from the beginning.
+    is_whole: bool,
+}
+
+/// The first moment from `at` on, a second before included, at which this node's rounds begin: together, so that a peer
+/// is asked once for all that is due.
+fn on_grid(at: Now, phase: Duration) -> Now {
+    let step = u64::try_from(ROUND_MIN.as_micros()).expect("seconds");
+    let phase = u64::try_from(phase.as_micros()).expect("seconds") % step;
+    let from = at.0.saturating_sub(1_000_000).saturating_sub(phase);
+    Now(from.div_ceil(step).saturating_mul(step).saturating_add(phase))
 }
 
 impl<O: Opener> Discovery<O> {
@@ -55,15 +67,14 @@ impl<O: Opener> Discovery<O> {
         let now = self.now;
         let mut gone = Vec::new();
         let candidates: Vec<NodeId> = self.peers_on(shard).collect();
+        let elsewhere: BTreeSet<NodeId> =
+            self.topics.values().flat_map(|topic| topic.partners.iter().map(|partner| partner.peer)).collect();
         let topic = self.topics.get_mut(&shard).expect("the caller found it");
         let (live, late) = topic.table.sweep(now, &mut gone);
         topic.live = live;
         topic.rounds += 1;
         let round = Self::round_of(live);
-        // Each node at its own beat, however they started.
-        let spread = u64::try_from(round.as_millis()).expect("minutes") / 4;
-        let jitter = Duration::from_millis(self.rng.random_range(0..=spread));
-        let mut wait = round - round / 8 + jitter;
+        let mut wait = round;
         let mut sought = BTreeSet::new();
         if late >= 4 && late * 4 > live {
             // Too many fell silent at once: perhaps the partners keep their signs back. Others are asked for them.
@@ -74,19 +85,20 @@ impl<O: Opener> Discovery<O> {
             let out = self.rng.random_range(0..topic.partners.len() as u64);
             topic.partners.swap_remove(usize::try_from(out).expect("below a length"));
         }
-        topic.next_round = now.after(wait);
+        topic.next_round = on_grid(now.after(wait.max(ROUND_MIN)), self.phase);
         let is_filled = topic.is_filled;
         let mut free: Vec<NodeId> =
             candidates.iter().filter(|peer| topic.partners.iter().all(|known| known.peer != **peer)).copied().collect();
         while topic.partners.len() < self.settings.partners && !free.is_empty() {
-            // One of the partners is a peer that was good to us, if one is here.
-            let anchor = free.iter().position(|peer| self.anchors.contains(peer));
+            // The first is a peer that was good to us if one is here, else one that is asked for other shards anyway; the
+            // rest are drawn.
+            let is_first = topic.partners.is_empty();
+            let anchor = free.iter().position(|peer| is_first && self.anchors.contains(peer));
+            let shared = free.iter().position(|peer| is_first && elsewhere.contains(peer));
             let drawn = self.rng.random_range(0..free.len() as u64);
-            let at = anchor
-                .filter(|_| topic.partners.iter().all(|partner| !self.anchors.contains(&partner.peer)))
-                .unwrap_or_else(|| usize::try_from(drawn).expect("below a length"));
+            let at = anchor.or(shared).unwrap_or_else(|| usize::try_from(drawn).expect("below a length"));
             // The first log is read whole; what a later one has beyond it shows by its signs.
-            let place = if is_filled || !topic.partners.is_empty() { AT_THE_END } else { 0 };
+            let place = if is_filled || !topic.partners.is_empty() { RECENT } else { 0 };
             topic.partners.push(Partner {
                 peer: free.swap_remove(at),
                 log: 0,
@@ -96,6 +108,7 @@ impl<O: Opener> Discovery<O> {
                 asked: 0,
                 follow_ups: 0,
                 is_due: false,
+                is_whole: place == 0,
             });
         }
         for partner in &mut topic.partners {
@@ -127,7 +140,10 @@ impl<O: Opener> Discovery<O> {
             shards.retain(|shard| log_of(shard) == log);
             let marks = shards
                 .iter()
-                .filter_map(|shard| Some(Mark { shard: shard.number(), place: self.partner(*shard, &peer)?.place }))
+                .filter_map(|shard| {
+                    let place = self.partner(*shard, &peer)?.place;
+                    Some(Mark { shard: shard.number(), place, size: self.topics[shard].table.size() })
+                })
                 .collect();
             let (mut lost, mut asked) = (Vec::new(), Vec::new());
             for partner in shards.iter().filter_map(|shard| self.partner(*shard, &peer)) {
@@ -181,9 +197,16 @@ impl<O: Opener> Discovery<O> {
                 self.no_news(peer, &[*shard]);
                 continue;
             };
+            let size = self.topics.get(shard).map_or(0, |topic| topic.table.size());
             let Some(partner) = self.partner_mut(*shard, &peer) else { continue };
             partner.log = log;
             partner.place = mark.place;
+            // It knows of far more: what was read first was not all. What it says of that is believed once.
+            if !more && !partner.is_whole && mark.size > size + size / 8 {
+                partner.is_whole = true;
+                partner.place = 0;
+                partner.is_due = true;
+            }
             // What it was asked for and did not have, it showed signs of for nothing.
             let baseless = partner.asked > 0 && told == 0;
             for _ in 0..partner.asked {
@@ -202,7 +225,8 @@ impl<O: Opener> Discovery<O> {
             if baseless {
                 self.blame(peer, Fault::Baseless);
             } else if !more && let Some(topic) = self.topics.get_mut(shard) {
-                topic.is_filled |= topic.table.len() > 0;
+                topic.is_filled = true;
+                self.enter_lobby();
             }
         }
     }

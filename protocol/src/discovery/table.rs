@@ -3,7 +3,7 @@
 //! are one, the newest.
 
 use super::NODE_NOTICES_MAX;
-use super::ask::{Mark, News};
+use super::ask::{Mark, News, RECENT};
 use super::notice::{Beat, ContentId, FAREWELL, Link, ModelTag, Notice};
 use crate::time::Now;
 use spillway_ledger::{NodeId, Signed};
@@ -102,6 +102,11 @@ impl Table {
 
     pub(super) fn len(&self) -> usize {
         self.entries.len()
+    }
+
+    /// How many entries there are, as said in marks.
+    pub(super) fn size(&self) -> u32 {
+        u32::try_from(self.entries.len()).unwrap_or(u32::MAX)
     }
 
     pub(super) fn get(&self, tag: u32) -> Option<&Entry> {
@@ -257,6 +262,15 @@ impl Table {
     /// What a peer does not know yet that has read the log up to `place`, for as long as `room` has room for it. What it
     /// told itself is left out. Gives the place that this goes up to, and whether there is more.
     pub(super) fn since(&self, place: u64, asker: NodeKey, room: &mut Room) -> (u64, bool) {
+        if place == RECENT {
+            for tag in self.log.values().rev().take(self.log.len().div_ceil(2)) {
+                let entry = &self.entries[tag];
+                if entry.from != asker && !room.beat(Beat { tag: *tag, number: entry.number, link: entry.link }) {
+                    break;
+                }
+            }
+            return (self.end, false);
+        }
         let mut read = place;
         for (at, tag) in self.log.range(place.saturating_add(1)..) {
             let entry = &self.entries[tag];

@@ -17,7 +17,7 @@ pub struct Ask<'a> {
     pub prefix_units: u64,
     /// The time to first text that is asked for, in milliseconds; `None` weighs time against price instead.
     pub target_ms: Option<f64>,
-    /// The time per output unit that is asked for, in microseconds, beside `target_ms`.
+    /// The time per output unit that is asked for, in microseconds, with or without `target_ms`.
     pub rate_us: Option<f64>,
     /// What time is worth.
     pub weights: Weights,
@@ -64,8 +64,6 @@ pub struct Candidate {
     pub slots: u32,
     /// The round trip to it in milliseconds, measured or estimated; `None` if there is not even an estimate.
     pub distance_ms: Option<f64>,
-    /// Whether the round trip was measured.
-    pub measured: bool,
     /// How good it has been, above 0 and at most 1.
     pub standing: f64,
     /// Units of this very prompt that it says its cache holds, or is seen to hold; `None` leaves it to what the router
@@ -82,8 +80,9 @@ pub trait Market<P> {
     /// The provider as a candidate for the job at hand, if it passes the job's hard limits.
     fn candidate(&self, id: &P) -> Option<Candidate>;
 
-    /// Adds some that may be worth a look: a few drawn at random, the cheapest, the nearest. All of them if they are few.
-    fn propose(&self, into: &mut Vec<P>, rng: &mut impl rand::Rng);
+    /// Adds some that may be worth a look: a few drawn at random, and the cheapest of those that are not known to be `busy`.
+    /// All of them if they are few.
+    fn propose(&self, into: &mut Vec<P>, busy: impl Fn(&P) -> bool, rng: &mut impl rand::Rng);
 }
 
 /// Up to so many providers of a model, a market proposes all of them.

@@ -61,22 +61,9 @@ pub(super) fn estimate(
     let distance_ms = candidate.distance_ms.unwrap_or(DISTANCE_UNKNOWN_MS).max(0.0);
     let certainty = match known {
         Some(known) if ask.thorough && known.free() == 0 => Certainty::Unsure,
-        Some(known) if known.is_fresh(now, rules.fresh_for) => {
-            let free_at = known.last().map_or(now, |report| report.free_at);
-            if known.free() > 0 {
-                Certainty::Sure
-            } else if free_at > now {
-                Certainty::Busy(free_at)
-            } else {
-                Certainty::Unsure
-            }
-        }
-        // It said when it will be free, and that is not yet.
-        Some(known) => match known.last() {
-            Some(report) if report.slots_free == 0 && report.free_at > now => Certainty::Busy(report.free_at),
-            Some(_) | None => Certainty::Unsure,
-        },
-        None => Certainty::Unsure,
+        Some(known) if known.is_busy(now) => Certainty::Busy(known.last().map_or(now, |report| report.free_at)),
+        Some(known) if known.is_fresh(now, rules.fresh_for) && known.free() > 0 => Certainty::Sure,
+        Some(_) | None => Certainty::Unsure,
     };
     let told = known.and_then(|known| known.last().filter(|report| report.per_unit_us > 0).map(|it| (known, it)));
     let (start, read, rate, (first_bias, rate_bias)) = match told {
@@ -126,8 +113,11 @@ pub(super) struct Target {
 impl Target {
     /// What a job asks for, less the share that is kept for what predictions miss.
     pub(super) fn of(ask: &Ask<'_>, share: f64) -> Option<Self> {
-        let first_ms = ask.target_ms? * share;
-        Some(Self { first_ms, per_unit_us: ask.rate_us.map_or(f64::MAX, |us| us * share) })
+        if ask.target_ms.is_none() && ask.rate_us.is_none() {
+            return None;
+        }
+        let most = |wish: Option<f64>| wish.map_or(f64::MAX, |wish| wish * share);
+        Some(Self { first_ms: most(ask.target_ms), per_unit_us: most(ask.rate_us) })
     }
 
     /// Whether that is expected to meet it.

@@ -9,6 +9,8 @@ use std::time::Duration;
 pub struct Report {
     /// When it arrived here.
     pub at: Now,
+    /// Jobs sent from here after this were still on their way when it was told.
+    pub covers: Now,
     /// Slots free for strangers.
     pub slots_free: u32,
     /// Jobs admitted and not yet started.
@@ -36,19 +38,29 @@ pub struct Served {
     pub output: u64,
 }
 
-/// A smoothed ratio of measured to predicted.
+/// How many times longer it takes than a provider says, as this node measured it. Bounded steps in the ratio's logarithm, so
+/// that a few outliers move it little, and it eases back to 1 with each word of the provider: whoever was slow once is tried
+/// again.
 #[derive(Clone, Copy, Debug)]
 struct Bias(f64);
 
 impl Bias {
-    fn learn(&mut self, predicted: f64, measured: f64) {
+    /// Takes in a measurement against a prediction that the bias was in already. `weight` is within 0 and 1.
+    fn learn(&mut self, predicted: f64, measured: f64, weight: f64) {
         if predicted > 0.0 && measured >= 0.0 && measured.is_finite() {
-            // One outlier may not undo many jobs.
-            let ratio = (measured / predicted * self.0).clamp(self.0 / 4.0, self.0 * 4.0);
-            self.0 = (self.0 + 0.2 * (ratio - self.0)).clamp(0.25, 8.0);
+            let ratio = measured / predicted;
+            let off = (ratio - 1.0) / (ratio + 1.0);
+            self.0 = (self.0 * (1.0 + 0.25 * weight * off)).clamp(0.5, 4.0);
         }
     }
+
+    const fn ease(&mut self) {
+        self.0 += 0.01 * (1.0 - self.0);
+    }
 }
+
+/// Jobs on their way to one provider that are told apart; beyond, the oldest counts as arrived.
+const SENT_MAX: usize = 256;
 
 /// One provider.
 #[derive(Clone, Debug)]
@@ -56,9 +68,8 @@ pub(super) struct Known {
     heard: Now,
     report: Option<Report>,
     fresh: bool,
-    /// Jobs sent since the report, and the units they have to read.
-    sent: u32,
-    sent_units: u64,
+    /// Jobs that the report does not know of: when they were sent, and the units they have to read. Oldest first.
+    sent: Vec<(Now, u64)>,
     in_flight: u32,
     first: Bias,
     rate: Bias,
@@ -70,8 +81,7 @@ impl Default for Known {
             heard: Now(0),
             report: None,
             fresh: false,
-            sent: 0,
-            sent_units: 0,
+            sent: Vec::new(),
             in_flight: 0,
             first: Bias(1.0),
             rate: Bias(1.0),
@@ -103,30 +113,40 @@ impl Known {
         report.read_us_per_kilo = report.read_us_per_kilo.min(60_000_000);
         report.per_unit_us = report.per_unit_us.min(10_000_000);
         report.free_at = report.free_at.min(now.after(Duration::from_secs(60)));
+        self.sent.retain(|(at, _)| *at > report.covers);
         self.report = Some(report);
         self.fresh = true;
-        self.sent = 0;
-        self.sent_units = 0;
+        self.first.ease();
+        self.rate.ease();
     }
 
     pub(super) const fn forget_load(&mut self) {
         self.fresh = false;
     }
 
-    pub(super) const fn sent(&mut self, units: u64) {
-        self.sent = self.sent.saturating_add(1);
-        self.sent_units = self.sent_units.saturating_add(units);
+    pub(super) fn sent(&mut self, now: Now, units: u64) {
+        if self.sent.len() >= SENT_MAX {
+            self.sent.remove(0);
+        }
+        self.sent.push((now, units));
         self.in_flight = self.in_flight.saturating_add(1);
     }
 
-    pub(super) const fn ended(&mut self) {
+    pub(super) fn ended(&mut self) {
         self.in_flight = self.in_flight.saturating_sub(1);
+        // Whoever is on the way is in flight.
+        while self.sent.len() > self.in_flight as usize {
+            self.sent.remove(0);
+        }
     }
 
-    pub(super) fn served(&mut self, served: &Served) {
-        self.first.learn(served.first_ms.0, served.first_ms.1);
+    /// `usual` is the usual output, in units: a rate seen over a shorter one says less.
+    pub(super) fn served(&mut self, served: &Served, usual: f64) {
+        self.first.learn(served.first_ms.0, served.first_ms.1, 1.0);
         if let Some((predicted, measured)) = served.per_unit_us {
-            self.rate.learn(predicted, measured);
+            #[expect(clippy::cast_precision_loss, reason = "a weight")]
+            let weight = (served.output as f64 / usual.max(1.0)).min(1.0);
+            self.rate.learn(predicted, measured, weight);
         }
     }
 
@@ -134,6 +154,7 @@ impl Known {
     pub(super) fn busy_until(&mut self, now: Now, free_at: Now) {
         let report = self.report.get_or_insert(Report {
             at: now,
+            covers: now,
             slots_free: 0,
             pending: 0,
             running: 0,
@@ -146,13 +167,21 @@ impl Known {
         report.slots_free = 0;
         report.free_at = free_at.min(now.after(Duration::from_secs(60)));
         self.fresh = true;
-        self.sent = 0;
-        self.sent_units = 0;
     }
 
-    /// Slots that are free by its last word, less what was sent since.
+    /// Jobs that its last word does not know of.
+    fn unknown(&self) -> u32 {
+        u32::try_from(self.sent.len()).unwrap_or(u32::MAX)
+    }
+
+    /// Slots that are free by its last word, less the jobs that it did not know of.
     pub(super) fn free(&self) -> u32 {
-        self.report.as_ref().map_or(0, |report| report.slots_free.saturating_sub(self.sent))
+        self.report.as_ref().map_or(0, |report| report.slots_free.saturating_sub(self.unknown()))
+    }
+
+    /// Whether it has no slot by its last word, and has named a time for the next that is not yet.
+    pub(super) fn is_busy(&self, now: Now) -> bool {
+        self.report.as_ref().is_some_and(|report| self.free() == 0 && report.free_at > now)
     }
 
     /// Whether the last word is young enough to act on.
@@ -163,7 +192,7 @@ impl Known {
     /// Jobs there as far as is known.
     pub(super) fn requests(&self) -> u32 {
         let told = self.report.as_ref().map_or(0, |report| report.running.saturating_add(report.pending));
-        told.saturating_add(self.sent).max(self.in_flight)
+        told.saturating_add(self.unknown()).max(self.in_flight)
     }
 
     /// Jobs running there by its last word.
@@ -172,8 +201,8 @@ impl Known {
     }
 
     /// Units that jobs sent since the report have to read.
-    pub(super) const fn ahead_units(&self) -> u64 {
-        self.sent_units
+    pub(super) fn ahead_units(&self) -> u64 {
+        self.sent.iter().map(|(_, units)| *units).fold(0, u64::saturating_add)
     }
 
     /// Measured over predicted, for first texts and for rates.
@@ -217,6 +246,10 @@ impl Typical {
         #[expect(clippy::cast_precision_loss, reason = "a mean")]
         let output = served.output as f64;
         self.output += 0.05 * (output - self.output);
+    }
+
+    pub(super) const fn usual_output(&self) -> f64 {
+        self.output
     }
 
     pub(super) fn output(&self) -> u64 {

@@ -35,7 +35,7 @@ pub struct RouterRules {
     pub probes_max: usize,
     /// Providers whose load is kept fresh beyond single jobs. Prequal (NSDI'24) uses 16.
     pub pool_max: usize,
-    /// A load older than this is no ground to send a job without asking again.
+    /// A load older than this is no ground to send a job without asking again. Prequal drops its probes after 1 s, too.
     pub fresh_for: Duration,
     /// Of the candidates' loads, those above this quantile are left out while others are free. Prequal uses 0.84.
     pub hot_quantile: f64,
@@ -57,7 +57,7 @@ impl Default for RouterRules {
         Self {
             probes_max: 3,
             pool_max: 16,
-            fresh_for: Duration::from_secs(2),
+            fresh_for: Duration::from_secs(1),
             hot_quantile: 0.84,
             affinity_gate: 0.8,
             affinity_bound_ms: 1_000.0,
@@ -138,7 +138,8 @@ impl<P: Copy + Ord> Router<P> {
         proposed.clear();
         proposed.extend(self.pool.iter().copied());
         self.holders.of(ask.prefix, &mut proposed);
-        market.propose(&mut proposed, rng);
+        let busy = |id: &P| !ask.thorough && self.known.get(id).is_some_and(|known| known.is_busy(now));
+        market.propose(&mut proposed, busy, rng);
         // Later finds are as good as earlier ones: the order of a set, so that it depends on nothing but who they are.
         proposed.sort_unstable();
         proposed.dedup();
@@ -172,8 +173,11 @@ impl<P: Copy + Ord> Router<P> {
                 Certainty::Unsure => unsure.push((*id, estimate)),
             }
         }
-        cool(&mut sure, self.rules.hot_quantile);
         let target = Target::of(ask, self.rules.target_share);
+        if target.is_none() {
+            // With a target, who is too hot to meet it comes last anyway, and who meets it may be filled up.
+            cool(&mut sure, self.rules.hot_quantile);
+        }
         let by_worth = |a: &(P, Estimate), b: &(P, Estimate)| better(&a.1, &b.1, target).then(a.0.cmp(&b.0));
         // Equals are drawn for: otherwise the lowest name would get all the work.
         shuffle(&mut sure, rng);
@@ -265,7 +269,7 @@ impl<P: Copy + Ord> Router<P> {
     /// A job was sent there.
     pub fn sent(&mut self, now: Now, id: P, ask: &Ask<'_>, cached: u64) {
         let known = self.entry(now, id);
-        known.sent(ask.units.saturating_sub(cached));
+        known.sent(now, ask.units.saturating_sub(cached));
         for (index, name) in ask.prefix.iter().enumerate() {
             self.holders.insert(*name, (index as u64 + 1) * ask.prefix_units, id);
         }
@@ -283,10 +287,11 @@ impl<P: Copy + Ord> Router<P> {
         if let Some(served) = &served {
             self.typical.served(served);
         }
+        let usual = self.typical.usual_output();
         let known = self.entry(now, id);
         known.ended();
         if let Some(served) = served {
-            known.served(&served);
+            known.served(&served, usual);
         }
     }
 

@@ -13,7 +13,7 @@ impl Market<u32> for Stalls {
     fn candidate(&self, id: &u32) -> Option<Candidate> {
         self.0.get(id).copied()
     }
-    fn propose(&self, into: &mut Vec<u32>, _rng: &mut impl rand::Rng) {
+    fn propose(&self, into: &mut Vec<u32>, _busy: impl Fn(&u32) -> bool, _rng: &mut impl rand::Rng) {
         into.extend(self.0.keys().copied());
     }
 }
@@ -24,7 +24,6 @@ fn candidate(price: u64, distance_ms: f64) -> Candidate {
         price: Price { input: price, cached: price, output: price },
         slots: 4,
         distance_ms: Some(distance_ms),
-        measured: true,
         standing: 1.0,
         cached: None,
         ready_ms: 0.0,
@@ -35,6 +34,7 @@ fn candidate(price: u64, distance_ms: f64) -> Candidate {
 fn report(free: u32, start_ms: u32) -> Report {
     Report {
         at: NOW,
+        covers: NOW,
         slots_free: free,
         pending: 0,
         running: 4 - free.min(4),
@@ -120,6 +120,18 @@ fn the_best_of_those_that_are_free() {
         ),
     ] {
         assert_eq!(goes_to(&decide(&stalls, &reports, &ask(target), &[1, 2])), Some(want), "{what}");
+    }
+}
+
+#[test]
+fn a_wished_rate_holds_without_a_target() {
+    let (cheap, dear) = (candidate(1_000, 20.0), candidate(2_000, 20.0));
+    let fast = Report { per_unit_us: 50, ..report(2, 50) };
+    let reports = [(1, report(2, 50)), (2, fast)];
+    // Microseconds per unit that are wished for, and who is taken.
+    for (rate_us, want) in [(None, 1), (Some(200.0), 1), (Some(80.0), 2)] {
+        let ask = Ask { rate_us, weights: Weights::new(Credits::ZERO, None), ..ask(None) };
+        assert_eq!(goes_to(&decide(&[(1, cheap), (2, dear)], &reports, &ask, &[1, 2])), Some(want), "{rate_us:?}");
     }
 }
 

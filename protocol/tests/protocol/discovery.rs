@@ -7,9 +7,9 @@ use spillway_ledger::{
     Account, Digest, Document as _, NetworkId, NodeId, SecretKey, Signed, SignedBytes, decode, encode,
 };
 use spillway_protocol::discovery::{
-    ANSWER_BYTES_MAX, ASK_BYTES_MAX, AT_THE_END, Answer, Ask, Beat, Chain, ContentId, Effect, Event, FAREWELL, Fault,
-    Judgement, LIVES, Mark, ModelTag, NOTICE_BYTES_MAX, News, Notice, PERIOD_MAX, PERIOD_MIN, Shard, Token, Verify,
-    period,
+    ANSWER_BYTES_MAX, ASK_BYTES_MAX, Answer, Ask, Beat, Chain, ContentId, Effect, Event, FAREWELL, Fault, Judgement,
+    LIVES, LOBBY_NOTICES, Mark, ModelTag, NOTICE_BYTES_MAX, News, Notice, PERIOD_MAX, PERIOD_MIN, RECENT, Shard, Token,
+    Verify, period,
 };
 use spillway_protocol::offer::{METER, OFFER_LIFETIME, OFFER_PERIOD};
 use spillway_protocol::{Discovery, DiscoverySettings, ModelOffer, Now, Offer};
@@ -38,6 +38,7 @@ fn model(id: &str, output: u64) -> ModelOffer {
         meter: METER.into(),
         price: price(1, output),
         slots: 1,
+        keeps_nothing: false,
     }
 }
 
@@ -50,6 +51,7 @@ fn offer(index: u32, now: Now, models: &[(&str, u64)]) -> Arc<Signed<Offer>> {
         issued_ms: now.ms(),
         expires_ms: now.after(OFFER_LIFETIME).ms(),
         region: String::new(),
+        coordinate: spillway_protocol::router::Coordinate::default(),
         addresses: vec!["/ip4/127.0.0.1/tcp/1".into()],
         models: models.iter().map(|(id, output)| model(id, *output)).collect(),
     };
@@ -91,11 +93,17 @@ struct Net {
     next: u64,
     gossiped: usize,
     asked: usize,
+    settings: DiscoverySettings,
 }
+
+/// Without the lobby, so that a test sees what the shards alone do.
+const PLAIN: DiscoverySettings =
+    DiscoverySettings { offers_per_model: 64, partners: 2, notices_per_shard: 16_384, is_in_lobby: false };
 
 impl Net {
     fn new() -> Self {
         Self {
+            settings: PLAIN,
             nodes: Vec::new(),
             now: START,
             queue: VecDeque::new(),
@@ -110,8 +118,7 @@ impl Net {
     fn add(&mut self, uses: &[&str], serves: &[(&'static str, u64)]) -> usize {
         let at = self.nodes.len();
         let index = u32::try_from(at).expect("few");
-        let machine =
-            Discovery::new(network(), key(index), DiscoverySettings::default(), Verify, [at.to_le_bytes()[0]; 32]);
+        let machine = Discovery::new(network(), key(index), self.settings, Verify, [at.to_le_bytes()[0]; 32]);
         let serves = serves.to_vec();
         self.nodes.push(Node { machine, serves, is_up: true, held: BTreeMap::new(), blamed: Vec::new() });
         for (other, shard) in self.on.keys().copied().collect::<Vec<_>>() {
@@ -265,6 +272,26 @@ fn who_uses_a_model_gets_the_offers_of_it_and_nobody_else_does() {
 }
 
 #[test]
+fn who_only_browses_sees_what_is_in_the_lobby_and_the_lobby_stays_small() {
+    let mut net = Net::new();
+    net.settings = DiscoverySettings::default();
+    let browser = net.add(&[], &[]);
+    let first = net.add(&[], &[("a", 2)]);
+    net.run(Duration::from_secs(5));
+    assert!(net.holds(browser, first), "a small market is seen as a whole, and at once");
+    for _ in 0..LOBBY_NOTICES + 12 {
+        net.add(&[], &[("b", 2)]);
+        net.run(Duration::from_secs(3));
+    }
+    let [notices, at_hand, ..] = net.nodes[browser].machine.sizes();
+    assert!((LOBBY_NOTICES..LOBBY_NOTICES + 8).contains(&notices), "{notices} notices");
+    assert_eq!(at_hand, 64);
+    let user = net.add(&["b"], &[]);
+    net.run(4 * MINUTE);
+    assert_eq!(net.nodes[user].machine.known("b"), LOBBY_NOTICES + 12, "who uses a model knows all that serve it");
+}
+
+#[test]
 fn a_provider_that_dies_lapses_after_three_periods_and_one_that_leaves_at_once() {
     let mut net = Net::new();
     let (dies, leaves, stays) = (net.add(&[], &[("a", 2)]), net.add(&[], &[("a", 2)]), net.add(&[], &[("a", 2)]));
@@ -321,7 +348,7 @@ fn the_period_grows_with_the_shard_within_its_bounds() {
 
 /// A machine that uses `a`, and has heard of one provider from one peer.
 fn listener() -> (Discovery, Shard, NodeId) {
-    let mut machine = Discovery::new(network(), key(99), DiscoverySettings::default(), Verify, [1; 32]);
+    let mut machine = Discovery::new(network(), key(99), PLAIN, Verify, [1; 32]);
     machine.handle(START, Event::Uses(vec!["a".into()]));
     let shard = Shard::of(&network(), "a");
     let peer = id(50);
@@ -437,7 +464,7 @@ fn signs_of_life_count_in_order_in_time_and_of_the_chain_only() {
             .find_map(|second| question(&mut machine, at(second)).filter(|(_, _, ask)| matches!(ask, Ask::News { .. })))
             .expect("it reads the peer's log");
         assert_eq!(to, peer);
-        let marks = vec![Mark { shard: shard.number(), place: 9 }];
+        let marks = vec![Mark { shard: shard.number(), place: 9, size: 1 }];
         let answer = Answer::News { log: 1, marks, more: false, news: Vec::new(), beats };
         machine.handle(at(seconds), Event::Answered { ask, bytes: Some(encode(&answer)) });
         assert_eq!(machine.knows("a", &id(1)), until.map(|until| at(until).ms()), "{what}");
@@ -490,7 +517,7 @@ fn offers_that_nobody_asked_for_are_dropped_and_counted() {
 
 #[test]
 fn a_flood_fills_nothing_beyond_its_bound_and_leaves_a_fair_sample() {
-    let settings = DiscoverySettings { notices_per_shard: 64, ..DiscoverySettings::default() };
+    let settings = DiscoverySettings { notices_per_shard: 64, ..PLAIN };
     let mut machine = Discovery::new(network(), key(99), settings, Verify, [1; 32]);
     machine.handle(START, Event::Uses(vec!["a".into()]));
     let shard = Shard::of(&network(), "a");
@@ -518,7 +545,7 @@ fn a_flood_fills_nothing_beyond_its_bound_and_leaves_a_fair_sample() {
 fn a_peer_that_asks_too_much_gets_nothing() {
     let (mut machine, shard, peer) = listener();
     let ask = |ask: &Ask| Event::Asked { call: Token(1), from: peer, bytes: encode(ask) };
-    let news = Ask::News { log: 0, marks: vec![Mark { shard: shard.number(), place: 0 }], lost: Vec::new() };
+    let news = Ask::News { log: 0, marks: vec![Mark { shard: shard.number(), place: 0, size: 0 }], lost: Vec::new() };
     let mut answered = 0;
     for _ in 0..4_000 {
         machine.handle(START, ask(&news));
@@ -576,19 +603,19 @@ fn bytes_on_the_wire_are_frozen() {
     let all = [
         encode(&notice),
         signed.to_bytes(),
-        encode(&Ask::News { log: 1, marks: vec![Mark { shard: 2, place: AT_THE_END }], lost: vec![4] }),
+        encode(&Ask::News { log: 1, marks: vec![Mark { shard: 2, place: RECENT, size: 0 }], lost: vec![4] }),
         encode(&Ask::Offers(vec![notice.content])),
-        encode(&Ask::Farewell(vec![Beat { number: FAREWELL, ..beat }])),
+        encode(&Ask::Tell(vec![News { notice: wire.clone(), number: FAREWELL, link: chain.link(FAREWELL) }])),
         encode(&Answer::News {
             log: 1,
-            marks: vec![Mark { shard: 2, place: 3 }],
+            marks: vec![Mark { shard: 2, place: 3, size: 1 }],
             more: true,
             news: vec![News { notice: wire.clone(), number: 3, link: chain.link(3) }],
             beats: vec![beat],
         }),
         encode(&Answer::Offers(vec![wire])),
     ];
-    assert_eq!(all.each_ref().map(Vec::len), [72, 176, 42, 28, 29, 183, 118]);
+    assert_eq!(all.each_ref().map(Vec::len), [72, 176, 46, 28, 131, 187, 118]);
     let digest = Digest::of("test", &all.each_ref().map(Vec::as_slice));
     assert_eq!(digest.to_string(), FROZEN, "a change is a new version: OFFERS_PROTOCOL and the domains must say so");
     let tag = |model| format!("{:?} {}", ModelTag::of(&network(), model), Shard::of(&network(), model).number());
@@ -596,6 +623,6 @@ fn bytes_on_the_wire_are_frozen() {
     let _: NetworkId = network();
 }
 
-const FROZEN: &str = "9497e5d50620b6f8ab485dcb08b4dd52e2306397b153d70fafd34e061dde03a9";
+const FROZEN: &str = "c1e303e61de602c67f64d81b53c123e59c0098379c81a36cc985cbd767d556b3";
 const TAG_A: &str = "ModelTag(733311444) 20";
 const TAG_B: &str = "ModelTag(1860684434) 18";

@@ -2,7 +2,8 @@
 
 use crate::common::{World, consumer, job, price, provider};
 use spillway_ledger::{Account, Credits, JobId, SessionId};
-use spillway_protocol::{Event, Job, LedgerCommand, MarketConfig, Prefer, Reason, Record};
+use spillway_protocol::config::{LedgerSection, NetworkSection, ProvideSection, SpendSection};
+use spillway_protocol::{Event, Frame, Job, LedgerCommand, MarketConfig, NodeConfig, Prefer, Reason, Record};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -379,6 +380,77 @@ fn a_restart_with_a_top_up_in_flight_asks_for_the_same_and_raises_once() {
         assert_eq!(kept(&world, gateway)[&session], deposit);
         assert_eq!(world.sessions.len(), 1);
         assert_eq!(world.nodes[provider].work.len(), 3, "all of the new jobs run");
+    }
+}
+
+/// What a broken leg set aside may leave a running one without money: it is topped up, or goes on elsewhere.
+#[test]
+fn a_leg_whose_deposit_is_all_promised_is_rescued_if_there_is_money() {
+    for (balance, rescued) in [(10_000, true), (0, false)] {
+        let mut world = World::new();
+        let gateway = world.add(1, 0, MarketConfig { deposit: Credits::new(1_640), ..consumer() });
+        let provider = world.add(2, 8, provider(200_000));
+        world.submit(gateway, job(1));
+        world.event(gateway, Event::Balance(Credits::ZERO));
+        say(&mut world, provider, 3_900);
+        let second = world.submit(gateway, job(2));
+        say(&mut world, provider, 60);
+        let mut streams = world.streams.keys().filter(|(node, _)| *node == gateway).map(|(_, stream)| *stream);
+        let (first_stream, stream) = (streams.next().expect("two jobs"), streams.next().expect("two jobs"));
+        drop(streams);
+        let peer = world.nodes[provider].id;
+        let waits = || Event::FrameReceived { stream, peer, frame: Frame::Alive { held: 256 }, text: vec![] };
+        world.event(gateway, waits());
+        world.pass(Duration::from_millis(150));
+        // All that was promised beyond what came of the second is set aside for the first: too much for both.
+        world.event(gateway, Event::StreamClosed(first_stream));
+        say(&mut world, provider, 3_900);
+        assert_eq!(world.text(gateway, second).len(), 3_960);
+        world.event(gateway, Event::Balance(Credits::new(balance)));
+        assert!(raises(&world).is_empty());
+        world.ledger_waits = true;
+        for _ in 0..3 {
+            // The first voucher promises all that there is; it does not do.
+            world.event(gateway, waits());
+            world.pass(Duration::from_millis(150));
+        }
+        assert_eq!(raises(&world).len(), usize::from(rescued), "one, however often the provider asks");
+        assert_eq!(world.streams.contains_key(&(gateway, stream)), rescued);
+        world.answer(true);
+        if rescued {
+            world.say(provider, &"x".repeat(100));
+            world.finish(provider);
+            assert_eq!(world.nodes[gateway].ended[&second].legs.len(), 1);
+            assert_eq!(world.text(gateway, second).len(), 4_060);
+        }
+    }
+}
+
+#[test]
+fn what_does_not_hold_in_the_configuration_is_named() {
+    let config = |spend: SpendSection| NodeConfig {
+        genesis: "genesis.json".into(),
+        network: NetworkSection::default(),
+        gateway: None,
+        edge: None,
+        backend: vec![],
+        provide: ProvideSection::default(),
+        spend,
+        ledger: LedgerSection::default(),
+    };
+    let good = SpendSection::default;
+    let market = config(good()).market().expect("the defaults hold");
+    assert_eq!(
+        (market.sessions_ahead, market.ahead_percent, market.top_up_percent),
+        (MarketConfig::default().sessions_ahead, 25, 50)
+    );
+    for (spend, field) in [
+        (SpendSection { sessions_ahead: 65, ..good() }, "spend.sessions_ahead"),
+        (SpendSection { ahead_share: 1.01, ..good() }, "spend.ahead_share"),
+        (SpendSection { ahead_share: f64::NAN, ..good() }, "spend.ahead_share"),
+        (SpendSection { top_up_share: -0.1, ..good() }, "spend.top_up_share"),
+    ] {
+        assert_eq!(config(spend).market().expect_err("refused").field, field);
     }
 }
 

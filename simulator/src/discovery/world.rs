@@ -24,6 +24,8 @@ const CHURN_PERCENT: u64 = 5;
 const PRICE_EVERY_S: u64 = 7_200;
 /// Peers of a shard that a node connects to when it joins; others connect to it in turn, so that it has twice as many.
 const CONNECTS: usize = 4;
+/// Peers of a shard beyond which it looks for no more.
+const PEERS_MAX: usize = 16;
 /// How often a node looks for more at the most.
 const SEEK_EVERY: Duration = Duration::from_secs(60);
 /// One way of a message, in microseconds.
@@ -506,7 +508,8 @@ impl World {
             Effect::Seek(shard) => {
                 let now = self.now();
                 let last = self.nodes[index].sought.get(&shard).copied();
-                if last.is_none_or(|last| now.since(last) >= SEEK_EVERY) {
+                let few = self.nodes[index].mesh.get(&shard).is_none_or(|mesh| mesh.len() < PEERS_MAX);
+                if few && last.is_none_or(|last| now.since(last) >= SEEK_EVERY) {
                     self.nodes[index].sought.insert(shard, now);
                     self.connect(shard, index);
                 }

@@ -344,12 +344,16 @@ impl Engine {
         true
     }
 
-    /// Tokens of an answer that are out by now. `None` if the request is not here: unknown, or done.
-    pub fn given(&mut self, now_us: u64, id: u64) -> Option<u32> {
-        self.settle(now_us);
+    /// Tokens of an answer that are out at `now_us`, which is not past [`next_at`](Self::next_at). `None` if the request is not
+    /// here: unknown, or done.
+    #[must_use]
+    pub fn given(&self, now_us: u64, id: u64) -> Option<u32> {
         let sequence = self.slots.get(self.slots.find(id)?);
-        let since = if sequence.stage == Stage::Decode { (self.step - sequence.since) as u32 } else { 0 };
-        Some(sequence.given + since)
+        if sequence.stage != Stage::Decode {
+            return Some(sequence.given);
+        }
+        let ended = self.flight.map_or(0, |flight| flight.ended(self.inside(now_us)));
+        Some(sequence.given + (self.step + ended - sequence.since) as u32)
     }
 
     /// Flights so far: what was computed at once, one step or many.

@@ -66,8 +66,10 @@ pub(super) struct Job {
     pub(super) place: Place,
     /// Replicas that refused, died or stopped it so far.
     pub(super) attempts: u32,
-    /// Replicas that refused it since it last waited: they are not asked again at once.
+    /// Replicas that refused it: they are asked again only when all have been asked.
     pub(super) refused_by: Vec<ReplicaId>,
+    /// Refusals since it last waited.
+    pub(super) refusals: u32,
     /// Strangers are left alone until then.
     pub(super) not_before_us: u64,
     /// It was put into a queue at some time.
@@ -112,6 +114,7 @@ impl Job {
             place: Place::Coming,
             attempts: 0,
             refused_by: Vec::new(),
+            refusals: 0,
             not_before_us: 0,
             waited: false,
             probed: false,

@@ -78,7 +78,7 @@ pub enum Choice {
     Probe(Probes),
 }
 
-/// What a gateway learned.
+/// What a gateway learned. The job is as it was when it was sent.
 #[derive(Clone, Copy, Debug)]
 pub enum News<'a> {
     /// A probe's answer is in.

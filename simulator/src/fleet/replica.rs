@@ -42,7 +42,7 @@ pub(super) struct Replica {
     pub(super) engine: Engine,
     rules: EngineRules,
     /// Owner's jobs in the engine.
-    owners: u32,
+    owners: Vec<JobKey>,
     /// Strangers' jobs in the engine, the newest last.
     strangers: Vec<JobKey>,
     /// Owner's jobs that wait for a slot.
@@ -85,7 +85,7 @@ impl Replica {
             coming_tokens: 0,
             engine: Engine::new(engine.clone()),
             rules: engine,
-            owners: 0,
+            owners: Vec::new(),
             strangers: Vec::new(),
             queue: VecDeque::new(),
             queue_tokens: 0,
@@ -94,7 +94,7 @@ impl Replica {
 
     /// Jobs in the engine, begun or not.
     pub(super) fn admitted(&self) -> u32 {
-        self.owners + u32::try_from(self.strangers.len()).expect("at most `slots`")
+        u32::try_from(self.owners.len() + self.strangers.len()).expect("at most `slots`")
     }
 
     /// Jobs that it would take at once now, from its owner or from a stranger.
@@ -107,7 +107,12 @@ impl Replica {
             return open.saturating_sub(self.admitted());
         }
         // Strangers' jobs make room.
-        self.slots - self.owners
+        self.slots - u32::try_from(self.owners.len()).expect("at most `slots`")
+    }
+
+    /// The jobs in the engine.
+    pub(super) fn inside(&self) -> impl Iterator<Item = JobKey> {
+        self.owners.iter().chain(&self.strangers).copied()
     }
 
     /// Owner's jobs that wait for a slot.
@@ -172,7 +177,7 @@ impl Replica {
         if stranger {
             self.strangers.push(work.key);
         } else {
-            self.owners += 1;
+            self.owners.push(work.key);
         }
     }
 
@@ -190,12 +195,9 @@ impl Replica {
 
     /// A job is done. Gives the owner's job that goes in next, if one waits; [`Replica::go_in`] then has to follow.
     pub(super) fn ended(&mut self, key: JobKey, stranger: bool) -> Option<JobKey> {
-        if stranger {
-            let place = self.strangers.iter().rposition(|it| *it == key).expect("it was started");
-            self.strangers.remove(place);
-        } else {
-            self.owners -= 1;
-        }
+        let jobs = if stranger { &mut self.strangers } else { &mut self.owners };
+        let place = jobs.iter().position(|it| *it == key).expect("it was started");
+        jobs.remove(place);
         self.queue.front().copied().filter(|_| self.admitted() < self.slots)
     }
 
@@ -211,7 +213,7 @@ impl Replica {
     pub(super) fn die(&mut self, now_us: u64, jobs: &[JobKey]) -> Vec<u32> {
         let made = jobs.iter().map(|key| self.engine.given(now_us, key.number()).unwrap_or(0)).collect();
         self.engine = Engine::new(self.rules.clone());
-        self.owners = 0;
+        self.owners.clear();
         self.strangers.clear();
         self.queue.clear();
         self.queue_tokens = 0;

@@ -47,6 +47,8 @@ pub struct Fleet {
     gateways_of: Vec<Vec<GatewayId>>,
     providers: Vec<String>,
     homes: Homes,
+    /// The least that a replica's memory holds, in tokens.
+    context_min: u32,
     ways: Ways,
     jitter: Draws,
     churn: Draws,
@@ -141,6 +143,7 @@ impl Fleet {
             jobs: Jobs::default(),
             metrics: Metrics::new(&setting, organisations.len()),
             homes: Homes::of(&setting),
+            context_min: replicas.iter().map(|replica| replica.rules().kv_tokens).min().unwrap_or(0),
             gateways,
             replicas,
             policies,
@@ -292,12 +295,13 @@ impl Fleet {
 
     /// Asks the policy about a job that is in no queue, and does what it says. `front`: it goes first if it is to wait.
     fn offer(&mut self, key: JobKey, front: bool) {
-        let (refusals_max, retry_us) = (self.setting.queue.refusals_max as usize, self.setting.queue.retry_ms * 1000);
+        let (refusals_max, retry_us) = (self.setting.queue.refusals_max, self.setting.queue.retry_ms * 1000);
         let now_us = self.now_us;
         if self.too_late(key) {
             return self.refuse(key);
         }
-        if self.job(key).refused_by.len() < refusals_max {
+        let asks = self.job(key).refusals < refusals_max;
+        if asks {
             let choice = self.ask(key);
             if choice != Choice::Wait {
                 return self.carry(key, choice);
@@ -305,8 +309,11 @@ impl Fleet {
         }
         let job = self.job_mut(key);
         if !job.refused_by.is_empty() {
-            // It has asked around. Strangers are left alone for a while.
-            job.refused_by.clear();
+            // It has asked around: strangers are left alone for a while. Those it has not asked come first then.
+            if asks {
+                job.refused_by.clear();
+            }
+            job.refusals = 0;
             job.not_before_us = now_us + retry_us;
         }
         self.enqueue(key, front);
@@ -363,7 +370,14 @@ impl Fleet {
             let queue = &mut self.gateways[at.index()].queue;
             let place = queue.iter().position(|it| *it == key).expect("a queued job is in its gateway's queue");
             queue.remove(place);
-            self.refuse(key);
+            // A last try, of all.
+            let job = self.job_mut(key);
+            job.refused_by.clear();
+            job.not_before_us = 0;
+            match self.ask(key) {
+                Choice::Wait => self.refuse(key),
+                choice => self.carry(key, choice),
+            }
         }
     }
 
@@ -415,7 +429,7 @@ impl Fleet {
     }
 
     fn ask(&mut self, key: JobKey) -> Choice {
-        let Self { jobs, gateways, replicas, policies, setting, ways, now_us, ordered, chosen, .. } = self;
+        let Self { jobs, gateways, replicas, policies, setting, ways, now_us, ordered, chosen, context_min, .. } = self;
         let job = jobs.get(key).expect("alive");
         let id = job.at;
         let gateway = &gateways[id.index()];
@@ -423,22 +437,25 @@ impl Fleet {
         let ask = ask_of(key, job, setting);
         let backs_off = job.not_before_us > *now_us;
         let mut candidates = if backs_off { &gateway.own[..] } else { &gateway.all[..] };
+        let open = |id: &ReplicaId| replicas[id.index()].rules().kv_tokens > ask.input && !job.refused_by.contains(id);
         chosen.clear();
         if setting.own_first && !policy.places_own() {
-            chosen.extend(gateway.own.iter().copied().filter(|own| free(&replicas[own.index()], &ask)));
+            let own = gateway.own.iter().copied().filter(open);
+            chosen.extend(own.filter(|own| free(&replicas[own.index()], &ask)));
             if !chosen.is_empty() || backs_off {
                 candidates = chosen;
             } else if !gateway.network.is_empty() {
                 candidates = &gateway.network;
             }
         }
-        if !job.refused_by.is_empty() {
-            let left: Vec<_> = candidates.iter().copied().filter(|id| !job.refused_by.contains(id)).collect();
+        // What is too long for some replica, or was refused by some, goes to the others.
+        if ask.input >= *context_min || !job.refused_by.is_empty() {
+            let left: Vec<_> = candidates.iter().copied().filter(open).collect();
             *chosen = left;
             candidates = chosen;
         }
         let sees_all = policy.sees_all();
-        let scene = Scene { setting, gateways, replicas, ways };
+        let scene = Scene { setting, gateways, replicas, ways, jobs };
         ordered.clear();
         let mut view = View { now_us: *now_us, scene, gateway, candidates, sees_all, probes: ordered };
         let choice = if candidates.is_empty() { Choice::Wait } else { policy.route(*now_us, &ask, &mut view) };
@@ -462,7 +479,7 @@ impl Fleet {
         let news = news(ask_of(key, job, setting), job);
         let policy = &mut policies[id.index()];
         let gateway = &gateways[id.index()];
-        let scene = Scene { setting, gateways, replicas, ways };
+        let scene = Scene { setting, gateways, replicas, ways, jobs };
         let sees_all = policy.sees_all();
         ordered.clear();
         let mut view = View { now_us: *now_us, scene, gateway, candidates: &gateway.all, sees_all, probes: ordered };
@@ -471,10 +488,10 @@ impl Fleet {
     }
 
     fn tell_probe(&mut self, id: GatewayId, replica: ReplicaId, news: &News<'_>) {
-        let Self { gateways, replicas, policies, setting, ways, now_us, ordered, .. } = self;
+        let Self { jobs, gateways, replicas, policies, setting, ways, now_us, ordered, .. } = self;
         let policy = &mut policies[id.index()];
         let gateway = &gateways[id.index()];
-        let scene = Scene { setting, gateways, replicas, ways };
+        let scene = Scene { setting, gateways, replicas, ways, jobs };
         let sees_all = policy.sees_all();
         ordered.clear();
         let mut view = View { now_us: *now_us, scene, gateway, candidates: &gateway.all, sees_all, probes: ordered };
@@ -562,6 +579,7 @@ impl Fleet {
         self.metrics.counts.turned_away += u64::from(counted);
         let job = self.job_mut(key);
         job.attempts += 1;
+        job.refusals += 1;
         job.refused_by.push(replica);
         job.place = Place::Coming;
         let at = job.at;
@@ -578,18 +596,20 @@ impl Fleet {
         let counted = self.metrics.counts(self.job(key).request.at_us);
         let count = if died { &mut self.metrics.counts.died } else { &mut self.metrics.counts.cut };
         *count += u64::from(counted);
-        let job = self.jobs.get_mut(key).expect("alive");
-        job.delivered += job.made;
-        job.attempts += 1;
-        job.place = Place::Coming;
-        job.waits_since_us = now_us;
-        let at = job.at;
+        let at = self.job(key).at;
         if died {
             self.gateways[at.index()].known[replica.index()].ban(now_us);
             self.tell(key, replica, |ask, _| News::Died { ask });
         } else {
             self.tell(key, replica, |ask, _| News::Cut { ask });
         }
+        let job = self.job_mut(key);
+        job.delivered += job.made;
+        job.refused_by.clear();
+        job.refusals = 0;
+        job.attempts += 1;
+        job.place = Place::Coming;
+        job.waits_since_us = now_us;
         self.offer(key, true);
         self.pump(at);
     }

@@ -2,9 +2,11 @@
 //! Invariant: strangers only as messages told of them, unless the setting is one data centre; the truth only for oracles.
 
 use super::gateway::{Gateway, Pace, Seen};
+use super::job::Jobs;
 use super::policy::{Ask, GatewayId, ReplicaId};
 use super::replica::Replica;
 use super::setting::{PriceRules, Setting, SloRules};
+use crate::engine::{Batch, Chunk};
 
 /// What all views look at.
 #[derive(Clone, Copy, Debug)]
@@ -13,6 +15,7 @@ pub(super) struct Scene<'a> {
     pub(super) gateways: &'a [Gateway],
     pub(super) replicas: &'a [Replica],
     pub(super) ways: &'a Ways,
+    pub(super) jobs: &'a Jobs,
 }
 
 /// One-way times between regions, without jitter.
@@ -41,6 +44,12 @@ pub struct View<'a> {
 }
 
 impl<'a> View<'a> {
+    /// The time, in microseconds.
+    #[must_use]
+    pub const fn now_us(&self) -> u64 {
+        self.now_us
+    }
+
     /// The replicas that this job may be sent to, in order of their numbers. Some may be down, or full.
     #[must_use]
     pub const fn candidates(&self) -> &'a [ReplicaId] {
@@ -221,13 +230,14 @@ impl<'a> View<'a> {
     /// Everything, for a policy that [sees all](super::Policy::sees_all).
     #[must_use]
     pub const fn truth(&self) -> Option<Truth<'a>> {
-        if self.sees_all { Some(Truth { scene: self.scene, gateway: self.gateway }) } else { None }
+        if self.sees_all { Some(Truth { now_us: self.now_us, scene: self.scene, gateway: self.gateway }) } else { None }
     }
 }
 
 /// Everything as it is.
 #[derive(Clone, Copy, Debug)]
 pub struct Truth<'a> {
+    now_us: u64,
     scene: Scene<'a>,
     gateway: &'a Gateway,
 }
@@ -252,17 +262,48 @@ impl Truth<'_> {
         network + it.predict_ttft_us(input, ask.prefix)
     }
 
-    /// The time between tokens there if the job joins those in the engine, in microseconds.
+    /// The time between tokens there if the job joins those in the engine and those on their way, in microseconds.
     #[must_use]
     pub fn tpot_us(&self, replica: ReplicaId, ask: &Ask<'_>) -> u64 {
         let it = &self.scene.replicas[replica.index()];
         let load = it.engine.load();
-        let batch = crate::engine::Batch {
+        let batch = Batch {
             decoding: load.running + load.waiting + it.coming + 1,
             decoding_kv: u64::from(load.kv_used) + u64::from(ask.input),
             chunks: &[],
         };
         it.rules().step.step_us(&batch) as u64
+    }
+
+    /// How many of the jobs in the engine would become too slow because of this one: their mean time between tokens, now
+    /// within the promise, would end beyond it, for the steps become longer and its prompt has to be read.
+    #[must_use]
+    pub fn victims(&self, replica: ReplicaId, ask: &Ask<'_>) -> u32 {
+        let it = &self.scene.replicas[replica.index()];
+        let limit_us = self.scene.setting.slo.tpot_ms * 1000;
+        let read = ask.input - it.engine.cached_tokens(ask.prefix).min(ask.input);
+        let step_us = |decoding, tokens| {
+            let chunk = [Chunk { tokens, prefix: 0 }];
+            let chunks = if tokens == 0 { &[][..] } else { &chunk };
+            it.rules().step.step_us(&Batch { decoding, decoding_kv: u64::from(it.engine.load().kv_used), chunks })
+                as u64
+        };
+        let running = it.engine.load().running;
+        let (before_us, after_us) = (step_us(running, 0), step_us(running + 1, 0));
+        let stall_us = step_us(running, read).saturating_sub(before_us);
+        let mut victims = 0;
+        for key in it.inside() {
+            let job = self.scene.jobs.get(key).expect("what is in an engine is alive");
+            let (Some(first_us), Some(given)) = (job.first_us, it.engine.given(self.now_us, key.number())) else {
+                continue;
+            };
+            let gaps = u64::from(job.request.output.saturating_sub(1));
+            let left = u64::from(job.output_left().saturating_sub(given));
+            let past_us = self.now_us.saturating_sub(first_us);
+            let late = |step_us: u64, stall_us: u64| past_us + left * step_us + stall_us > gaps * limit_us;
+            victims += u32::from(!late(before_us, 0) && late(after_us, stall_us));
+        }
+        victims
     }
 
     /// What the job costs there, in micro-credits: the cache as it is, and `output` tokens.

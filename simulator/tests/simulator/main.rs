@@ -7,3 +7,4 @@ mod seeds;
 mod sessions;
 mod sold;
 mod swarm;
+mod trials;

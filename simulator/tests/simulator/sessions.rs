@@ -1,6 +1,6 @@
 //! Deposits that are locked ahead of jobs, on a ledger that is slow.
 
-use spillway_simulator::{Report, Scenario, Simulation};
+use spillway_simulator::{Scenario, Simulation};
 
 /// Bursts spill from one own slot to five strangers of different price and distance. A block takes 1.5 s, and a session can
 /// be used for two minutes, so that many are opened in a short run.
@@ -25,7 +25,14 @@ fn slow_ledger(sessions_ahead: u32) -> Scenario {
 /// How many jobs went to strangers from the second minute on, and how many of them waited for the ledger.
 fn late(sessions_ahead: u32) -> (usize, usize) {
     let runs = (1..=3).map(|seed| Simulation::new(seed).scenario(slow_ledger(sessions_ahead)).run().assert_clean());
-    runs.map(|report: Report| report.ledger_waits.since(60_000)).fold((0, 0), |sum, one| (sum.0 + one.0, sum.1 + one.1))
+    let mut sum = (0, 0);
+    for report in runs {
+        let (spilled, waited) = report.ledger_waits.since(60_000);
+        let p95 = report.ttft_ms.p95;
+        println!("seed {}, {sessions_ahead} ahead: {waited} of {spilled} waited, ttft p95 {p95} ms", report.seed);
+        sum = (sum.0 + spilled, sum.1 + waited);
+    }
+    sum
 }
 
 #[test]

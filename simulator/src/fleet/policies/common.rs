@@ -2,17 +2,26 @@
 //! Invariant: it uses the view alone, so that no policy sees more than its setting allows.
 
 use crate::draws::Draws;
-use crate::fleet::{Ask, GatewayId, ReplicaId, View};
+use crate::fleet::{Ask, GatewayId, ReplicaId, Seen, View};
 
 /// The stream of draws of one gateway's policy.
 pub(super) fn draws(seed: u64, gateway: GatewayId) -> Draws {
     Draws::new(seed, &format!("policy {}", gateway.0))
 }
 
+/// How long what was learned of a stranger's load is taken for its load, in microseconds: about as long as jobs take. A
+/// replica that was full a minute ago would else be shunned for ever, since only jobs bring news.
+const FRESH_US: u64 = 5_000_000;
+
+/// A replica's load, if it is known and not too old.
+pub(super) fn fresh(view: &View<'_>, replica: ReplicaId) -> Option<Seen> {
+    view.seen(replica).filter(|seen| seen.at_us + FRESH_US >= view.now_us())
+}
+
 /// The jobs at a replica, as far as this gateway knows: what it saw there, and at least those it sent itself. Jobs on their
 /// way are counted where they are seen.
 pub(super) fn load(view: &View<'_>, replica: ReplicaId) -> u32 {
-    let seen = view.seen(replica).map_or(0, |seen| seen.running + seen.waiting);
+    let seen = fresh(view, replica).map_or(0, |seen| seen.running + seen.waiting);
     (seen + view.coming(replica)).max(view.in_flight(replica))
 }
 

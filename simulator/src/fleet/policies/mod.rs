@@ -15,6 +15,9 @@ mod sglang;
 mod skywalker;
 mod spillway;
 
+#[cfg(test)]
+mod tests;
+
 pub use gorgo::{Gorgo, GorgoRules};
 pub use load::{LeastLoad, Random, RoundRobin, TwoChoices};
 pub use oracle::Oracle;
@@ -50,6 +53,7 @@ pub const TABLE: &[Entry] = &[
         Box::new(Spillway::new(seed, gateway))
     }),
     entry("oracle", "Sees all: the cheapest that is in time, else the fastest.", |_, _| Box::<Oracle>::default()),
+    entry("oracle-fast", "Sees all: the fastest.", |_, _| Box::new(Oracle::fast())),
     entry("own-only", "Own replicas alone.", |seed, gateway| Box::new(OwnOnly::new(seed, gateway))),
     entry("random", "Any replica.", |seed, gateway| Box::new(Random::new(seed, gateway))),
     entry("round-robin", "One after the other.", |_, _| Box::<RoundRobin>::default()),

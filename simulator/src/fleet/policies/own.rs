@@ -17,11 +17,8 @@ impl OwnOnly {
 
 impl Policy for OwnOnly {
     fn route(&mut self, _: u64, _: &Ask<'_>, view: &mut View<'_>) -> Choice {
-        let open = |id: &_| {
-            let asked = view.candidates().binary_search(id).is_ok();
-            asked && view.seen(*id).is_some_and(|seen| seen.slots_free > view.coming(*id))
-        };
-        let own: Vec<_> = view.own().iter().copied().filter(open).collect();
+        let open = |id| view.is_own(id) && view.seen(id).is_some_and(|seen| seen.slots_free > view.coming(id));
+        let own: Vec<_> = view.candidates().iter().copied().filter(|id| open(*id)).collect();
         lowest(&mut self.0, view, &own, |id| load(view, id)).map_or(Choice::Wait, Choice::Replica)
     }
 

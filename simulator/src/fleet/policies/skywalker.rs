@@ -8,7 +8,7 @@
 //! Cross-Region Load Balancer for LLM Inference", EuroSys 2026 (arXiv:2505.24095), selective pushing by pending requests and
 //! prefix trees.
 
-use super::common::{RTT_UNKNOWN_US, draws, load, lowest};
+use super::common::{RTT_UNKNOWN_US, draws, fresh, load, lowest};
 use super::prefixes::{Prefixes, cached};
 use crate::draws::Draws;
 use crate::fleet::{Ask, Choice, GatewayId, News, Policy, ReplicaId, View};
@@ -43,7 +43,7 @@ impl SkyWalker {
         let free = match *looked {
             Some((at_us, free)) if now_us < at_us + PROBE_US => free,
             Some(_) | None => {
-                let free = view.seen(replica).is_none_or(|seen| seen.waiting == 0 && seen.slots_free > 0);
+                let free = fresh(view, replica).is_none_or(|seen| seen.waiting == 0 && seen.slots_free > 0);
                 *looked = Some((now_us, free));
                 free
             }

@@ -90,7 +90,7 @@ impl Spillway {
     }
 
     /// Hands the router a load that it has not had yet.
-    fn hear(&mut self, now_us: u64, replica: ReplicaId, seen: &Seen) {
+    fn hear(&mut self, now_us: u64, replica: ReplicaId, rtt_us: u64, seen: &Seen) {
         let index = replica.index();
         if self.heard_us.len() <= index {
             self.heard_us.resize(index + 1, 0);
@@ -103,7 +103,7 @@ impl Spillway {
         if let Some(pace) = seen.speed {
             self.pace[index] = pace;
         }
-        self.router.reported(Now(now_us), replica.0, report(now_us, seen, &self.pace[index]));
+        self.router.reported(Now(now_us), replica.0, report(now_us, rtt_us, seen, &self.pace[index]));
     }
 
     /// The own replica to go to, if the gate lets it; otherwise when the first text would come from waiting here.
@@ -144,10 +144,11 @@ impl Spillway {
     }
 }
 
-fn report(now_us: u64, seen: &Seen, pace: &Pace) -> Report {
+fn report(now_us: u64, rtt_us: u64, seen: &Seen, pace: &Pace) -> Report {
     let whole = |us: u64| u32::try_from(us).unwrap_or(u32::MAX);
     Report {
         at: Now(now_us),
+        covers: Now(now_us.saturating_sub(rtt_us)),
         slots_free: seen.slots_free,
         pending: seen.waiting,
         running: seen.running,
@@ -184,7 +185,6 @@ impl Market<u32> for Stalls<'_, '_> {
             },
             slots: view.slots(replica),
             distance_ms: view.rtt_us(replica).map(|us| us as f64 / 1e3),
-            measured: true,
             standing: 1.0,
             cached: view.cached_tokens(replica, self.job).map(u64::from),
             ready_ms: 0.0,
@@ -192,12 +192,12 @@ impl Market<u32> for Stalls<'_, '_> {
         })
     }
 
-    fn propose(&self, into: &mut Vec<u32>, rng: &mut impl rand_chacha::rand_core::Rng) {
+    fn propose(&self, into: &mut Vec<u32>, busy: impl Fn(&u32) -> bool, rng: &mut impl rand_chacha::rand_core::Rng) {
         let all = if self.strangers { self.view.network() } else { self.view.candidates() };
         if all.len() <= ALL_MAX {
             return into.extend(all.iter().map(|id| id.0));
         }
-        let open = |id: &&ReplicaId| self.view.up(**id) && self.view.seen(**id).is_none_or(|seen| seen.slots_free > 0);
+        let open = |id: &&ReplicaId| self.view.up(**id) && !busy(&id.0);
         into.extend(self.by_price.iter().filter(open).take(CHEAPEST).map(|id| id.0));
         for _ in 0..DRAWN {
             let index = (u128::from(rng.next_u64()) * all.len() as u128) >> 64;
@@ -243,7 +243,7 @@ impl Policy for Spillway {
                 let read_us_per_kilo = (read_us * 1000).checked_div(fresh).unwrap_or(0);
                 let token_us = pace.token_us.max(1);
                 seen.speed = Some(Pace { start_us: first_us - read_us, read_us_per_kilo, token_us });
-                self.hear(now_us, *id, &seen);
+                self.hear(now_us, *id, 0, &seen);
             }
         }
         let stalls = Stalls { view, job, by_price: &self.by_price, strangers };
@@ -261,7 +261,7 @@ impl Policy for Spillway {
         match self.router.decide(Now(now_us), &ask, &look.asked, &stalls, &mut self.rng) {
             Decision::Go { to, expected, refresh } => {
                 self.looks.remove(&job.job);
-                if own_first_ms.is_some_and(|ms| ms <= expected.first_ms) {
+                if own_first_ms.is_some_and(|ms| ms <= expected.first_ms && ms <= target_ms) {
                     return Choice::Wait;
                 }
                 self.router.sent(Now(now_us), to, &ask, expected.cached);
@@ -292,10 +292,10 @@ impl Policy for Spillway {
         if !view.is_live(replica)
             && let Some(seen) = view.seen(replica).filter(|seen| seen.speed.is_some())
         {
-            self.hear(now_us, replica, &seen);
+            self.hear(now_us, replica, view.rtt_us(replica).unwrap_or(0), &seen);
         }
         match news {
-            News::Probed { seen } => self.hear(now_us, replica, seen),
+            News::Probed { seen } => self.hear(now_us, replica, view.rtt_us(replica).unwrap_or(0), seen),
             News::ProbeLost => self.router.silent(&replica.0),
             News::First { ask, after_us, .. } => {
                 if let Some(flight) = self.flights.get_mut(&ask.job) {
