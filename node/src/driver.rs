@@ -272,7 +272,8 @@ impl Driver {
 
     fn command(&mut self, command: Command) {
         match command {
-            Command::Submit(JobRequest { job, events }) => {
+            Command::Submit(request) => {
+                let JobRequest { job, events } = *request;
                 let Ok(end) = events.clone().try_reserve_owned() else { return };
                 self.clients.insert(job.id, Client { model: job.model.clone(), events, end });
                 self.uses(&job.model);

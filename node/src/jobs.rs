@@ -51,7 +51,7 @@ pub struct JobRequest {
 #[derive(Debug)]
 pub enum Command {
     /// A new job.
-    Submit(JobRequest),
+    Submit(Box<JobRequest>),
     /// The client of a job is gone.
     ClientLeft(JobId),
 }
@@ -212,7 +212,7 @@ impl Jobs {
         };
         // Noted first: the job may be over before this returns.
         self.shared.log.lock().expect("no holder panics").insert(id, entry);
-        if self.commands.try_send(Command::Submit(JobRequest { job, events })).is_err() {
+        if self.commands.try_send(Command::Submit(Box::new(JobRequest { job, events }))).is_err() {
             self.shared.log.lock().expect("no holder panics").remove(&id);
             return Err(JobsFull);
         }

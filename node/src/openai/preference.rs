@@ -196,7 +196,11 @@ fn names(path: &str, value: &RawValue) -> Result<Vec<String>, BadRequest> {
         let field = format!("{path}[{index}]");
         let name = word(&field, value)?;
         // They are shown to operators.
-        if name.chars().any(char::is_control) { Err(BadRequest::new(field, "has control characters")) } else { Ok(name) }
+        if name.chars().any(char::is_control) {
+            Err(BadRequest::new(field, "has control characters"))
+        } else {
+            Ok(name)
+        }
     };
     list.into_iter().enumerate().map(name).collect()
 }
