@@ -89,6 +89,7 @@ impl World {
                     self.idle.over(self.line.now(), link, id, provider);
                 }
                 self.network.close(link, side);
+                self.idle.arrives(self.line.now(), link);
                 self.checks.leg_over(id, stream);
             }
             Effect::SendProbe { probe, peer, request, .. } => {
@@ -185,6 +186,7 @@ impl World {
         };
         self.hosts[to].called += 1;
         let link = self.network.open((id, stream), (to, StreamId::In(self.hosts[to].called)));
+        self.idle.leaves(self.line.now(), link, id, to);
         self.send_parcel(link, 1, Parcel::Knock);
         self.line.after(IDLE_US, Happening::CallOver(link));
     }

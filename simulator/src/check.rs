@@ -727,12 +727,6 @@ impl Checks {
         &self.legs_seen
     }
 
-    /// Whether a leg has reached its provider and is under way there.
-    #[must_use]
-    pub fn has_arrived(&self, host: HostId, stream: StreamId) -> bool {
-        self.legs.contains_key(&(host, stream))
-    }
-
     /// Whether a consumer's stream carries a leg already.
     #[must_use]
     pub fn has_reserved(&self, host: HostId, stream: StreamId) -> bool {

@@ -528,6 +528,11 @@ impl Consumer {
                 self.look(cx, id, reason);
             }
             Stage::Opening { business, .. } => {
+                let dead = cx.woke.after(cx.config.open_wait);
+                if cx.now < dead {
+                    // This node slept: the ledger's word may be here already.
+                    return cx.timers.set(Alarm::Job(id), dead);
+                }
                 let business = *business;
                 if let Some(opening) = self.opening.get_mut(&business) {
                     opening.waiting.retain(|waiting| *waiting != id);

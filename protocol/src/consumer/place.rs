@@ -73,7 +73,7 @@ impl Consumer {
                     && !waiting.is_empty()
                 {
                     // Somebody may yet answer.
-                    let gives_up = sent.after(PATIENCE.max(cx.config.probe_wait));
+                    let gives_up = (*sent).max(cx.woke).after(PATIENCE.max(cx.config.probe_wait));
                     if cx.now < gives_up {
                         return cx.timers.set(Alarm::Job(id), gives_up);
                     }
