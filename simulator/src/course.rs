@@ -56,6 +56,12 @@ pub struct Course {
     intervals: Vec<Interval>,
 }
 
+impl Default for Course {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
 impl Course {
     /// Nothing has happened.
     #[must_use]

@@ -60,7 +60,7 @@ pub(super) fn policies(asked: &[&'static Entry], setting: &Setting) -> Vec<&'sta
 /// Says now and then how far it is.
 pub(super) fn progress(done: u64, total: u64) {
     let step = (total / 20).max(1);
-    if done % step == 0 || done == total {
+    if done.is_multiple_of(step) || done == total {
         eprintln!("{done} of {total} runs");
     }
 }
