@@ -70,7 +70,7 @@ pub(super) fn px(place: f64) -> String {
 
 /// About how wide a text of 12 px is.
 pub(super) fn text_width(text: &str) -> f64 {
-    text.chars().count() as f64 * 6.6
+    text.chars().count() as f64 * 6.4
 }
 
 /// A picture with its caption; `draw` makes what is inside.
@@ -93,7 +93,7 @@ pub(super) fn figure(
     for (kind, class, text) in legend {
         mark(markup, *kind, class, (x + 9.0, 10.0), 9.0);
         markup.leaf("text", &[("x", &px(x + 24.0)), ("y", "14")], text);
-        x += 24.0 + text_width(text) + 16.0;
+        x += 24.0 + text_width(text) + 12.0;
     }
     markup.close();
     draw(markup);
@@ -236,7 +236,7 @@ impl Rows<'_> {
         let values = all.iter().map(|it| text_width(&value(it))).fold(0.0, f64::max);
         let top = LEGEND_HEIGHT + 20.0;
         let bottom = top + ROW_HEIGHT * self.of.len() as f64;
-        let right = self.width - if single { values + 14.0 } else { 24.0 };
+        let right = self.width - if single { values + 22.0 } else { 24.0 };
         let plot = Plot { left, right, top, bottom };
         let scale = Scale::fit(&self.axis, &all, if self.width > HALF { 9 } else { 5 });
         let legend = legend(self.others, self.of.iter().map(|(_, role, _)| *role), self.series, &all);
@@ -309,10 +309,9 @@ pub(super) fn legend<'a>(
     let mut legend = Vec::new();
     let single = series.len() == 1;
     let kind = if single { series[0].0 } else { Mark::Bar };
-    for (role, text) in
-        [(Role::Spillway, "Spillway"), (Role::Other, others), (Role::Bound, "oracle: sees all, a bound")]
-    {
-        if roles.clone().any(|it| it == role) {
+    for (role, text) in [(Role::Spillway, "Spillway"), (Role::Other, others), (Role::Bound, "oracle (a bound)")] {
+        // A chart without any row still says what its marks would be.
+        if roles.clone().any(|it| it == role) || (role == Role::Other && roles.clone().next().is_none()) {
             legend.push((kind, role.class(), text));
         }
     }

@@ -59,10 +59,14 @@ fn times(it: Interval, factor: f64) -> Interval {
     Interval { mean: it.mean * factor, low: it.low * factor, high: it.high * factor }
 }
 
-/// A share in percent, whose interval does not leave 0 to 100.
+/// The interval without what cannot be: less than nothing, or more than `most`.
+fn within(it: Interval, most: f64) -> Interval {
+    Interval { low: it.low.max(0.0), high: it.high.min(most), ..it }
+}
+
+/// A share in percent.
 fn percent(it: Interval) -> Interval {
-    let it = times(it, 100.0);
-    Interval { low: it.low.max(0.0), high: it.high.min(100.0), ..it }
+    within(times(it, 100.0), 100.0)
 }
 
 /// What a policy's providers earned of a day.
@@ -148,21 +152,21 @@ fn summary(markup: &mut Markup, rows: &[&Row]) {
     if others.is_empty() {
         return;
     }
-    let named = |which: &dyn Fn(&Row) -> bool| {
-        others.iter().filter(|row| which(row)).map(|row| row.policy.as_str()).collect::<Vec<_>>()
+    let who = |which: &dyn Fn(&Row) -> bool| {
+        let names: Vec<_> = others.iter().filter(|row| which(row)).map(|row| row.policy.as_str()).collect();
+        match names.len() {
+            0 => "none".to_owned(),
+            1..=4 => names.join(", "),
+            count => format!("{count} of {}", others.len()),
+        }
     };
-    let ahead = named(&|row| row.slo.mean >= ours.slo.mean && row.cost.mean <= ours.cost.mean);
-    let behind = named(&|row| row.slo.mean <= ours.slo.mean && row.cost.mean >= ours.cost.mean);
-    let mut text = if ahead.is_empty() {
-        "No other policy is in time as often for as little (oracle apart).".to_owned()
-    } else {
-        format!("In time as often or more for as little or less: {}.", ahead.join(", "))
-    };
-    if !behind.is_empty() {
-        let verb = if behind.len() == 1 { "is" } else { "are" };
-        text += &format!(" {} of {} others {verb} no better in either.", behind.len(), others.len());
-    }
-    text += " By means; look at the intervals.";
+    let text = format!(
+        "Of the other policies, in time more often than Spillway: {}. For less: {}. Both at once: {}. By means; the intervals \
+         say how sure that is.",
+        who(&|row| row.slo.mean > ours.slo.mean),
+        who(&|row| row.cost.mean < ours.cost.mean),
+        who(&|row| row.slo.mean > ours.slo.mean && row.cost.mean < ours.cost.mean),
+    );
     markup.leaf("p", &[("class", "verdict")], &text);
 }
 
@@ -187,11 +191,11 @@ fn charts(markup: &mut Markup, rows: &[&Row]) {
     Scatter {
         caption: Caption {
             title: "Jobs in time against cost",
-            note: "Up and to the left is better: more jobs in time, for less.",
+            note: "Up and to the left is better: more jobs in time, for less. Lines are 95 % intervals.",
         },
         x: Axis { from_zero: false, ..cost },
         y: attainment,
-        of: rows.iter().map(|row| (row.policy.clone(), role(row), row.cost, percent(row.slo))).collect(),
+        of: rows.iter().map(|row| (row.policy.clone(), role(row), within(row.cost, NEVER), percent(row.slo))).collect(),
     }
     .draw(markup);
     row_chart(
@@ -203,7 +207,8 @@ fn charts(markup: &mut Markup, rows: &[&Row]) {
         of(&|row| vec![percent(row.slo)]),
     )
     .draw(markup);
-    row_chart("Cost", "Less is better.", HALF, cost, &[(Mark::Bar, "mean")], of(&|row| vec![row.cost])).draw(markup);
+    row_chart("Cost", "Less is better.", HALF, cost, &[(Mark::Bar, "mean")], of(&|row| vec![within(row.cost, NEVER)]))
+        .draw(markup);
     let ttft = Axis { from_zero: false, log_from: LOG_FROM, ..axis("time to first token", "ms") };
     row_chart(
         "Time to first token",
@@ -229,7 +234,7 @@ fn charts(markup: &mut Markup, rows: &[&Row]) {
         HALF,
         Axis { most: 1.0, ..axis("Jain's index", "1 is equal") },
         &[(Mark::Bar, "mean")],
-        of(&|row| vec![row.fairness]),
+        of(&|row| vec![within(row.fairness, 1.0)]),
     )
     .draw(markup);
 }
@@ -252,7 +257,7 @@ fn earned(markup: &mut Markup, rows: &[&Row], all: &[Earned]) {
             others: "other policies",
             axis: axis("earned", "credits"),
             series: &[(Mark::Bar, "mean")],
-            of: rows.iter().map(|row| (row.policy.clone(), role(row), vec![figure(row)])).collect(),
+            of: rows.iter().map(|row| (row.policy.clone(), role(row), vec![within(figure(row), NEVER)])).collect(),
         }
         .draw(markup);
     }

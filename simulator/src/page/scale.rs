@@ -51,8 +51,8 @@ impl Scale {
             return Self::linear(0.0, 1.0, ticks_max);
         }
         if lowest > LOG_LEAST && highest / lowest > axis.log_from {
-            // An interval that reaches 0 or below is cut off at a tenth of the least mean.
-            return Self::log(least.max(lowest / 10.0), most, ticks_max);
+            // An interval may reach 0 or below: it is cut off at half of the least mean.
+            return Self::log(least.max(lowest / 2.0), most, ticks_max);
         }
         let (from, to) = if axis.from_zero {
             (0.0, most.max(0.0))

@@ -2,7 +2,7 @@
 //! Invariant: every point has its name; names avoid each other, the points, and the edges, as far as there is room.
 
 use super::chart::{
-    Caption, Mark, Plot, Role, WIDE, axis_below, axis_left, figure, legend, mark, px, short, text_width, whisker,
+    Caption, Mark, Plot, Role, WIDE, axis_below, axis_left, figure, legend, mark, px, short, text_width,
 };
 use super::html::{Attributes, Markup};
 use super::scale::{Axis, Scale};
@@ -61,7 +61,7 @@ impl Scatter<'_> {
             Role::Other => 2,
         });
         let (xs, ys): (Vec<_>, Vec<_>) = points.iter().map(|(_, _, x, y)| (*x, *y)).unzip();
-        let (across, up) = (Scale::fit(&self.x, &xs, 9), Scale::fit(&self.y, &ys, 7));
+        let (across, up) = (Scale::fit(&self.x, &framed(&xs), 9), Scale::fit(&self.y, &framed(&ys), 7));
         let place =
             |(_, _, x, y): &(String, Role, Interval, Interval)| (plot.x(across.at(x.mean)), plot.y(up.at(y.mean)));
         let legend = legend(
@@ -94,8 +94,15 @@ impl Scatter<'_> {
                 let told =
                     format!("{}: {:.3} {}, {:.3} {}", point.0, point.3.mean, self.y.unit, point.2.mean, self.x.unit);
                 markup.leaf("title", &[], &told);
-                whisker(markup, (plot.x(across.at(point.2.low)), y), (plot.x(across.at(point.2.high)), y));
-                whisker(markup, (x, plot.y(up.at(point.3.low))), (x, plot.y(up.at(point.3.high))));
+                for (x1, x2, y1, y2) in [
+                    (plot.x(across.at(point.2.low)), plot.x(across.at(point.2.high)), y, y),
+                    (x, x, plot.y(up.at(point.3.low)), plot.y(up.at(point.3.high))),
+                ] {
+                    let class = format!("reach {}", point.1.class());
+                    let line: Attributes<'_> =
+                        &[("x1", &px(x1)), ("x2", &px(x2)), ("y1", &px(y1)), ("y2", &px(y2)), ("class", &class)];
+                    markup.shape("line", line);
+                }
                 mark(markup, Mark::Dot, point.1.class(), (x, y), 0.0);
                 markup.close();
             }
@@ -118,6 +125,19 @@ impl Scatter<'_> {
             }
         });
     }
+}
+
+/// Intervals for the axis: the means decide it, and intervals go beyond them by half of their span at most. What is cut off
+/// runs into the picture's edge.
+fn framed(figures: &[Interval]) -> Vec<Interval> {
+    let means = || figures.iter().map(|it| it.mean);
+    let (least, most) = (means().fold(f64::INFINITY, f64::min), means().fold(f64::NEG_INFINITY, f64::max));
+    let room = (most - least) / 2.0;
+    if room <= 0.0 {
+        return figures.to_vec();
+    }
+    let cut = |it: &Interval| Interval { low: it.low.max(least - room), high: it.high.min(most + room), ..*it };
+    figures.iter().map(cut).collect()
 }
 
 /// The place for a name that lies on the least, of places around its point, the nearest among equals.
