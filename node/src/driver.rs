@@ -272,7 +272,8 @@ impl Driver {
 
     fn command(&mut self, command: Command) {
         match command {
-            Command::Submit(JobRequest { job, events }) => {
+            Command::Submit(request) => {
+                let JobRequest { job, events } = *request;
                 let Ok(end) = events.clone().try_reserve_owned() else { return };
                 self.clients.insert(job.id, Client { model: job.model.clone(), events, end });
                 self.uses(&job.model);
@@ -303,7 +304,7 @@ impl Driver {
                         task.kind = open.kind;
                         Vec::new()
                     }
-                    Frame::Accepted
+                    Frame::Accepted { .. }
                     | Frame::Refused { .. }
                     | Frame::Alive { .. }
                     | Frame::Voucher(_)
@@ -561,6 +562,12 @@ impl Driver {
                     expires_ms: state.expires_ms,
                 });
             }
+            Applied::ToppedUp { session, deposit, consumer, .. } => {
+                let provider = self.parts.books.read(|book| book.session(&session).map(|state| state.provider));
+                if consumer == account || provider == Some(account) {
+                    self.handle(Event::SessionToppedUp { session, deposit });
+                }
+            }
             Applied::Settled { session, claim, last, consumer, provider, .. }
                 if consumer == account || provider == account =>
             {
@@ -581,7 +588,6 @@ impl Driver {
             | Applied::Transferred { .. }
             | Applied::Opened { .. }
             | Applied::Settled { .. }
-            | Applied::ToppedUp { .. }
             | Applied::Closed { .. }
             | Applied::Bonded { .. }
             | Applied::Unbonding { .. }
@@ -601,6 +607,7 @@ impl Driver {
             LedgerCommand::Open { provider, voucher_key, deposit, price_cap, expires_ms } => {
                 Action::Open { provider, gateway, voucher_key, deposit, price_cap, expires_ms }
             }
+            LedgerCommand::TopUp { session, amount } => Action::TopUp { session, amount },
             LedgerCommand::Settle { voucher, claim, usage, receipts, last } => {
                 Action::Settle { voucher, claim, usage, receipts, last }
             }

@@ -4,6 +4,8 @@
 
 use serde::Serialize;
 use spillway_ledger::{Account, JobId, NodeId, Price};
+use spillway_protocol::router::Sort;
+use spillway_protocol::router::preference::DataCollection;
 use spillway_protocol::{Job, Outcome, Reason, Route};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, RwLock};
@@ -13,6 +15,8 @@ use tokio::sync::mpsc;
 pub const EVENTS_MAX: usize = 4096;
 /// Jobs remembered for `explain`.
 const LOG_MAX: usize = 10_000;
+/// Bytes that are remembered of a job's wishes.
+const WISHES_BYTES_MAX: usize = 512;
 
 /// What a job's client gets.
 #[derive(Clone, Debug)]
@@ -47,7 +51,7 @@ pub struct JobRequest {
 #[derive(Debug)]
 pub enum Command {
     /// A new job.
-    Submit(JobRequest),
+    Submit(Box<JobRequest>),
     /// The client of a job is gone.
     ClientLeft(JobId),
 }
@@ -151,6 +155,9 @@ pub struct JobLog {
     pub total_ms: u64,
     /// Where it was, in order.
     pub legs: Vec<LegLog>,
+    /// What it wished of the market, in words; `None` if nothing.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub wishes: Option<String>,
 }
 
 /// One place a job was at.
@@ -201,10 +208,11 @@ impl Jobs {
             first_ms: None,
             total_ms: 0,
             legs: Vec::new(),
+            wishes: wishes(&job),
         };
         // Noted first: the job may be over before this returns.
         self.shared.log.lock().expect("no holder panics").insert(id, entry);
-        if self.commands.try_send(Command::Submit(JobRequest { job, events })).is_err() {
+        if self.commands.try_send(Command::Submit(Box::new(JobRequest { job, events }))).is_err() {
             self.shared.log.lock().expect("no holder panics").remove(&id);
             return Err(JobsFull);
         }
@@ -267,6 +275,48 @@ impl Jobs {
         };
         entry.legs = outcome.legs.iter().map(leg).collect();
     }
+}
+
+/// A job's wishes in words, at most [`WISHES_BYTES_MAX`].
+fn wishes(job: &Job) -> Option<String> {
+    let wish = &job.preferences;
+    let mut words = Vec::new();
+    if let Some(ms) = job.target_ms {
+        words.push(format!("first text within {ms} ms"));
+    }
+    if let Some(rate) = wish.preferred_min_throughput {
+        words.push(format!("at least {rate} units a second"));
+    }
+    if let Some(sort) = wish.sort {
+        let sort = match sort {
+            Sort::Price => "price",
+            Sort::Throughput => "throughput",
+            Sort::Latency => "latency",
+        };
+        words.push(format!("sorted by {sort}"));
+    }
+    if wish.data_collection == DataCollection::Deny {
+        words.push("keeps nothing".into());
+    }
+    let then = if wish.allow_fallbacks { "first" } else { "in this order and no other" };
+    for (names, what) in [
+        (&wish.only, "only"),
+        (&wish.ignore, "not"),
+        (&wish.quantizations, "quantised as"),
+        (&wish.order, then),
+        (&job.alternatives, "or else the model"),
+    ] {
+        if !names.is_empty() {
+            words.push(format!("{what} {}", names.join(", ")));
+        }
+    }
+    let mut words = words.join("; ");
+    if words.len() > WISHES_BYTES_MAX {
+        let end = (0..=WISHES_BYTES_MAX - '…'.len_utf8()).rev().find(|end| words.is_char_boundary(*end));
+        words.truncate(end.unwrap_or(0));
+        words.push('…');
+    }
+    (!words.is_empty()).then_some(words)
 }
 
 impl Log {

@@ -182,6 +182,7 @@ pub async fn run(
         desk: Arc::new(desk),
         metrics: Arc::new(Metrics::new()),
         price_max: config.price_max()?,
+        job_log: config.gateway.as_ref().is_none_or(|section| section.job_log),
     })?;
     let http = match &config.gateway {
         Some(section) => Some(gateway.serve(&section.listen).await.context("gateway.listen")?),

@@ -3,6 +3,7 @@
 
 use crate::earn::Earn;
 use crate::rate::{Rate, credits_of};
+use crate::selling::{Sell, SellError, Selling};
 use serde::{Deserialize, Serialize};
 use spillway_ledger::{Credits, Price};
 use std::time::Duration;
@@ -16,8 +17,14 @@ pub struct MarketConfig {
     pub provide: bool,
     /// What it asks of them, per million units.
     pub price: Price,
-    /// Slots that strangers never get, per model.
-    pub reserved_slots: u32,
+    /// Whether it promises them to keep nothing of what they send.
+    pub keeps_nothing: bool,
+    /// What strangers may have of own slots, while `provide` is set.
+    pub selling: Selling,
+    /// Whether an owner's job that finds no free slot takes a stranger's. The stranger is paid for what it delivered so far.
+    pub preempt: bool,
+    /// How much prompt text the backend's prefix cache is taken to hold per model, in units; 0 is none.
+    pub cache_units: u64,
     /// The output units it wants paid ahead; it takes less from who offers less, down to an eighth.
     pub window: u64,
     /// The most output units it pays ahead to a provider without history; doubles with each paid job up to `window_max`.
@@ -26,6 +33,12 @@ pub struct MarketConfig {
     pub window_max: u64,
     /// The deposit of a new session, if no single job needs more.
     pub deposit: Credits,
+    /// How many providers have an unused session ready, opened before a job needs it; 0 opens none ahead of a job.
+    pub sessions_ahead: u32,
+    /// How much of the money at hand may lie in sessions that no job has used yet, in per cent.
+    pub ahead_percent: u8,
+    /// How much of the balance one top-up that no job waits for may take, in per cent.
+    pub top_up_percent: u8,
     /// How long a session lasts.
     pub session_lifetime: Duration,
     /// How long after a session's end the consumer waits for a refund; from genesis.
@@ -57,12 +70,18 @@ impl Default for MarketConfig {
         Self {
             region: String::new(),
             provide: false,
+            keeps_nothing: false,
             price: Price { input: Credits::new(50_000), cached: Credits::new(50_000), output: Credits::new(200_000) },
-            reserved_slots: 0,
+            selling: Selling::default(),
+            preempt: true,
+            cache_units: 1 << 20,
             window: 1024,
             window_start: 1024,
             window_max: 16 << 10,
             deposit: Credits::new(1_000_000),
+            sessions_ahead: 3,
+            ahead_percent: 25,
+            top_up_percent: 50,
             session_lifetime: Duration::from_secs(24 * 3600),
             session_grace: Duration::from_secs(3600),
             settle_after: Duration::from_secs(60),
@@ -146,6 +165,13 @@ pub struct GatewaySection {
     /// Address and port; port 0 takes a free one.
     #[serde(default = "default_gateway_listen")]
     pub listen: String,
+    /// Whether times and sizes of the last jobs are kept, for `spillway jobs export`.
+    #[serde(default = "default_job_log")]
+    pub job_log: bool,
+}
+
+const fn default_job_log() -> bool {
+    true
 }
 
 fn default_gateway_listen() -> String {
@@ -200,6 +226,9 @@ const fn default_slots() -> u32 {
     4
 }
 
+/// The largest prefix cache that is kept account of, in units per model: 2^20 names.
+const CACHE_UNITS_MAX: u64 = 1 << 31;
+
 /// `[provide]`
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields, default)]
@@ -208,14 +237,26 @@ pub struct ProvideSection {
     pub enabled: bool,
     /// Credits per million input units (bytes).
     pub price_input: f64,
+    /// Credits per million input units that the backend has cached; as `price_input` if absent, never above it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub price_cached: Option<f64>,
     /// Credits per million output units (bytes).
     pub price_output: f64,
+    /// When strangers are served: `always`, `never`, daily windows in UTC such as `22:00-06:00, 12:00-13:00`, or `below 70%`
+    /// of own use over the last five minutes.
+    pub sell: String,
+    /// Whether an own job that finds no free slot takes a stranger's.
+    pub preempt: bool,
+    /// Prompt text that the backends' prefix caches hold per model, in units (bytes); 0 where they have none.
+    pub cache_units: u64,
     /// Slots per model kept for the owner.
     pub reserved_slots: u32,
     /// Output units wanted ahead.
     pub window: u64,
     /// Seconds of rest before a session is settled.
     pub settle_after_s: f64,
+    /// Promises strangers that nothing of what they send is kept: only for backends that log no prompts.
+    pub keeps_nothing: bool,
 }
 
 impl Default for ProvideSection {
@@ -223,10 +264,15 @@ impl Default for ProvideSection {
         Self {
             enabled: false,
             price_input: 0.05,
+            price_cached: None,
             price_output: 0.2,
+            sell: "always".into(),
+            preempt: true,
+            cache_units: 1 << 20,
             reserved_slots: 1,
             window: 1024,
             settle_after_s: 60.0,
+            keeps_nothing: false,
         }
     }
 }
@@ -241,6 +287,12 @@ pub struct SpendSection {
     pub price_output_max: f64,
     /// Deposit of a new session, in credits.
     pub deposit: f64,
+    /// How many providers have a session ready before a job needs it; 0 opens none ahead of a job.
+    pub sessions_ahead: u32,
+    /// How much of the money at hand may lie in sessions that no job has used yet, 0 to 1.
+    pub ahead_share: f64,
+    /// How much of the balance one top-up that no job waits for may take, 0 to 1.
+    pub top_up_share: f64,
     /// What a second of waiting is worth, in credits: high prefers the near and fast, low the cheap.
     pub second_worth: f64,
     /// How many own jobs may wait for an own slot.
@@ -249,7 +301,16 @@ pub struct SpendSection {
 
 impl Default for SpendSection {
     fn default() -> Self {
-        Self { price_input_max: 2.0, price_output_max: 10.0, deposit: 1.0, second_worth: 0.001, queue_max: 64 }
+        Self {
+            price_input_max: 2.0,
+            price_output_max: 10.0,
+            deposit: 1.0,
+            sessions_ahead: 3,
+            ahead_share: 0.25,
+            top_up_share: 0.5,
+            second_worth: 0.001,
+            queue_max: 64,
+        }
     }
 }
 
@@ -373,6 +434,14 @@ fn credits(field: &str, amount: f64) -> Result<Credits, ConfigError> {
     Ok(Credits::new(micro.round() as u64))
 }
 
+fn percent(field: &str, share: f64) -> Result<u8, ConfigError> {
+    if !(0.0..=1.0).contains(&share) {
+        return Err(ConfigError { field: field.into(), why: format!("{share} is not between 0 and 1") });
+    }
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to lie within 0 and 1")]
+    Ok((share * 100.0).round() as u8)
+}
+
 impl NodeConfig {
     /// Checks every field.
     ///
@@ -427,20 +496,43 @@ impl NodeConfig {
     /// The first money field that does not hold.
     pub fn market(&self) -> Result<MarketConfig, ConfigError> {
         let input = credits("provide.price_input", self.provide.price_input)?;
+        let cached = match self.provide.price_cached {
+            Some(price) => credits("provide.price_cached", price)?,
+            None => input,
+        };
+        if cached > input {
+            return Err(ConfigError { field: "provide.price_cached".into(), why: "above provide.price_input".into() });
+        }
         let output = credits("provide.price_output", self.provide.price_output)?;
+        let mode: Sell = self.provide.sell.parse().map_err(|error: SellError| ConfigError {
+            field: "provide.sell".into(),
+            why: format!("`{}`: {error}", self.provide.sell),
+        })?;
+        if self.provide.cache_units > CACHE_UNITS_MAX {
+            return Err(ConfigError { field: "provide.cache_units".into(), why: "more than 2147483648".into() });
+        }
         if self.provide.window < 64 || self.provide.window > 1 << 20 {
             return Err(ConfigError { field: "provide.window".into(), why: "not between 64 and 1048576".into() });
         }
         if !(self.provide.settle_after_s.is_finite() && (0.0..=86_400.0).contains(&self.provide.settle_after_s)) {
             return Err(ConfigError { field: "provide.settle_after_s".into(), why: "not between 0 and 86400".into() });
         }
+        if self.spend.sessions_ahead > 64 {
+            return Err(ConfigError { field: "spend.sessions_ahead".into(), why: "not between 0 and 64".into() });
+        }
         Ok(MarketConfig {
             region: self.network.region.clone(),
             provide: self.provide.enabled,
-            price: Price { input, cached: input, output },
-            reserved_slots: self.provide.reserved_slots,
+            keeps_nothing: self.provide.keeps_nothing,
+            price: Price { input, cached, output },
+            selling: Selling { mode, reserved_slots: self.provide.reserved_slots },
+            preempt: self.provide.preempt,
+            cache_units: self.provide.cache_units,
             window: self.provide.window,
             deposit: credits("spend.deposit", self.spend.deposit)?,
+            sessions_ahead: self.spend.sessions_ahead,
+            ahead_percent: percent("spend.ahead_share", self.spend.ahead_share)?,
+            top_up_percent: percent("spend.top_up_share", self.spend.top_up_share)?,
             settle_after: Duration::from_secs_f64(self.provide.settle_after_s),
             second_worth: credits("spend.second_worth", self.spend.second_worth)?,
             queue_max: self.spend.queue_max,
@@ -455,5 +547,61 @@ impl NodeConfig {
     pub fn price_max(&self) -> Result<Price, ConfigError> {
         let input = credits("spend.price_input_max", self.spend.price_input_max)?;
         Ok(Price { input, cached: input, output: credits("spend.price_output_max", self.spend.price_output_max)? })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn node(provide: ProvideSection) -> NodeConfig {
+        NodeConfig {
+            genesis: default_genesis(),
+            network: NetworkSection::default(),
+            gateway: None,
+            edge: None,
+            backend: Vec::new(),
+            provide,
+            spend: SpendSection::default(),
+            ledger: LedgerSection { role: LedgerRole::Solo, ..LedgerSection::default() },
+        }
+    }
+
+    #[test]
+    fn what_is_provided_is_read_or_its_field_is_named() {
+        type Change = fn(&mut ProvideSection);
+        let cases: [(Change, &str); 8] = [
+            (|_| {}, ""),
+            (|provide| provide.price_cached = Some(provide.price_input), ""),
+            (|provide| provide.sell = "22:00-06:00, 12:00-13:00".into(), ""),
+            (|provide| provide.cache_units = 0, ""),
+            (|provide| provide.price_cached = Some(0.06), "provide.price_cached: above provide.price_input"),
+            (|provide| provide.price_cached = Some(f64::NAN), "provide.price_cached: NaN is not between"),
+            (|provide| provide.sell = "nightly".into(), "provide.sell: `nightly`: neither `always`, `never`"),
+            (|provide| provide.cache_units = u64::MAX, "provide.cache_units: more than"),
+        ];
+        for (change, says) in cases {
+            let mut provide = ProvideSection::default();
+            change(&mut provide);
+            let said = node(provide).validate().map_or_else(|error| error.to_string(), |()| String::new());
+            assert!(said.starts_with(says) && said.is_empty() == says.is_empty(), "{said:?} for {says:?}");
+        }
+    }
+
+    #[test]
+    fn the_market_sells_as_configured() {
+        let provide = ProvideSection {
+            price_cached: Some(0.01),
+            sell: "below 70%".into(),
+            reserved_slots: 2,
+            preempt: false,
+            ..ProvideSection::default()
+        };
+        let market = node(provide).market().expect("good");
+        assert_eq!(market.price.cached, Credits::new(10_000));
+        assert_eq!(market.selling, Selling { mode: Sell::Below(70), reserved_slots: 2 });
+        assert!(!market.preempt);
+        let default = node(ProvideSection::default()).market().expect("good");
+        assert_eq!(default.price.cached, default.price.input, "no discount unless one is set");
     }
 }

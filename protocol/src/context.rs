@@ -6,11 +6,13 @@ use crate::directory::Directory;
 use crate::event::{Effect, StreamId};
 use crate::own::Own;
 use crate::reputation::Reputation;
+use crate::router::Coordinate;
 use crate::time::Now;
 use crate::timers::Timers;
 use rand_chacha::ChaCha12Rng;
 use spillway_ledger::{Account, Credits, JobId, NetworkId, NodeId, SecretKey, SessionId};
 use std::collections::VecDeque;
+use std::time::Duration;
 
 /// Who a peer is.
 #[derive(Debug)]
@@ -32,6 +34,8 @@ pub(crate) enum Alarm {
     Voucher(SessionId),
     /// A paying session may be refunded.
     Refund(SessionId),
+    /// A session may be wanted before a job needs it.
+    Ahead,
     /// A stranger's job: show life, or give up waiting.
     Serve(StreamId),
     /// An earning session may be settled.
@@ -59,6 +63,8 @@ pub enum Sabotage {
 #[derive(Debug)]
 pub(crate) struct Context {
     pub(crate) now: Now,
+    /// When this node last went on after it had not run for a while: nobody counts as silent for that time.
+    pub(crate) woke: Now,
     pub(crate) config: MarketConfig,
     pub(crate) identity: Identity,
     pub(crate) node: NodeId,
@@ -70,13 +76,33 @@ pub(crate) struct Context {
     pub(crate) directory: Directory,
     pub(crate) reputation: Reputation,
     pub(crate) balance: Credits,
+    /// Where this node is in the network's space.
+    pub(crate) coordinate: Coordinate,
+    /// Strangers' jobs that lost their slot to the owner and do not know it yet.
+    pub(crate) preempted: VecDeque<StreamId>,
     #[cfg(feature = "sabotage")]
     pub(crate) sabotage: Option<Sabotage>,
 }
 
 impl Context {
+    /// Takes in a measured round trip to a peer; if that says where it is, it tells this node where it is itself.
+    pub(crate) fn measured(&mut self, peer: NodeId, rtt: Duration) {
+        self.reputation.measured_rtt(self.now, peer, rtt);
+        if let Some(theirs) = self.directory.coordinate(&peer) {
+            self.coordinate.learn(&theirs, rtt);
+        }
+    }
+
     pub(crate) fn emit(&mut self, effect: Effect) {
         self.effects.push_back(effect);
+    }
+
+    /// Frees a slot of a model for one of the owner's jobs. The caller has seen that a stranger's job can be stopped for it.
+    pub(crate) fn make_way(&mut self, model: &str) {
+        let Some((work, stream)) = self.own.preempt(self.now, model) else { return };
+        // The backend stops before it starts the owner's job; whose job it was is told with the same event.
+        self.emit(Effect::Stop(work));
+        self.preempted.push_back(stream);
     }
 
     /// Whether a deliberate fault is on.

@@ -6,6 +6,7 @@ use crate::crowd::{Crowd, Group, Groups};
 use crate::discovery::LIFE_MAX;
 use crate::job::{Job, Kind};
 use crate::offer::{METER, OFFER_AHEAD_MAX, OFFER_LIFETIME, Offer, PRICE_MAX_MICRO};
+use crate::router::Coordinate;
 use crate::time::Now;
 use rand::{Rng, RngExt as _};
 use spillway_ledger::{Account, Credits, NetworkId, NodeId, Price, Signed};
@@ -93,7 +94,9 @@ impl Listing {
         self.until_ms > now.ms()
     }
 
-    fn serves(&self, kind: Kind) -> bool {
+    /// Whether it is for that kind, and counts work as this node does.
+    #[must_use]
+    pub fn serves(&self, kind: Kind) -> bool {
         self.model().meter == METER && self.model().kinds.iter().any(|name| name == kind.as_str())
     }
 }
@@ -103,6 +106,8 @@ impl Listing {
 struct Providers {
     row: Vec<Listing>,
     at: BTreeMap<NodeId, usize>,
+    /// By the price of output, then of input: the cheapest first.
+    by_price: BTreeSet<(Credits, Credits, NodeId)>,
     crowd: Crowd,
 }
 
@@ -317,12 +322,19 @@ impl Directory {
     fn put(&mut self, model: &str, node: NodeId, listing: Listing) {
         let provider = self.providers.get_mut(&node).expect("noted before");
         if let Some(known) = self.models.get_mut(model).and_then(|providers| providers.get_mut(&node)) {
+            let (before, after) = (priced(known), priced(&listing));
             *known = listing;
+            if before != after {
+                let providers = self.models.get_mut(model).expect("just seen");
+                providers.by_price.remove(&before);
+                providers.by_price.insert(after);
+            }
             return;
         }
         let name = self.models.get_key_value(model).map_or_else(|| Arc::from(model), |(name, _)| Arc::clone(name));
         let providers = self.models.entry(Arc::clone(&name)).or_default();
         providers.at.insert(node, providers.row.len());
+        providers.by_price.insert(priced(&listing));
         providers.row.push(listing);
         providers.crowd.insert(provider.groups, provider.arrival, node);
         provider.models.insert(name);
@@ -332,7 +344,8 @@ impl Directory {
     fn remove(&mut self, model: &str, node: &NodeId) {
         let Some(providers) = self.models.get_mut(model) else { return };
         let Some(at) = providers.at.remove(node) else { return };
-        providers.row.swap_remove(at);
+        let gone = providers.row.swap_remove(at);
+        providers.by_price.remove(&priced(&gone));
         if let Some(moved) = providers.row.get(at) {
             providers.at.insert(moved.node(), at);
         }
@@ -394,6 +407,13 @@ impl Directory {
         self.get(model, node).filter(|listing| listing.is_live(now))
     }
 
+    /// Where a provider says that it is in the network's space.
+    #[must_use]
+    pub fn coordinate(&self, node: &NodeId) -> Option<Coordinate> {
+        let model = self.providers.get(node)?.models.first()?;
+        Some(self.models.get(model)?.get(node)?.offer.value().coordinate)
+    }
+
     /// How many providers of a model there are; some may have expired since the last [`Directory::sweep`].
     #[must_use]
     pub fn providers(&self, model: &str) -> usize {
@@ -435,6 +455,15 @@ impl Directory {
             }
         }
         drawn
+    }
+
+    /// Up to `k` of the cheapest providers of a model that have not expired and that `keep` wants, the cheapest first. Looks at
+    /// 8 `k` at most.
+    pub fn cheapest(&self, now: Now, model: &str, k: usize, keep: impl Fn(&Listing) -> bool) -> Vec<&Listing> {
+        let Some(providers) = self.models.get(model) else { return Vec::new() };
+        let by_price = providers.by_price.iter().take(k.saturating_mul(8));
+        let listings = by_price.map(|(.., node)| providers.get(node).expect("priced while it is here"));
+        listings.filter(|listing| listing.is_live(now) && keep(listing)).take(k).collect()
     }
 
     /// Providers that could serve `job` at its price limit, in the order of their ids.
@@ -496,6 +525,11 @@ impl Providers {
     fn in_order(&self) -> impl Iterator<Item = &Listing> {
         self.at.values().map(|at| &self.row[*at])
     }
+}
+
+fn priced(listing: &Listing) -> (Credits, Credits, NodeId) {
+    let price = listing.model().price;
+    (price.output, price.input, listing.node())
 }
 
 fn millis(wait: Duration) -> u64 {

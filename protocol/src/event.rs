@@ -10,6 +10,7 @@ use spillway_ledger::{
     Account, Credits, Digest, JobId, NodeId, Price, PublicKey, SessionId, Signed, SignedBytes, Usage,
 };
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A job's stream to or from another peer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -132,6 +133,13 @@ pub enum Event {
     },
     /// An offer, from gossip or from a peer directly; already checked to be signed.
     OfferReceived(Signed<Offer>),
+    /// A round trip to a peer was measured, by a ping.
+    RoundTrip {
+        /// To whom.
+        peer: NodeId,
+        /// How long.
+        rtt: Duration,
+    },
     /// An offer is good until then (Unix milliseconds), though it says less itself: its issuer has shown signs of life
     /// since. A moment that is past takes it back. As [`Directory::hold`](crate::Directory::hold).
     OfferHeld {
@@ -142,7 +150,8 @@ pub enum Event {
     },
     /// A peer is gone: no connection to it is left.
     PeerLost(NodeId),
-    /// The ledger opened a session that names this node's account as consumer or provider.
+    /// The ledger opened a session that names this node's account as consumer or provider. Told again after a restart, with
+    /// what is locked by then.
     SessionOpened {
         /// The session.
         session: SessionId,
@@ -160,6 +169,13 @@ pub enum Event {
         price_cap: Price,
         /// When the provider can no longer settle, Unix milliseconds.
         expires_ms: u64,
+    },
+    /// The ledger raised the deposit of a session of this node's account. Told in order with the rest of the session's news.
+    SessionToppedUp {
+        /// The session.
+        session: SessionId,
+        /// What is locked in all.
+        deposit: Credits,
     },
     /// The ledger paid a session of this node's account up to `settled`.
     SessionSettled {
@@ -198,6 +214,13 @@ pub enum LedgerCommand {
         price_cap: Price,
         /// When it ends, Unix milliseconds.
         expires_ms: u64,
+    },
+    /// Lock more in an open session.
+    TopUp {
+        /// The session.
+        session: SessionId,
+        /// How much more.
+        amount: Credits,
     },
     /// Collect what a voucher pays.
     Settle {

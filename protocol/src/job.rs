@@ -1,12 +1,15 @@
 //! A job: one request, its limits, and how it ended.
 //! Invariant: every job that was submitted ends once, with one [`Outcome`].
 
+use crate::router::Preferences;
 use spillway_ledger::{Credits, JobId, NodeId, Price, Usage};
 
 /// Longest request body, in bytes; the gateway answers 413 above it.
 pub const BODY_BYTES_MAX: usize = 4 << 20;
 /// Most output a job may ask for, in work units (bytes of delivered text).
 pub const OUTPUT_UNITS_MAX: u64 = 1 << 20;
+/// Most models that a job may fall back to.
+pub const ALTERNATIVES_MAX: usize = 4;
 /// Longest model name, in bytes.
 pub const MODEL_BYTES_MAX: usize = 256;
 
@@ -87,6 +90,8 @@ pub enum Reason {
     ProviderRefused,
     /// The provider fell silent or vanished; the job went on elsewhere.
     ProviderStalled,
+    /// The provider's owner needed the slot; the job went on elsewhere.
+    ProviderPreempted,
     /// The backend is rate-limited.
     Upstream429,
     /// The backend failed.
@@ -99,7 +104,7 @@ pub enum Reason {
 
 impl Reason {
     /// Every code, for documentation and tests.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::OwnFree,
         Self::OwnQueued,
         Self::OwnSaturated,
@@ -111,6 +116,7 @@ impl Reason {
         Self::NoDeposit,
         Self::ProviderRefused,
         Self::ProviderStalled,
+        Self::ProviderPreempted,
         Self::Upstream429,
         Self::UpstreamError,
         Self::ClientLeft,
@@ -132,6 +138,7 @@ impl Reason {
             Self::NoDeposit => "no_deposit",
             Self::ProviderRefused => "provider_refused",
             Self::ProviderStalled => "provider_stalled",
+            Self::ProviderPreempted => "provider_preempted",
             Self::Upstream429 => "upstream_429",
             Self::UpstreamError => "upstream_error",
             Self::ClientLeft => "client_left",
@@ -159,6 +166,16 @@ pub struct Job {
     pub prefer: Prefer,
     /// The highest price it accepts.
     pub price_max: Price,
+    /// The names of the body's prefix blocks, as [`prefix::names`](crate::prefix::names) gives them. They are told to the
+    /// providers that are probed. Empty: nothing of the prompt is told, and nothing is billed as cached.
+    pub prefix: Vec<u64>,
+    /// Models to try in this order once nobody will serve `model`, before the first byte; at most [`ALTERNATIVES_MAX`].
+    pub alternatives: Vec<String>,
+    /// Which providers it may go to, and in which order.
+    pub preferences: Preferences,
+    /// The time to first text that is asked for, in milliseconds: the cheapest place that meets it is taken. `None` weighs
+    /// time against price.
+    pub target_ms: Option<u32>,
 }
 
 impl Job {

@@ -1,6 +1,8 @@
 //! Offers: what a provider publishes about itself, signed, and quotes: what it binds itself to for one consumer.
 //! Invariant: an [`Offer`] in a directory was signed by the node that it names.
 
+use crate::prefix::PREFIX_UNITS;
+use crate::router::Coordinate;
 use crate::time::Now;
 use spillway_ledger::{Account, Digest, Document, NetworkId, NodeId, Price, encode};
 use std::time::Duration;
@@ -39,6 +41,8 @@ pub struct ModelOffer {
     pub price: Price,
     /// Requests it serves at once.
     pub slots: u32,
+    /// Whether it promises to keep nothing of what it is sent. A promise: nothing on this side can check it.
+    pub keeps_nothing: bool,
 }
 
 /// A provider's catalogue. At most 1 KiB encoded; a provider with many models publishes several groups.
@@ -58,6 +62,8 @@ pub struct Offer {
     pub expires_ms: u64,
     /// Where it is, for people and for region rules.
     pub region: String,
+    /// Where it is in the network's space, to estimate round trips to it before they are measured.
+    pub coordinate: Coordinate,
     /// Where it listens, as multiaddresses, most direct first.
     pub addresses: Vec<String>,
     /// What it serves, at most 8, strictly sorted by id.
@@ -85,7 +91,7 @@ impl Offer {
 }
 
 impl Document for Offer {
-    const DOMAIN: &'static str = "spillway/offer/1";
+    const DOMAIN: &'static str = "spillway/offer/2";
     const BYTES_MAX: usize = 1024;
 
     fn check(&self) -> Result<(), &'static str> {
@@ -130,6 +136,10 @@ pub struct Quote {
     pub price: Price,
     /// How many output units must be paid ahead.
     pub window: u64,
+    /// So many input units are billed at the cached price if the job's body begins with the prefix: whole prefix blocks.
+    pub cached: u64,
+    /// The name of the prefix of `cached` units, one that the probe named; 0 if nothing is cached.
+    pub prefix: u64,
     /// When it lapses, Unix milliseconds.
     pub valid_until_ms: u64,
 }
@@ -140,10 +150,19 @@ impl Quote {
     pub const fn is_valid(&self, now: Now) -> bool {
         now.ms() <= self.valid_until_ms
     }
+
+    /// The input units that are billed at the cached price for a body with these prefix names: all that is quoted, or none.
+    /// Both sides ask this of the body itself.
+    #[must_use]
+    pub fn cached_of(&self, names: &[u64]) -> u64 {
+        let blocks = usize::try_from(self.cached / PREFIX_UNITS as u64).unwrap_or(usize::MAX);
+        let named = blocks.checked_sub(1).and_then(|last| names.get(last)) == Some(&self.prefix);
+        if named && self.cached.is_multiple_of(PREFIX_UNITS as u64) { self.cached } else { 0 }
+    }
 }
 
 impl Document for Quote {
-    const DOMAIN: &'static str = "spillway/quote/1";
+    const DOMAIN: &'static str = "spillway/quote/2";
     const BYTES_MAX: usize = 1024;
 
     fn check(&self) -> Result<(), &'static str> {

@@ -1,10 +1,21 @@
-//! Own hardware: which models it serves, which slots are taken, and how fast it has been.
+//! Own hardware: which models it serves, who has its slots, how fast it is, and which prompts it has read.
 //! Invariant: running work never exceeds a model's slots, and strangers never take the reserved ones.
 
-use crate::event::{Capacity, WorkId};
+use crate::event::{Capacity, StreamId, WorkId};
 use crate::job::Kind;
+use crate::prefix::{HOT_MAX, HotPrefix, PREFIX_UNITS, PrefixTable};
+use crate::selling::{Selling, Slots, Utilisation};
+use crate::speed::{RATE_UNITS_MIN, Speed};
 use crate::time::Now;
 use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// After so many units a long answer's rate is learned, and measured anew.
+const RATE_UNITS_MAX: u64 = 1024;
+/// The length of an answer before any has ended, in units.
+const ANSWER_DEFAULT: f64 = 512.0;
+/// What the newest answer weighs in the usual length.
+const ANSWER_WEIGHT: f64 = 0.1;
 
 /// Whether an own job can run here now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,16 +36,39 @@ pub(crate) enum WorkFor {
     /// One of the owner's jobs.
     Owner(spillway_ledger::JobId),
     /// A stranger's job, on this stream.
-    Stranger(crate::event::StreamId),
+    Stranger(StreamId),
+}
+
+/// What is to start.
+#[derive(Debug)]
+pub(crate) struct Start<'a> {
+    pub(crate) model: &'a str,
+    pub(crate) whose: WorkFor,
+    /// Prompt and prefix, in units.
+    pub(crate) prompt: u64,
+    /// The names of the prompt's prefix blocks.
+    pub(crate) names: Vec<u64>,
+    /// The most output, in units.
+    pub(crate) output_max: u64,
+    /// Whether another provider may go on in the middle of the answer.
+    pub(crate) continuable: bool,
 }
 
 #[derive(Debug)]
 struct Model {
     capacity: Capacity,
-    /// Smoothed time from start to first output, in milliseconds.
-    first_ms: f64,
-    /// Smoothed time per output unit, in microseconds.
-    per_unit_us: f64,
+    speed: Speed,
+    cached: PrefixTable,
+    used: Utilisation,
+    /// The usual length of an answer, in units.
+    answer: f64,
+    own: u32,
+    strangers: u32,
+    /// Prompts of running work that has not said anything yet, in uncached units.
+    unread: u64,
+    /// The sum over time of the work that runs, in jobs times microseconds, up to `at`.
+    worked: u64,
+    at: Now,
 }
 
 #[derive(Debug)]
@@ -42,8 +76,28 @@ struct Work {
     model: String,
     whose: WorkFor,
     started: Now,
-    first: Option<Now>,
+    prompt_uncached: u64,
+    /// Work that ran when this one began.
+    beside: u32,
+    /// Prompts that were to be read before this one, in uncached units.
+    ahead: u64,
+    names: Vec<u64>,
+    output_max: u64,
+    continuable: bool,
+    /// Something was said, if only an event without text.
+    begun: bool,
     units: u64,
+    /// From where on the rate is measured; set by the first text.
+    mark: Option<Mark>,
+    last: Mark,
+}
+
+/// How far a piece of work was at a moment.
+#[derive(Clone, Copy, Debug)]
+struct Mark {
+    at: Now,
+    units: u64,
+    worked: u64,
 }
 
 /// The own backends, as capacity.
@@ -51,23 +105,77 @@ struct Work {
 pub(crate) struct Own {
     models: BTreeMap<String, Model>,
     work: BTreeMap<WorkId, Work>,
+    /// The owner's jobs that wait for a slot, by model.
+    pub(crate) waiting: BTreeMap<String, u32>,
+    /// A slot may have become free since this was last looked at.
+    pub(crate) freed: bool,
     next: u64,
 }
 
-impl Own {
-    /// Replaces the list of models; speeds of known ones are kept.
-    pub(crate) fn set(&mut self, capacities: Vec<Capacity>) {
-        let mut old = std::mem::take(&mut self.models);
-        for capacity in capacities {
-            let (first_ms, per_unit_us) =
-                old.remove(&capacity.model).map_or((100.0, 5_000.0), |model| (model.first_ms, model.per_unit_us));
-            self.models.insert(capacity.model.clone(), Model { capacity, first_ms, per_unit_us });
+impl Model {
+    const fn running(&self) -> u32 {
+        self.own + self.strangers
+    }
+
+    /// Accounts for the time up to now, before anything changes.
+    fn note(&mut self, now: Now) {
+        let span = u64::try_from(now.since(self.at).as_micros()).unwrap_or(u64::MAX);
+        self.worked = self.worked.saturating_add(span.saturating_mul(u64::from(self.running())));
+        self.used.note(now, self.own, self.capacity.slots);
+        self.at = now;
+    }
+
+    const fn count(&mut self, whose: WorkFor) -> &mut u32 {
+        match whose {
+            WorkFor::Owner(_) => &mut self.own,
+            WorkFor::Stranger(_) => &mut self.strangers,
         }
     }
 
-    /// What is served, by model.
-    pub(crate) fn capacities(&self) -> impl Iterator<Item = &Capacity> {
-        self.models.values().map(|model| &model.capacity)
+    fn learn_rate(&mut self, from: Mark, until: Mark) {
+        let elapsed = until.at.since(from.at);
+        if elapsed.is_zero() || until.units - from.units < RATE_UNITS_MIN {
+            return;
+        }
+        #[expect(clippy::cast_precision_loss, reason = "a speed estimate")]
+        let worked = (until.worked - from.worked) as f64;
+        let beside = (worked / (elapsed.as_secs_f64() * 1e6) - 1.0).max(0.0);
+        self.speed.observe_rate(until.units - from.units, beside, elapsed);
+    }
+}
+
+impl Own {
+    /// Replaces the list of models; what was learned of known ones is kept. A backend that does not answer has lost its cache.
+    pub(crate) fn set(&mut self, now: Now, capacities: Vec<Capacity>, cache_units: u64) {
+        self.freed = true;
+        let mut old = std::mem::take(&mut self.models);
+        let names_max = usize::try_from(cache_units / PREFIX_UNITS as u64).unwrap_or(usize::MAX);
+        for capacity in capacities {
+            let mut model = old.remove(&capacity.model).unwrap_or_else(|| Model {
+                capacity: capacity.clone(),
+                speed: Speed::default(),
+                cached: PrefixTable::new(names_max),
+                used: Utilisation::default(),
+                answer: ANSWER_DEFAULT,
+                own: 0,
+                strangers: 0,
+                unread: 0,
+                worked: 0,
+                at: now,
+            });
+            model.note(now);
+            if !capacity.healthy {
+                model.cached.clear();
+            }
+            // Counted anew: work outlives a model that was missing from the list for a while.
+            (model.own, model.strangers, model.unread) = (0, 0, 0);
+            for work in self.work.values().filter(|work| work.model == capacity.model) {
+                *model.count(work.whose) += 1;
+                model.unread += if work.mark.is_none() { work.prompt_uncached } else { 0 };
+            }
+            model.capacity = capacity;
+            self.models.insert(model.capacity.model.clone(), model);
+        }
     }
 
     pub(crate) fn capacity(&self, model: &str) -> Option<&Capacity> {
@@ -76,37 +184,92 @@ impl Own {
 
     /// Whether the owner's next job of this kind could start.
     pub(crate) fn state(&self, model: &str, kind: Kind) -> OwnState {
-        let Some(Model { capacity, .. }) = self.models.get(model) else { return OwnState::Missing };
-        if !capacity.kinds.contains(&kind) {
+        let Some(model) = self.models.get(model) else { return OwnState::Missing };
+        if !model.capacity.kinds.contains(&kind) {
             return OwnState::Missing;
         }
-        if !capacity.healthy {
+        if !model.capacity.healthy {
             return OwnState::Unhealthy;
         }
-        if self.running(model) < capacity.slots { OwnState::Free } else { OwnState::Saturated }
+        if model.running() < model.capacity.slots { OwnState::Free } else { OwnState::Saturated }
     }
 
-    /// Slots that a stranger could have now: advertised in probes and honoured by admission.
-    pub(crate) fn free_for_strangers(&self, model: &str, kind: Kind, reserved: u32) -> u32 {
-        match self.state(model, kind) {
-            OwnState::Free => {
-                let slots = self.models.get(model).map_or(0, |model| model.capacity.slots);
-                slots.saturating_sub(reserved).saturating_sub(self.running(model))
-            }
-            OwnState::Saturated | OwnState::Unhealthy | OwnState::Missing => 0,
+    /// What a model's slots do now. `None` if strangers cannot have it at all.
+    pub(crate) fn slots(&mut self, now: Now, model: &str, kind: Kind) -> Option<Slots> {
+        let own_pending = self.waiting.get(model).copied().unwrap_or(0);
+        let model = self.models.get_mut(model)?;
+        if !model.capacity.healthy || !model.capacity.kinds.contains(&kind) {
+            return None;
         }
+        model.note(now);
+        Some(Slots {
+            slots: model.capacity.slots,
+            own_running: model.own,
+            strangers_running: model.strangers,
+            own_pending,
+            utilisation_percent: model.used.percent(),
+        })
     }
 
-    /// Work under way for a model. Linear in the work under way, which the slots bound.
+    /// The slots to advertise: what strangers could have if nothing ran.
+    pub(crate) fn advertised(&mut self, now: Now, selling: &Selling) -> Vec<(Capacity, u32)> {
+        let idle = |model: &mut Model| {
+            model.note(now);
+            let slots = model.capacity.slots;
+            let idle = Slots { slots, utilisation_percent: model.used.percent(), ..Slots::default() };
+            (model.capacity.clone(), selling.slots_for_strangers(now, idle))
+        };
+        let healthy = self.models.values_mut().filter(|model| model.capacity.healthy);
+        healthy.map(idle).filter(|(_, slots)| *slots > 0).collect()
+    }
+
+    /// Work under way for a model.
     pub(crate) fn running(&self, model: &str) -> u32 {
-        u32::try_from(self.work.values().filter(|work| work.model == model).count()).unwrap_or(u32::MAX)
+        self.models.get(model).map_or(0, Model::running)
+    }
+
+    /// The step model, and what it is to be asked with: the work that runs, and the prompts that are not read yet.
+    pub(crate) fn speed(&self, model: &str) -> Option<(&Speed, u32, u64)> {
+        self.models.get(model).map(|model| (&model.speed, model.running(), model.unread))
+    }
+
+    /// How much of a prompt with these names is believed to be cached, in units.
+    pub(crate) fn cached_units(&self, model: &str, names: &[u64]) -> u32 {
+        self.models.get(model).map_or(0, |model| model.cached.cached_units(names))
+    }
+
+    /// The prefixes that a model is asked for most.
+    pub(crate) fn hot(&self, model: &str) -> Vec<HotPrefix> {
+        self.models.get(model).map(|model| model.cached.hot(HOT_MAX)).unwrap_or_default()
     }
 
     /// Takes a slot. The caller has seen that one is free.
-    pub(crate) fn start(&mut self, now: Now, model: &str, whose: WorkFor) -> WorkId {
+    pub(crate) fn start(&mut self, now: Now, start: Start<'_>) -> WorkId {
         let id = WorkId(self.next);
         self.next += 1;
-        self.work.insert(id, Work { model: model.to_owned(), whose, started: now, first: None, units: 0 });
+        let cached = u64::from(self.cached_units(start.model, &start.names));
+        let mut work = Work {
+            model: start.model.to_owned(),
+            whose: start.whose,
+            started: now,
+            prompt_uncached: start.prompt.saturating_sub(cached),
+            beside: 0,
+            ahead: 0,
+            names: start.names,
+            output_max: start.output_max,
+            continuable: start.continuable,
+            begun: false,
+            units: 0,
+            mark: None,
+            last: Mark { at: now, units: 0, worked: 0 },
+        };
+        if let Some(model) = self.models.get_mut(start.model) {
+            model.note(now);
+            (work.beside, work.ahead) = (model.running(), model.unread);
+            *model.count(start.whose) += 1;
+            model.unread += work.prompt_uncached;
+        }
+        self.work.insert(id, work);
         id
     }
 
@@ -115,35 +278,270 @@ impl Own {
         self.work.get(&id).map(|work| work.whose)
     }
 
-    /// Notes output, to learn how fast the backend is.
+    /// Notes output, to learn how fast the backend is, and that it has read the prompt.
     pub(crate) fn output(&mut self, now: Now, id: WorkId, units: u64) {
         let Some(work) = self.work.get_mut(&id) else { return };
-        if work.first.is_none() && units > 0 {
-            work.first = Some(now);
-            if let Some(model) = self.models.get_mut(&work.model) {
-                model.first_ms += 0.25 * (now.since(work.started).as_secs_f64() * 1e3 - model.first_ms);
-            }
+        work.begun = true;
+        if units == 0 {
+            return;
         }
         work.units += units;
+        let Some(model) = self.models.get_mut(&work.model) else { return };
+        model.note(now);
+        work.last = Mark { at: now, units: work.units, worked: model.worked };
+        match work.mark {
+            None => {
+                work.mark = Some(work.last);
+                model.unread = model.unread.saturating_sub(work.prompt_uncached);
+                let waited = now.since(work.started);
+                model.speed.observe_first(work.prompt_uncached, work.beside, work.ahead, waited);
+                model.cached.used(&work.names);
+            }
+            Some(mark) if work.units - mark.units >= RATE_UNITS_MAX => {
+                work.mark = Some(work.last);
+                model.learn_rate(mark, work.last);
+            }
+            Some(_) => {}
+        }
     }
 
     /// Gives the slot back.
     pub(crate) fn finish(&mut self, now: Now, id: WorkId) {
-        let Some(work) = self.work.remove(&id) else { return };
-        if let (Some(first), Some(model), 16..) = (work.first, self.models.get_mut(&work.model), work.units) {
-            #[expect(clippy::cast_precision_loss, reason = "a speed estimate")]
-            let per_unit = now.since(first).as_secs_f64() * 1e6 / work.units as f64;
-            model.per_unit_us += 0.25 * (per_unit - model.per_unit_us);
+        self.freed = true;
+        let Some(work) = self.release(now, id) else { return };
+        let Some(model) = self.models.get_mut(&work.model) else { return };
+        if let Some(mark) = work.mark {
+            model.learn_rate(mark, work.last);
+            #[expect(clippy::cast_precision_loss, reason = "a length estimate")]
+            let units = work.units as f64;
+            model.answer += ANSWER_WEIGHT * (units - model.answer);
         }
     }
 
-    /// Predicted time to first output in milliseconds and per output unit in microseconds.
-    pub(crate) fn speed(&self, model: &str) -> (u32, u32) {
-        #[expect(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "`as` saturates, and neither is negative"
-        )]
-        self.models.get(model).map_or((0, 0), |model| (model.first_ms as u32, model.per_unit_us as u32))
+    fn release(&mut self, now: Now, id: WorkId) -> Option<Work> {
+        let work = self.work.remove(&id)?;
+        if let Some(model) = self.models.get_mut(&work.model) {
+            model.note(now);
+            let count = model.count(work.whose);
+            *count = count.saturating_sub(1);
+            if work.mark.is_none() {
+                model.unread = model.unread.saturating_sub(work.prompt_uncached);
+            }
+        }
+        Some(work)
+    }
+
+    /// How many strangers' jobs could be stopped for a slot. None where one slot less would still be one too many.
+    pub(crate) fn preemptible(&self, model: &str) -> u32 {
+        self.models
+            .get(model)
+            .map_or(0, |model| if model.running() > model.capacity.slots { 0 } else { model.strangers })
+    }
+
+    /// Takes the slot of a stranger's job for the owner, if that gives one: of those that others can go on with rather than
+    /// not, the one that has said least, and of these the newest.
+    pub(crate) fn preempt(&mut self, now: Now, model: &str) -> Option<(WorkId, StreamId)> {
+        if self.preemptible(model) == 0 {
+            return None;
+        }
+        let strangers = self.work.iter().filter(|(_, work)| work.model == model).filter_map(|(id, work)| {
+            let WorkFor::Stranger(stream) = work.whose else { return None };
+            Some((!work.continuable && work.begun, work.units, std::cmp::Reverse(*id), stream))
+        });
+        let (_, _, std::cmp::Reverse(id), stream) = strangers.min()?;
+        self.release(now, id)?;
+        Some((id, stream))
+    }
+
+    /// The wait for the first text of a job that starts now, its prompt's cached part not counted.
+    pub(crate) fn first_text(&self, model: &str, prompt: u64, names: &[u64]) -> Duration {
+        let unread = prompt.saturating_sub(u64::from(self.cached_units(model, names)));
+        let us = self.speed(model).map_or(0, |(speed, running, ahead)| speed.predict(unread, running, ahead).ttft_us);
+        Duration::from_micros(us)
+    }
+
+    /// When `count` pieces of a model's work are predicted to have ended, from now on; those that run, and then others like
+    /// them.
+    pub(crate) fn ended(&self, now: Now, model: &str, count: u32) -> Duration {
+        let (ends, count) = (self.ends(now, model), count as usize);
+        let (Some(last), Some(index)) = (ends.last(), count.checked_sub(1)) else { return Duration::ZERO };
+        let rounds = u32::try_from(index / ends.len()).unwrap_or(u32::MAX);
+        ends[index % ends.len()].saturating_add(last.saturating_mul(rounds))
+    }
+
+    /// When each piece of a model's work is predicted to end from now on, soonest first.
+    pub(crate) fn ends(&self, now: Now, model: &str) -> Vec<Duration> {
+        let Some(found) = self.models.get(model) else { return Vec::new() };
+        let beside = found.running().saturating_sub(1);
+        let per_unit = found.speed.predict(0, beside, 0).per_unit_us;
+        let mut ends: Vec<Duration> = self
+            .work
+            .values()
+            .filter(|work| work.model == model)
+            .map(|work| {
+                let to_first = match work.mark {
+                    Some(_) => Duration::ZERO,
+                    None => {
+                        let predicted = found.speed.predict(work.prompt_uncached, work.beside, work.ahead).ttft_us;
+                        Duration::from_micros(predicted).saturating_sub(now.since(work.started))
+                    }
+                };
+                // How long an answer will be is not known. What has run for long is likely to run on.
+                #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a length estimate")]
+                let usual = found.answer.max(1.0) as u64;
+                let left = usual.saturating_sub(work.units).max(usual / 4).max(1);
+                let left = left.min(work.output_max.saturating_sub(work.units));
+                to_first + Duration::from_micros(left.saturating_mul(per_unit))
+            })
+            .collect();
+        ends.sort_unstable();
+        ends
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use spillway_ledger::{Digest, JobId};
+
+    const START: Now = Now::from_ms(1_700_000_000_000);
+
+    fn own(slots: u32) -> Own {
+        let mut own = Own::default();
+        own.set(START, vec![capacity(slots)], 1 << 20);
+        own
+    }
+
+    fn capacity(slots: u32) -> Capacity {
+        Capacity {
+            model: "m".into(),
+            weights: Digest::from_bytes([0; 32]),
+            quantization: String::new(),
+            engine: "test".into(),
+            context_max: 0,
+            kinds: vec![Kind::Chat],
+            slots,
+            healthy: true,
+        }
+    }
+
+    fn start(own: &mut Own, now: Now, whose: WorkFor, continuable: bool) -> WorkId {
+        own.start(now, Start { model: "m", whose, prompt: 1_000, names: vec![], output_max: 4_096, continuable })
+    }
+
+    const OWNER: WorkFor = WorkFor::Owner(JobId([1; 16]));
+
+    const fn stranger(number: u64) -> WorkFor {
+        WorkFor::Stranger(StreamId::In(number))
+    }
+
+    #[test]
+    fn the_stranger_with_the_least_text_makes_way() {
+        // Each stranger: units said, continuable. Who goes, by place.
+        for (strangers, goes) in [
+            (&[(5, true), (2, true), (9, true)][..], 1),
+            (&[(0, true), (0, true)], 1),
+            (&[(3, true), (3, true), (4, true)], 1),
+            (&[(1, false), (50, true)], 1),
+            (&[(1, false), (50, false)], 0),
+            (&[(7, true), (0, false)], 0),
+        ] {
+            let mut own = own(u32::try_from(strangers.len()).unwrap() + 1);
+            start(&mut own, START, OWNER, true);
+            for (number, (units, continuable)) in (0..).zip(strangers) {
+                let work = start(&mut own, START, stranger(number), *continuable);
+                own.output(START, work, *units);
+            }
+            assert_eq!(own.state("m", Kind::Chat), OwnState::Saturated);
+            let (_, stream) = own.preempt(START, "m").expect("a stranger runs");
+            assert_eq!(stream, StreamId::In(goes), "{strangers:?}");
+            assert_eq!(own.state("m", Kind::Chat), OwnState::Free);
+        }
+        let mut only = own(1);
+        start(&mut only, START, OWNER, true);
+        assert!(only.preempt(START, "m").is_none(), "the owner's own work is not stopped");
+    }
+
+    #[test]
+    fn nobody_is_stopped_where_that_frees_no_slot() {
+        let mut own = own(3);
+        for number in 0..3 {
+            start(&mut own, START, stranger(number), true);
+        }
+        own.set(START, vec![capacity(2)], 1 << 20);
+        assert!(own.preempt(START, "m").is_none());
+        own.set(START, vec![], 0);
+        own.set(START, vec![capacity(3)], 1 << 20);
+        assert_eq!(own.running("m"), 3, "work outlives its model's absence");
+        assert!(own.preempt(START, "m").is_some());
+    }
+
+    /// Jobs one after the other and side by side on a made-up backend: the figures that it would report are learned.
+    #[test]
+    fn speed_is_learned_from_the_work_itself() {
+        let mut own = own(2);
+        let mut now = START;
+        for round in 0..30 {
+            let count = 1 + round % 2;
+            let works: Vec<_> = (0..count).map(|number| start(&mut own, now, stranger(number), true)).collect();
+            for work in &works {
+                now = now.after(Duration::from_millis(50));
+                own.output(now, *work, 1);
+            }
+            for _ in 0..40 {
+                now = now.after(Duration::from_millis(10 + 10 * count));
+                works.iter().for_each(|work| own.output(now, *work, 10));
+            }
+            works.iter().for_each(|work| own.finish(now, *work));
+        }
+        let (speed, running, unread) = own.speed("m").expect("known");
+        assert_eq!((running, unread), (0, 0));
+        let (alone, beside) = (speed.predict(1_000, 0, 0), speed.predict(1_000, 1, 1_000));
+        for (what, got, truth) in [
+            ("first text alone", alone.ttft_us, 50_000),
+            ("unit alone", alone.per_unit_us, 2_000),
+            ("unit beside another", beside.per_unit_us, 3_000),
+        ] {
+            assert!(got.abs_diff(truth) * 10 <= truth, "{what}: {got} for {truth}");
+        }
+    }
+
+    #[test]
+    fn ends_are_predicted_from_progress() {
+        let mut own = own(4);
+        let early = start(&mut own, START, OWNER, true);
+        own.output(START, early, 400);
+        start(&mut own, START, stranger(1), true);
+        let [soon, late] = own.ends(START, "m").try_into().expect("two");
+        assert!(soon < late && soon > Duration::ZERO, "{soon:?}, {late:?}");
+        let limited =
+            Start { model: "m", whose: stranger(2), prompt: 0, names: vec![], output_max: 0, continuable: true };
+        own.start(START, limited);
+        assert!(own.ends(START, "m")[0] < soon, "no answer is longer than it may be");
+    }
+
+    #[test]
+    fn read_prompts_are_cached_until_the_backend_fails() {
+        let mut own = own(1);
+        let names = vec![1, 2, 3];
+        let run = |own: &mut Own, says: u64| {
+            let start = Start {
+                model: "m",
+                whose: OWNER,
+                prompt: 7_000,
+                names: names.clone(),
+                output_max: 9,
+                continuable: true,
+            };
+            let work = own.start(START, start);
+            own.output(START, work, says);
+            own.finish(START, work);
+            own.cached_units("m", &[1, 2, 9])
+        };
+        assert_eq!(run(&mut own, 0), 0, "what said nothing may not have been read");
+        assert_eq!(run(&mut own, 1), 4096);
+        assert_eq!(own.hot("m"), [HotPrefix { name: 3, units: 6144 }]);
+        own.set(START, vec![Capacity { healthy: false, ..capacity(1) }], 1 << 20);
+        assert_eq!(own.cached_units("m", &[1, 2, 9]), 0);
     }
 }

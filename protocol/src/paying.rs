@@ -9,6 +9,8 @@ use std::time::Duration;
 
 /// A job is not opened on a session that ends sooner than this.
 pub(crate) const EXPIRY_MARGIN: Duration = Duration::from_secs(600);
+/// The next leg is expected to set aside what the last ones did on average, the newest weighing one in so many.
+const SMOOTHING: u64 = 8;
 /// At most ten vouchers a second and session.
 const VOUCHER_EVERY: Duration = Duration::from_millis(100);
 
@@ -16,7 +18,10 @@ const VOUCHER_EVERY: Duration = Duration::from_millis(100);
 #[derive(Clone, Debug)]
 pub(crate) struct LegMoney {
     pub(crate) price: Price,
+    /// Prompt and prefix, in units.
     pub(crate) input: u64,
+    /// How much of `input` is billed at the cached price, by the quote.
+    pub(crate) cached: u64,
     pub(crate) delivered: u64,
     pub(crate) window: u64,
     /// The next chunk's units, if the provider says that it waits for payment.
@@ -29,13 +34,22 @@ pub(crate) struct LegMoney {
 
 impl LegMoney {
     fn cost(&self, output: u64) -> Credits {
-        let usage = Usage { input: self.input, cached: 0, output };
-        self.price.cost(usage).expect("the worst case was computed when the leg began")
+        self.price.cost(self.used(output)).expect("the worst case was computed when the leg began")
+    }
+
+    fn used(&self, output: u64) -> Usage {
+        let cached = self.cached.min(self.input);
+        Usage { input: self.input - cached, cached, output }
+    }
+
+    /// What was delivered, as it is billed.
+    pub(crate) fn usage(&self) -> Usage {
+        self.used(self.delivered)
     }
 
     /// The most the leg can cost; `None` if money cannot count it.
     pub(crate) fn worst(&self) -> Option<Credits> {
-        self.price.cost(Usage { input: self.input, cached: 0, output: self.output_max })
+        self.price.cost(self.used(self.output_max))
     }
 
     /// What was delivered costs this.
@@ -59,12 +73,21 @@ pub(crate) enum LegEnd {
     Broken,
 }
 
+/// A mean that forgets: `old`, and one part in [`SMOOTHING`] of `new`. Begins with the first value.
+pub(crate) fn smooth(old: u64, new: u64) -> u64 {
+    if old == 0 { new } else { old - old / SMOOTHING + new / SMOOTHING }
+}
+
 /// A session that this node pays.
 #[derive(Debug)]
 pub(crate) struct PayingSession {
     pub(crate) record: Paying,
     legs: BTreeMap<JobId, LegMoney>,
     last_signed: Option<Now>,
+    /// What a leg here sets aside, smoothed; zero before the first.
+    need: Credits,
+    /// No top-up before this: the ledger has just refused one.
+    top_up_from: Now,
     #[cfg(feature = "sabotage")]
     pub(crate) overdrawn: bool,
 }
@@ -79,27 +102,93 @@ impl PayingSession {
             record,
             legs: BTreeMap::new(),
             last_signed: None,
+            need: Credits::ZERO,
+            top_up_from: Now(0),
             #[cfg(feature = "sabotage")]
             overdrawn: false,
         }
     }
 
+    /// What is spent and what running legs have set aside.
+    fn taken(&self) -> Credits {
+        let reserved = self.legs.values().map(|leg| leg.worst().expect("checked when the leg began"));
+        sum(std::iter::once(self.record.spent).chain(reserved))
+    }
+
     /// What no leg can claim any more.
     pub(crate) fn available(&self) -> Credits {
-        let reserved = sum(self.legs.values().map(|leg| leg.worst().expect("checked when the leg began")));
-        let left = self.record.deposit.saturating_sub(self.record.spent);
-        left.saturating_sub(reserved)
+        self.record.deposit.saturating_sub(self.taken())
+    }
+
+    /// How much must be added until that much is free. What broken legs set aside may have taken more than there is.
+    pub(crate) fn lacks(&self, free: Credits) -> Credits {
+        let wanted = self.taken().checked_add(free).unwrap_or(Credits::MAX);
+        wanted.saturating_sub(self.record.deposit)
+    }
+
+    /// Whether a leg may still begin here, as far as time goes.
+    pub(crate) fn is_open(&self, now: Now) -> bool {
+        now.after(EXPIRY_MARGIN).ms() < self.record.expires_ms
+    }
+
+    /// Whether the ledger has ended it.
+    pub(crate) const fn is_over(&self) -> bool {
+        self.record.expires_ms == 0
+    }
+
+    /// No leg begins any more, and nothing is added.
+    pub(crate) const fn end_all(&mut self) {
+        self.record.expires_ms = 0;
+    }
+
+    /// Whether no job has ever used it.
+    pub(crate) fn is_unused(&self) -> bool {
+        self.record.sequence == 0 && self.legs.is_empty()
+    }
+
+    /// Whether a voucher was signed so lately.
+    pub(crate) fn signed_within(&self, now: Now, span: Duration) -> bool {
+        self.last_signed.is_some_and(|last| now.since(last) < span)
+    }
+
+    /// Takes in what the ledger has locked in all. Says whether that is news.
+    pub(crate) fn raise(&mut self, deposit: Credits) -> bool {
+        let news = deposit > self.record.deposit;
+        self.record.deposit = self.record.deposit.max(deposit);
+        news
+    }
+
+    /// What should be free after a top-up, where `usual` is the deposit of a new session: that, or two legs like the last.
+    pub(crate) fn goal(&self, usual: Credits) -> Credits {
+        usual.max(self.need.checked_add(self.need).unwrap_or(Credits::MAX))
+    }
+
+    /// What should be free at least: a quarter of the goal, and what the next leg is expected to set aside.
+    pub(crate) fn low_water(&self, usual: Credits) -> Credits {
+        Credits::new(self.goal(usual).micro() / 4).max(self.need)
+    }
+
+    /// Whether the ledger may be asked for more.
+    pub(crate) fn may_grow(&self, now: Now) -> bool {
+        self.is_open(now) && now >= self.top_up_from
+    }
+
+    /// Asks for no top-up before that moment.
+    pub(crate) const fn grow_from(&mut self, at: Now) {
+        self.top_up_from = at;
     }
 
     /// Whether a leg at `price` that may cost `worst` fits.
     pub(crate) fn fits(&self, now: Now, provider: &Account, price: &Price, worst: Credits) -> bool {
         self.record.provider == *provider
             && price.within(&self.record.price_cap)
-            && now.after(EXPIRY_MARGIN).ms() < self.record.expires_ms
+            && self.is_open(now)
             && worst <= self.available()
     }
 
     pub(crate) fn begin(&mut self, job: JobId, leg: LegMoney) {
+        let worst = leg.worst().expect("the caller saw that it fits");
+        self.need = Credits::new(smooth(self.need.micro(), worst.micro()));
         self.legs.insert(job, leg);
     }
 
@@ -127,7 +216,7 @@ impl PayingSession {
     pub(crate) fn end(&mut self, job: &JobId, how: LegEnd) -> (Usage, Credits) {
         let Some(leg) = self.legs.remove(job) else { return (Usage::default(), Credits::ZERO) };
         let nothing = (Usage::default(), Credits::ZERO);
-        let usage = Usage { input: leg.input, cached: 0, output: leg.delivered };
+        let usage = leg.usage();
         let (usage, cost) = match how {
             LegEnd::Void => return nothing,
             LegEnd::Agreed => {
@@ -253,6 +342,11 @@ impl PayingSessions {
 
     pub(crate) fn get(&self, id: &SessionId) -> Option<&PayingSession> {
         self.by_id.get(id)
+    }
+
+    /// Every session, by its id.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &PayingSession> {
+        self.by_id.values()
     }
 
     pub(crate) fn remove(&mut self, id: &SessionId) -> Option<PayingSession> {

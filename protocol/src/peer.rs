@@ -11,6 +11,7 @@ use crate::own::{Own, WorkFor};
 use crate::provider::Provider;
 use crate::record::{Earning, Paying, Record};
 use crate::reputation::Reputation;
+use crate::router::Coordinate;
 use crate::time::Now;
 use crate::timers::Timers;
 use rand::SeedableRng as _;
@@ -25,6 +26,17 @@ pub use crate::context::Sabotage;
 
 /// How often expired offers are dropped.
 const SWEEP_EVERY: Duration = Duration::from_secs(30);
+/// An alarm that is that late says that the process did not run; what came meanwhile has yet to be read.
+const ASLEEP_AFTER: Duration = Duration::from_millis(250);
+/// An offer's coordinate is renewed once the node seems to be that many milliseconds from it.
+const MOVED_MS: u128 = 10;
+
+/// What the last offers said.
+#[derive(Debug, Default)]
+struct Published {
+    models: Vec<ModelOffer>,
+    coordinate: Coordinate,
+}
 
 /// The market machine of one node. `docs/routing.md`.
 #[derive(Debug)]
@@ -34,7 +46,7 @@ pub struct Peer {
     provider: Provider,
     addresses: Vec<String>,
     /// What the last offers said, so that only news is published out of turn.
-    published: Vec<ModelOffer>,
+    published: Published,
     restored: Vec<Record>,
 }
 
@@ -47,6 +59,7 @@ impl Peer {
         let directory = Directory::new(identity.network);
         let cx = Context {
             now: Now::default(),
+            woke: Now::default(),
             config,
             identity,
             node,
@@ -58,6 +71,8 @@ impl Peer {
             directory,
             reputation: Reputation::default(),
             balance: Credits::ZERO,
+            coordinate: Coordinate::default(),
+            preempted: VecDeque::new(),
             #[cfg(feature = "sabotage")]
             sabotage: None,
         };
@@ -66,7 +81,7 @@ impl Peer {
             consumer: Consumer::default(),
             provider: Provider::default(),
             addresses: Vec::new(),
-            published: Vec::new(),
+            published: Published::default(),
             restored,
         }
     }
@@ -116,12 +131,28 @@ impl Peer {
     /// Takes in one event. Call [`Peer::poll`] until it is empty afterwards.
     pub fn handle(&mut self, now: Now, event: Event) {
         self.cx.now = self.cx.now.max(now);
+        if self.cx.timers.next().is_some_and(|due| self.cx.now.since(due) > ASLEEP_AFTER) {
+            self.cx.woke = self.cx.now;
+        }
         if !self.restored.is_empty() {
             self.restore();
         }
         self.tick();
+        self.make_way();
         self.dispatch(event);
         self.consumer.drain(&mut self.cx);
+        self.make_way();
+        let waiting = self.consumer.waiting();
+        if waiting != self.cx.own.waiting {
+            self.cx.own.waiting = waiting;
+        }
+    }
+
+    /// Tells strangers whose slots the owner took.
+    fn make_way(&mut self) {
+        while let Some(stream) = self.cx.preempted.pop_front() {
+            self.provider.preempted(&mut self.cx, stream);
+        }
     }
 
     /// The next thing to do.
@@ -152,10 +183,11 @@ impl Peer {
                 Alarm::Job(job) => self.consumer.overdue(cx, job),
                 Alarm::Voucher(session) => self.consumer.pay(cx, session),
                 Alarm::Refund(session) => self.consumer.refund_due(cx, session),
+                Alarm::Ahead => self.consumer.look_ahead(cx),
                 Alarm::Serve(stream) => self.provider.overdue(cx, stream),
                 Alarm::Settle(session) => self.provider.settle_due(cx, session),
                 Alarm::Publish => {
-                    self.published.clear();
+                    self.published.models.clear();
                     publish(cx, &self.addresses, &mut self.published);
                 }
                 Alarm::Sweep => {
@@ -172,13 +204,13 @@ impl Peer {
             Event::Submit(job) => self.consumer.submit(cx, job),
             Event::ClientLeft(job) => self.consumer.client_left(cx, job),
             Event::Capacity(capacities) => {
-                cx.own.set(capacities);
+                cx.own.set(cx.now, capacities, cx.config.cache_units);
                 publish(cx, &self.addresses, &mut self.published);
             }
             Event::Addresses(addresses) => {
                 if self.addresses != addresses {
                     self.addresses = addresses;
-                    self.published.clear();
+                    self.published.models.clear();
                     publish(cx, &self.addresses, &mut self.published);
                 }
             }
@@ -222,6 +254,7 @@ impl Peer {
                     cx.timers.set_earlier(Alarm::Sweep, cx.now.after(SWEEP_EVERY));
                 }
             }
+            Event::RoundTrip { peer, rtt } => cx.measured(peer, rtt),
             Event::OfferHeld { offer, until_ms } => {
                 if offer.value().node != cx.node && cx.directory.hold(cx.now, offer, until_ms).is_ok() {
                     cx.timers.set_earlier(Alarm::Sweep, cx.now.after(SWEEP_EVERY));
@@ -275,12 +308,16 @@ impl Peer {
                     self.provider.session_opened(cx, record);
                 }
             }
+            Event::SessionToppedUp { session, deposit } => {
+                self.consumer.session_topped_up(cx, session, deposit);
+                self.provider.session_topped_up(cx, session, deposit);
+            }
             Event::SessionSettled { session, settled, closed } => {
                 self.consumer.session_settled(cx, session, settled, closed);
                 self.provider.session_settled(cx, session, settled, closed);
             }
             Event::EntryRefused { business, why: _ } => {
-                self.consumer.open_refused(cx, business);
+                self.consumer.entry_refused(cx, business);
                 self.provider.settle_refused(cx, business);
             }
             Event::Balance(balance) => cx.balance = balance,
@@ -297,30 +334,38 @@ fn truncate(text: &mut String, bytes: usize) {
 }
 
 /// Publishes what is served, if that is news, in as many offers as it takes.
-fn publish(cx: &mut Context, addresses: &[String], published: &mut Vec<ModelOffer>) {
+fn publish(cx: &mut Context, addresses: &[String], published: &mut Published) {
     if !cx.config.provide || addresses.is_empty() {
         return;
     }
     let models: Vec<ModelOffer> = cx
         .own
-        .capacities()
-        .filter(|capacity| capacity.healthy && capacity.slots > cx.config.reserved_slots)
-        .map(|capacity| ModelOffer {
-            id: capacity.model.clone(),
+        .advertised(cx.now, &cx.config.selling)
+        .into_iter()
+        .map(|(capacity, slots)| ModelOffer {
+            id: capacity.model,
             weights: capacity.weights,
-            quantization: capacity.quantization.clone(),
-            engine: capacity.engine.clone(),
+            quantization: capacity.quantization,
+            engine: capacity.engine,
             context_max: capacity.context_max,
             kinds: capacity.kinds.iter().map(|kind| kind.as_str().to_owned()).collect(),
             meter: METER.to_owned(),
             price: cx.config.price,
-            slots: capacity.slots - cx.config.reserved_slots,
+            slots,
+            keeps_nothing: cx.config.keeps_nothing,
         })
         .collect();
-    cx.timers.set(Alarm::Publish, cx.now.after(OFFER_PERIOD));
-    if *published == models {
+    let turns = cx.config.selling.turns_at(cx.now).unwrap_or(Now(u64::MAX));
+    cx.timers.set(Alarm::Publish, cx.now.after(OFFER_PERIOD).min(turns));
+    let moved = published.coordinate.distance(&cx.coordinate).as_millis() > MOVED_MS
+        || cx.coordinate.error_per_mille * 2 < published.coordinate.error_per_mille;
+    if published.models == models && !moved {
         return;
     }
+    if moved {
+        published.coordinate = cx.coordinate;
+    }
+    let coordinate = published.coordinate;
     let issued_ms = cx.now.ms();
     let offer = |models: Vec<ModelOffer>| Offer {
         network: cx.identity.network,
@@ -330,6 +375,7 @@ fn publish(cx: &mut Context, addresses: &[String], published: &mut Vec<ModelOffe
         issued_ms,
         expires_ms: cx.now.after(OFFER_LIFETIME).ms(),
         region: cx.config.region.clone(),
+        coordinate,
         addresses: addresses.iter().take(8).cloned().collect(),
         models,
     };
@@ -350,5 +396,5 @@ fn publish(cx: &mut Context, addresses: &[String], published: &mut Vec<ModelOffe
     for offer in offers {
         cx.emit(Effect::Publish(offer));
     }
-    *published = models;
+    published.models = models;
 }

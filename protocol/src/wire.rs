@@ -2,12 +2,13 @@
 //! Invariant: a frame is never allocated before its length was checked against its limit.
 
 use crate::job::{BODY_BYTES_MAX, Kind, MODEL_BYTES_MAX};
+use crate::prefix::{HOT_MAX, HotPrefix, NAMES_MAX};
 use spillway_ledger::{CodecError, Document, JobId, NetworkId, Signature, SignedBytes, decode, encode};
 
 /// The protocol name of a job's stream; the version is negotiated by it.
-pub const JOB_PROTOCOL: &str = "/spillway/job/1";
+pub const JOB_PROTOCOL: &str = "/spillway/job/2";
 /// The protocol name of probes.
-pub const PROBE_PROTOCOL: &str = "/spillway/probe/1";
+pub const PROBE_PROTOCOL: &str = "/spillway/probe/2";
 /// Longest text that a continuation may carry along, in bytes.
 pub const PREFIX_BYTES_MAX: usize = 1 << 20;
 /// Longest chunk, in bytes.
@@ -34,6 +35,8 @@ pub struct OpenJob {
     pub prefix: Vec<u8>,
     /// Most output of the whole answer, prefix included, in work units.
     pub output_max: u64,
+    /// Whether another provider may go on after the first byte. Where the owner needs a slot, such a job makes way first.
+    pub continuable: bool,
     /// The quote that the provider gave.
     pub quote: SignedBytes,
     /// Pays for the prompt and one window.
@@ -92,6 +95,25 @@ pub enum Abort {
     Leaving,
     /// The consumer cancelled.
     Cancelled,
+    /// The provider's owner needs the slot.
+    Preempted,
+}
+
+/// How busy a provider is with one model, and how fast it expects to be for one more job. It rides on every reply.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, wincode::SchemaRead, wincode::SchemaWrite)]
+pub struct Load {
+    /// Slots free for strangers.
+    pub slots_free: u32,
+    /// Jobs taken in and not yet started. A provider keeps no queue: these wait for nothing but their session.
+    pub pending: u32,
+    /// Jobs running, the owner's too.
+    pub running: u32,
+    /// Predicted wait for the first text without the reading of the job's own prompt, in milliseconds.
+    pub start_ms: u32,
+    /// Predicted time to read 1,000 uncached units of prompt, in microseconds.
+    pub read_us_per_kilo: u32,
+    /// Predicted time per output unit, in microseconds.
+    pub per_unit_us: u32,
 }
 
 /// One message on a job's stream.
@@ -100,13 +122,18 @@ pub enum Frame {
     /// Consumer: here is the job.
     Open(OpenJob),
     /// Provider: it has a slot.
-    Accepted,
+    Accepted {
+        /// Its load, this job counted.
+        load: Load,
+    },
     /// Provider: it is not taken.
     Refused {
         /// Why.
         refusal: Refusal,
-        /// When a slot may be free, in milliseconds; 0 if unknown.
+        /// When a slot is predicted to be free, in milliseconds; 0 if that is unknown or changes nothing.
         retry_after_ms: u32,
+        /// Its load.
+        load: Load,
     },
     /// Provider: part of the answer.
     Chunk {
@@ -132,6 +159,8 @@ pub enum Frame {
         finish: String,
         /// The receipt, signed by the provider.
         receipt: SignedBytes,
+        /// Its load, without this job.
+        load: Load,
     },
     /// Provider: broken off; the receipt is for what was delivered, if anything was.
     Aborted {
@@ -152,7 +181,7 @@ pub enum Frame {
 }
 
 impl Document for Frame {
-    const DOMAIN: &'static str = "spillway/frame/1";
+    const DOMAIN: &'static str = "spillway/frame/2";
     const BYTES_MAX: usize = FRAME_BYTES_MAX;
 
     fn check(&self) -> Result<(), &'static str> {
@@ -176,7 +205,7 @@ impl Document for Frame {
             Self::Chunk { .. }
             | Self::Done { .. }
             | Self::Rejected { .. }
-            | Self::Accepted
+            | Self::Accepted { .. }
             | Self::Refused { .. }
             | Self::Alive { .. }
             | Self::Voucher(_)
@@ -235,15 +264,20 @@ pub struct Probe {
     pub output_max: u64,
     /// The most output units that the consumer pays ahead.
     pub window_max: u64,
+    /// The names of the prompt's prefix blocks, shortest first, at most [`NAMES_MAX`]; empty tells nothing of the prompt.
+    pub prefix: Vec<u64>,
 }
 
 impl Document for Probe {
-    const DOMAIN: &'static str = "spillway/probe/1";
+    const DOMAIN: &'static str = "spillway/probe/2";
     const BYTES_MAX: usize = 1024;
 
     fn check(&self) -> Result<(), &'static str> {
         if self.model.len() > MODEL_BYTES_MAX {
             return Err("model: over 256 bytes");
+        }
+        if self.prefix.len() > NAMES_MAX {
+            return Err("prefix: more than 64 names");
         }
         Ok(())
     }
@@ -252,21 +286,26 @@ impl Document for Probe {
 /// A provider's load, and its binding quote if it would take the job now.
 #[derive(Clone, Debug, PartialEq, Eq, wincode::SchemaRead, wincode::SchemaWrite)]
 pub struct ProbeReply {
-    /// Slots free for strangers.
-    pub slots_free: u32,
-    /// Jobs admitted and not yet started.
-    pub pending: u32,
-    /// Jobs running.
-    pub running: u32,
-    /// Predicted time to first token, in milliseconds.
-    pub ttft_ms: u32,
-    /// Predicted time per output unit, in microseconds.
-    pub per_unit_us: u32,
+    /// Its load.
+    pub load: Load,
+    /// How many units of this prompt's prefix it believes to have cached.
+    pub cached_units: u32,
+    /// The prefixes that it has cached and is asked for most, at most [`HOT_MAX`].
+    pub hot: Vec<HotPrefix>,
+    /// When a slot is predicted to be free, in milliseconds; 0 if one is, or if that is unknown.
+    pub retry_after_ms: u32,
     /// A quote, or why not.
     pub quote: Result<SignedBytes, Refusal>,
 }
 
 impl Document for ProbeReply {
-    const DOMAIN: &'static str = "spillway/probe-reply/1";
+    const DOMAIN: &'static str = "spillway/probe-reply/2";
     const BYTES_MAX: usize = 2048;
+
+    fn check(&self) -> Result<(), &'static str> {
+        if self.hot.len() > HOT_MAX {
+            return Err("hot: more than 16 prefixes");
+        }
+        Ok(())
+    }
 }

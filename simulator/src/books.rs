@@ -39,10 +39,12 @@ pub struct Seen {
     pub consumer: Account,
     /// Who is paid.
     pub provider: Account,
-    voucher_key: PublicKey,
-    /// What was locked.
+    /// Whose vouchers count.
+    pub voucher_key: PublicKey,
+    /// What was locked, top-ups counted.
     pub deposit: Credits,
-    price_cap: Price,
+    /// The highest price it may pay.
+    pub price_cap: Price,
     /// When it ends, Unix milliseconds.
     pub expires_ms: u64,
     /// What has been paid of it, all shares together.
@@ -51,6 +53,8 @@ pub struct Seen {
     pub to_provider: Credits,
     /// It is over.
     pub closed: bool,
+    /// When it was opened.
+    pub opened_at: Now,
 }
 
 impl Seen {
@@ -65,6 +69,10 @@ impl Seen {
             price_cap: self.price_cap,
             expires_ms: self.expires_ms,
         }
+    }
+
+    fn topped_up(&self, session: SessionId) -> Event {
+        Event::SessionToppedUp { session, deposit: self.deposit }
     }
 
     fn settled(&self, session: SessionId) -> Event {
@@ -187,7 +195,7 @@ impl Authority {
             let business = entry.value().business;
             let verdict = match self.book.apply(&entry, self.height, now.ms()) {
                 Ok(applied) => {
-                    touched.extend(note(&mut self.sessions, business, &applied, &mut made.news));
+                    touched.extend(note(&mut self.sessions, now, business, &applied, &mut made.news));
                     made.applied.push(applied);
                     Verdict::In
                 }
@@ -227,6 +235,7 @@ impl Authority {
 /// Notes what an entry did, tells those concerned, and names the accounts whose balance changed.
 fn note(
     sessions: &mut BTreeMap<SessionId, Seen>,
+    now: Now,
     business: [u8; 16],
     applied: &Applied,
     news: &mut Vec<(Account, Event)>,
@@ -246,6 +255,7 @@ fn note(
                 settled: Credits::ZERO,
                 to_provider: Credits::ZERO,
                 closed: false,
+                opened_at: now,
             };
             news.extend([(*consumer, seen.opened(*session)), (state.provider, seen.opened(*session))]);
             sessions.insert(*session, seen);
@@ -274,7 +284,9 @@ fn note(
             vec![seen.consumer, seen.provider]
         }
         Applied::ToppedUp { session, consumer, deposit, .. } => {
-            sessions.get_mut(session).expect("only what was opened is topped up").deposit = *deposit;
+            let seen = sessions.get_mut(session).expect("only what was opened is topped up");
+            seen.deposit = *deposit;
+            news.extend([seen.consumer, seen.provider].map(|account| (account, seen.topped_up(*session))));
             vec![*consumer]
         }
         Applied::Bonded { account, .. }
@@ -307,6 +319,24 @@ impl Clerk {
     #[must_use]
     pub fn is_idle(&self) -> bool {
         self.waiting.is_empty() && self.in_flight.is_none()
+    }
+
+    /// How many entries are still to come into the book.
+    #[must_use]
+    pub fn waiting(&self) -> usize {
+        self.waiting.len() + usize::from(self.in_flight.is_some())
+    }
+
+    /// What they will lock, all together.
+    #[must_use]
+    pub fn locking(&self) -> Credits {
+        let all = self.waiting.iter().map(|(_, command)| command);
+        let all = all.chain(self.in_flight.iter().map(|(command, _)| command));
+        all.fold(Credits::ZERO, |sum, command| match command {
+            LedgerCommand::Open { deposit, .. } => sum.checked_add(*deposit).unwrap_or(sum),
+            LedgerCommand::TopUp { amount, .. } => sum.checked_add(*amount).unwrap_or(sum),
+            LedgerCommand::Settle { .. } | LedgerCommand::Refund { .. } => sum,
+        })
     }
 
     /// The entry to hand in now, if none is in flight: signed with the account's next nonce.
@@ -352,6 +382,7 @@ fn sign(
         LedgerCommand::Open { provider, voucher_key, deposit, price_cap, expires_ms } => {
             Action::Open { provider, gateway: account, voucher_key, deposit, price_cap, expires_ms }
         }
+        LedgerCommand::TopUp { session, amount } => Action::TopUp { session, amount },
         LedgerCommand::Settle { voucher, claim, usage, receipts, last } => {
             Action::Settle { voucher, claim, usage, receipts, last }
         }

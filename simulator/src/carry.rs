@@ -1,13 +1,13 @@
 //! Carries out what peers ask for, as a node's driver would: in order, and records before what comes after them.
 //! Invariant: everything on the wire and on disk goes through the shipped encodings.
 
-use crate::check::{Opened, Rule};
+use crate::check::{Bought, LegEnd, Opened, Rule};
 use crate::gpu::Taken;
 use crate::network::{HostId, IDLE_US, Parcel};
 use crate::oracle;
 use crate::world::{Happening, World};
 use spillway_ledger::{Credits, Signed, SignedBytes, Voucher, encode};
-use spillway_protocol::{BackendError, Effect, Event, Frame, Quote, Record, StreamId, WorkId};
+use spillway_protocol::{Abort, BackendError, Effect, Event, Frame, LedgerCommand, Quote, Record, StreamId, WorkId};
 use std::time::Duration;
 
 /// How long a node waits for a probe's answer, in microseconds; peers lose patience sooner.
@@ -22,7 +22,13 @@ impl World {
                 eprintln!("{at:>10.6} {name:<12} -> {}", crate::log::brief(&effect));
             }
             let kept = matches!(effect, Effect::Persist(_));
-            self.carry_one(id, effect);
+            if self.hosts[id].adversary.is_some() {
+                for effect in self.twist(id, effect) {
+                    self.carry_one(id, effect);
+                }
+            } else {
+                self.carry_one(id, effect);
+            }
             let faulty = self.line.elapsed() < Duration::from_secs(self.scenario.faults.until_s);
             if kept && let Some((silent, length)) = self.hosts[id].torn.take().filter(|_| faulty) {
                 // What was decided but not carried out is lost, though the record of it is kept, up to the next record.
@@ -39,34 +45,60 @@ impl World {
         }
     }
 
-    fn carry_one(&mut self, id: HostId, effect: Effect) {
+    pub(crate) fn carry_one(&mut self, id: HostId, effect: Effect) {
         let life = self.hosts[id].life;
         match effect {
             Effect::Placed { job, route, .. } => self.checks.placed(id, &job, route),
             Effect::Deliver { job, bytes } => self.checks.delivered(id, &job, oracle::text_of(&bytes)),
-            Effect::Ended { job, outcome } => self.checks.ended(id, &job, &outcome),
-            Effect::Run { work, body, prefix, .. } => self.run_work(id, work, &body, &prefix),
+            Effect::Ended { job, outcome } => {
+                if let Some(need) = self.checks.ended(id, &job, &outcome)
+                    && let Some(slot) = self.idle_slot(id, &need)
+                {
+                    let what =
+                        format!("job {job} at {} ended as {:?}, but {slot}", self.hosts[id].name, outcome.result);
+                    self.checks.broken(Rule::WrongfulRefusal, what);
+                }
+            }
+            Effect::Run { work, body, prefix, own, .. } => {
+                if !own {
+                    self.hosts[id].for_strangers.insert(work);
+                }
+                self.run_work(id, work, &body, &prefix);
+            }
             Effect::Stop(work) => {
+                self.hosts[id].for_strangers.remove(&work);
                 if let Some(gpu) = &mut self.hosts[id].gpu {
                     gpu.stop(work);
                 }
                 self.next_work(id);
             }
-            Effect::OpenStream { stream, peer, .. } => self.call(id, stream, peer),
+            Effect::OpenStream { stream, peer, .. } => {
+                if self.hosts[id].hears_of_deposit {
+                    self.checks.waited(id, stream);
+                }
+                self.call(id, stream, peer);
+            }
             Effect::Send { stream, frame } => self.send(id, stream, &frame),
             Effect::CloseStream(stream) => {
                 let Some((link, side)) = self.network.find(id, stream) else { return };
                 self.send_parcel(link, 1 - side, Parcel::Closed);
+                if side == 0
+                    && let Some(found) = self.network.link(link)
+                {
+                    let provider = found.ends[1].host;
+                    self.idle.over(self.line.now(), link, id, provider);
+                }
                 self.network.close(link, side);
+                self.idle.arrives(self.line.now(), link);
                 self.checks.leg_over(id, stream);
             }
             Effect::SendProbe { probe, peer, request, .. } => {
                 self.hosts[id].probes.insert(probe);
                 self.line.after(PROBE_US, Happening::ProbeOver(id, life, probe, None));
-                let Some(to) = self.hosts.iter().position(|host| host.node == peer) else {
+                let Some(to) = self.by_node.get(&peer).copied() else {
                     return self.checks.broken(Rule::BadEffect, format!("a probe goes to {peer}, who does not exist"));
                 };
-                if !self.network.drops(self.line.now()) && self.network.connected(id, to) {
+                if self.passes(id, to) {
                     let bytes = encode(&request);
                     let wait = self.network.delay(id, to, bytes.len());
                     self.line.after(wait, Happening::Probed(id, to, life, probe, bytes));
@@ -76,7 +108,7 @@ impl World {
                 let Some((to, asked, theirs)) = self.hosts[id].probed.remove(&probe) else {
                     return self.checks.broken(Rule::BadEffect, format!("probe {} is answered twice", probe.0));
                 };
-                if !self.network.drops(self.line.now()) && self.network.connected(id, to) {
+                if self.passes(id, to) {
                     let bytes = encode(&reply);
                     let wait = self.network.delay(id, to, bytes.len());
                     self.line.after(wait, Happening::ProbeOver(to, asked, theirs, Some(bytes)));
@@ -89,14 +121,17 @@ impl World {
                 let host = &mut self.hosts[id];
                 host.offers.retain(|old| models(old) != models(&offer));
                 host.offers.push(offer.clone());
-                for to in (0..self.hosts.len()).filter(|to| *to != id) {
-                    if !self.network.drops(self.line.now()) && self.network.connected(id, to) {
+                for to in 0..self.hosts.len() {
+                    if to != id && !self.is_deaf(to) && self.passes(id, to) {
                         let wait = self.network.delay(id, to, 1024);
                         self.line.after(wait, Happening::Offered(id, to, Box::new(offer.clone())));
                     }
                 }
             }
             Effect::Ledger { business, command } => {
+                if matches!(command, LedgerCommand::Open { .. } | LedgerCommand::TopUp { .. }) {
+                    self.checks.locks(id);
+                }
                 self.hosts[id].clerk.take(business, command);
                 self.bring(id);
             }
@@ -110,7 +145,7 @@ impl World {
                     }
                     Record::Paying(_) | Record::Earning(_) | Record::Spending(_) | Record::Receipt { .. } => {
                         disk.insert(record.key(), record.to_bytes());
-                        if before.is_some_and(|before| (0..3).any(|index| before[index] > after[index])) {
+                        if before.is_some_and(|before| (0..4).any(|index| before[index] > after[index])) {
                             let what = format!(
                                 "node {id} keeps {after:?}, and knew {before:?}: {}",
                                 crate::log::brief(&record)
@@ -146,39 +181,75 @@ impl World {
 
     /// Opens a stream: the call travels, and if nobody answers it is given up.
     fn call(&mut self, id: HostId, stream: StreamId, peer: spillway_ledger::NodeId) {
-        let Some(to) = self.hosts.iter().position(|host| host.node == peer) else {
+        let Some(to) = self.by_node.get(&peer).copied() else {
             return self.checks.broken(Rule::BadEffect, format!("a stream goes to {peer}, who does not exist"));
         };
         self.hosts[to].called += 1;
         let link = self.network.open((id, stream), (to, StreamId::In(self.hosts[to].called)));
+        self.idle.leaves(self.line.now(), link, id, to);
         self.send_parcel(link, 1, Parcel::Knock);
         self.line.after(IDLE_US, Happening::CallOver(link));
     }
 
     fn send(&mut self, id: HostId, stream: StreamId, frame: &Frame) {
         self.count_work(id, stream, frame, true);
+        let honest = self.hosts[id].adversary.is_none();
         match frame {
-            Frame::Open(open) => {
+            // What a peer knows nothing of is no job of its clients.
+            Frame::Open(open) if self.checks.knows(&open.job) => {
                 let provider = self.network.find(id, stream).and_then(|(link, side)| {
                     let link = self.network.link(link)?;
-                    Some(self.hosts[link.ends[1 - side].host].node)
+                    Some(link.ends[1 - side].host)
                 });
-                let price = quote_price(&open.quote).unwrap_or_default();
+                let price = quote_of(&open.quote).map(|quote| quote.price).unwrap_or_default();
                 if let Some(provider) = provider {
-                    self.checks.opens(&open.job, &provider, &price, open.prefix.len());
+                    let node = self.hosts[provider].node;
+                    self.checks.opens(&open.job, &node, provider, &price, open.prefix.len());
+                    self.checks.spills(id, stream, &open.job);
                 }
-                self.check_voucher(&open.voucher);
+                self.checks.opened_on(id, stream, open.job);
+                if honest {
+                    self.check_voucher(&open.voucher);
+                }
+                if let (Some((session, _)), Some(provider), Some(quote)) =
+                    (voucher_of(&open.voucher), provider, quote_of(&open.quote))
+                {
+                    let seller = &self.hosts[provider];
+                    let event = seller.gpu.as_ref().map_or(0, |gpu| gpu.rules().event_bytes + 4);
+                    let bought = Bought {
+                        job: open.job,
+                        provider,
+                        session,
+                        price,
+                        cached: quote.cached_of(&spillway_protocol::prefix::names(&open.model, &open.body)),
+                        input: (open.body.len() + open.prefix.len()) as u64,
+                        window: if seller.adversary.is_none() { quote.window.max(event) } else { quote.window },
+                        output_max: open.output_max.saturating_sub(open.prefix.len() as u64),
+                        opened: self.line.now(),
+                        first: None,
+                        received: 0,
+                        end: None,
+                    };
+                    self.checks.buys(id, stream, bought);
+                }
             }
-            Frame::Voucher(voucher) => self.check_voucher(voucher),
-            Frame::Accepted
+            Frame::Voucher(voucher) if honest => self.check_voucher(voucher),
+            Frame::CoSigned(_) => {
+                self.checks.bought_ends(id, stream, LegEnd::Agreed);
+                if let Some((link, _)) = self.network.find(id, stream) {
+                    self.idle.agrees(link);
+                }
+            }
+            Frame::Open(_)
+            | Frame::Voucher(_)
+            | Frame::Accepted { .. }
             | Frame::Refused { .. }
             | Frame::Chunk { .. }
             | Frame::Alive { .. }
             | Frame::Cancel
             | Frame::Done { .. }
             | Frame::Aborted { .. }
-            | Frame::Rejected { .. }
-            | Frame::CoSigned(_) => {}
+            | Frame::Rejected { .. } => {}
         }
         let bytes = frame.to_wire();
         if Frame::from_wire(&bytes[4..]).as_ref() != Ok(frame) {
@@ -199,6 +270,7 @@ impl World {
     /// No voucher promises more than the ledger has locked for its session.
     fn check_voucher(&mut self, voucher: &SignedBytes) {
         let Some((session, total)) = voucher_of(voucher) else { return };
+        self.checks.promises(session, total);
         let deposit = self.authority.session(&session).map_or(Credits::ZERO, |seen| seen.deposit);
         if total > deposit {
             let what = format!("{} promises {total}, locked are {deposit}", session.0);
@@ -211,11 +283,12 @@ impl World {
         match frame {
             Frame::Chunk { bytes, .. } => {
                 let units = oracle::text_of(bytes).len() as u64;
+                self.hosts[id].sent += units;
                 self.checks.works(id, stream, units, false, sent);
             }
             Frame::Done { .. } => self.checks.works(id, stream, 0, true, sent),
             Frame::Open(_)
-            | Frame::Accepted
+            | Frame::Accepted { .. }
             | Frame::Refused { .. }
             | Frame::Alive { .. }
             | Frame::Voucher(_)
@@ -226,26 +299,44 @@ impl World {
         }
     }
 
-    /// Counts what reaches a provider.
-    pub(crate) fn frame_arrives(&mut self, id: HostId, stream: StreamId, frame: &Frame) {
+    /// Whether a voucher is worth something to the provider that it is sent to. What honest consumers send is.
+    fn holds(&self, from: HostId, provider: HostId, wire: &SignedBytes) -> bool {
+        if self.hosts[from].adversary.is_none() {
+            return true;
+        }
+        let Ok(voucher) = Signed::<Voucher>::open(wire.clone()) else { return false };
+        self.authority.session(&voucher.value().session).is_some_and(|seen| {
+            seen.provider == self.hosts[provider].account
+                && seen.voucher_key == voucher.signer()
+                && voucher.value().total <= seen.deposit
+        })
+    }
+
+    /// Counts what reaches a node.
+    pub(crate) fn frame_arrives(&mut self, from: HostId, id: HostId, stream: StreamId, frame: &Frame) {
         match frame {
             Frame::Open(open) => {
-                let (Some((session, vouched)), Some(price)) = (voucher_of(&open.voucher), quote_price(&open.quote))
-                else {
+                let (Some((session, vouched)), Some(quote)) = (voucher_of(&open.voucher), quote_of(&open.quote)) else {
                     return;
                 };
+                let vouched = if self.holds(from, id, &open.voucher) { vouched } else { Credits::ZERO };
                 let input = (open.body.len() + open.prefix.len()) as u64;
-                self.checks.arrives(id, stream, Opened { session, price, input, vouched });
+                let cached = quote.cached_of(&spillway_protocol::prefix::names(&open.model, &open.body));
+                let price = quote.price;
+                self.checks.arrives(id, stream, Opened { session, price, input, cached, vouched });
             }
             Frame::Voucher(voucher) => {
-                if let Some((session, total)) = voucher_of(voucher) {
+                if let Some((session, total)) = voucher_of(voucher)
+                    && self.holds(from, id, voucher)
+                {
                     self.checks.vouched(session, total);
                 }
             }
             Frame::CoSigned(_) => self.checks.agrees(id, stream),
-            Frame::Accepted
-            | Frame::Refused { .. }
-            | Frame::Chunk { .. }
+            Frame::Chunk { bytes, .. } => self.checks.receives(id, stream, oracle::text_of(bytes).len() as u64),
+            Frame::Refused { .. } => self.checks.bought_ends(id, stream, LegEnd::Refused),
+            Frame::Aborted { abort: Abort::Preempted, .. } => self.checks.taken(id, stream),
+            Frame::Accepted { .. }
             | Frame::Alive { .. }
             | Frame::Cancel
             | Frame::Done { .. }
@@ -255,13 +346,13 @@ impl World {
     }
 }
 
-/// What a record says of money: promised or vouched, spent, settled. None of them ever shrinks.
-fn money_of(record: &Record) -> [Credits; 3] {
+/// What a record says of money: deposit, promised or vouched, spent, settled. None of them ever shrinks.
+fn money_of(record: &Record) -> [Credits; 4] {
     match record {
-        Record::Paying(paying) => [paying.promised, paying.spent, paying.settled],
-        Record::Earning(earning) => [earning.vouched, earning.spent, earning.settled],
+        Record::Paying(paying) => [paying.deposit, paying.promised, paying.spent, paying.settled],
+        Record::Earning(earning) => [earning.deposit, earning.vouched, earning.spent, earning.settled],
         Record::Spending(_) | Record::Receipt { .. } | Record::PayingOver(_) | Record::EarningOver(_) => {
-            [Credits::ZERO; 3]
+            [Credits::ZERO; 4]
         }
     }
 }
@@ -271,6 +362,6 @@ fn voucher_of(wire: &SignedBytes) -> Option<(spillway_ledger::SessionId, Credits
     Some((voucher.session, voucher.total))
 }
 
-fn quote_price(wire: &SignedBytes) -> Option<spillway_ledger::Price> {
-    spillway_ledger::decode::<Quote>(&wire.document).ok().map(|quote| quote.price)
+fn quote_of(wire: &SignedBytes) -> Option<Quote> {
+    spillway_ledger::decode::<Quote>(&wire.document).ok()
 }

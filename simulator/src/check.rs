@@ -1,13 +1,16 @@
 //! What must hold: safety after each step, liveness once the faults have stopped.
 //! Invariant: nothing here asks a peer what it thinks; jobs, text and money are counted anew from what crosses the world.
 
+use crate::adversary::Adversary;
+use crate::course::Course;
+use crate::idle::Need;
 use crate::network::HostId;
 use crate::oracle::{self, Answer};
 use crate::timeline::START;
 use serde::Serialize;
 use spillway_ledger::{Credits, JobId, NodeId, Price, SessionId, Usage};
 use spillway_protocol::{Job, Now, Outcome, Prefer, Reason, Route, StreamId};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Violations kept of one run; the first tells most.
 const KEPT_MAX: usize = 32;
@@ -24,8 +27,11 @@ pub enum Rule {
     SettledAboveDeposit,
     /// No voucher promises more than the deposit.
     VoucherAboveDeposit,
-    /// No provider settles more than it delivered.
+    /// No honest provider settles more than it delivered.
     OverClaim,
+    /// No consumer pays more than what it got, and when a leg breaks off a prompt and one window for each leg that runs on
+    /// its session.
+    ConsumerExposed,
     /// No provider delivers what is not promised.
     DeliveredUnpaid,
     /// What was delivered and agreed upon is settled in the end.
@@ -42,6 +48,8 @@ pub enum Rule {
     NeverEnded,
     /// Without faults, or once they are over, no job is broken off.
     NeedlessFailure,
+    /// No job is turned away while a slot that it could have had stands idle; see [`crate::idle`].
+    WrongfulRefusal,
     /// Clients get the answer's bytes, each once and in order.
     TextDiffers,
     /// A job that ended well delivered all of its answer.
@@ -58,6 +66,8 @@ pub enum Rule {
     BadFrame,
     /// A peer asks for what its driver cannot do.
     BadEffect,
+    /// No deposit is locked at a node whose clients never asked for anything.
+    IdleMoney,
     /// Streams, work, probes and entries do not outlive their jobs.
     LeftBehind,
     /// Time goes on.
@@ -83,6 +93,63 @@ impl std::fmt::Display for Violation {
     }
 }
 
+/// What became of a leg, as its consumer sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LegEnd {
+    /// Turned down.
+    Refused,
+    /// Ended, and both have signed.
+    Agreed,
+    /// Broke off, or the two did not agree.
+    Broken,
+}
+
+/// A leg that is over, for figures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LegSeen {
+    /// Whose part it was.
+    pub job: JobId,
+    /// Who asked.
+    pub consumer: HostId,
+    /// Who was asked.
+    pub provider: HostId,
+    /// When the opening was sent.
+    pub opened: Now,
+    /// When its first text arrived, if any did.
+    pub first: Option<Now>,
+    /// When it was over.
+    pub over: Now,
+    /// How.
+    pub end: LegEnd,
+    /// Text that arrived, in bytes.
+    pub received: u64,
+    /// What that costs.
+    pub worth: Credits,
+    /// The most that the consumer may ever pay for it: what arrived, and unless both signed a window more.
+    pub bound: Credits,
+}
+
+/// A job that is over, for figures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct JobSeen {
+    /// Its gateway.
+    pub host: HostId,
+    /// When its client came.
+    pub submitted: Now,
+    /// From then to its first text, in microseconds; `None` if it had none.
+    pub first_us: Option<u64>,
+    /// From then to its end, in microseconds.
+    pub total_us: u64,
+    /// Text that its client got, in bytes.
+    pub given: u64,
+    /// What it cost its gateway by its own count.
+    pub cost: Credits,
+    /// How many places had a part in it.
+    pub legs: usize,
+    /// How it went.
+    pub went: Went,
+}
+
 /// How a job went, for the report.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Went {
@@ -105,12 +172,43 @@ struct Track {
     /// What the client should get; `None` once the job is over.
     answer: Option<Answer>,
     given: usize,
+    /// Something went to the client, if only an event without text.
+    begun: bool,
+    first_us: Option<u64>,
     prefer: Prefer,
     price_max: Price,
     cost_max: Credits,
+    need: Need,
+    /// A leg was at an adversary; the last was at one with another model.
+    met: bool,
+    other: bool,
     continuable: bool,
     left: bool,
+    /// A provider's owner took its slot.
+    taken: bool,
     over: bool,
+    /// It has been at a stranger's, or has waited for the ledger on its way there.
+    spilled: bool,
+    waited: bool,
+}
+
+/// Which jobs that went to strangers had to wait for a deposit: when each was brought, in milliseconds since the run began,
+/// in the order of their first opening.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LedgerWaits {
+    /// Those that were sent to a stranger.
+    pub spilled: Vec<u64>,
+    /// Those of them that went on only when the ledger had locked a deposit.
+    pub waited: Vec<u64>,
+}
+
+impl LedgerWaits {
+    /// How many were sent to strangers, and how many of them waited, of those that were brought from `from_ms` on.
+    #[must_use]
+    pub fn since(&self, from_ms: u64) -> (usize, usize) {
+        let count = |all: &[u64]| all.iter().filter(|ms| **ms >= from_ms).count();
+        (count(&self.spilled), count(&self.waited))
+    }
 }
 
 #[derive(Debug)]
@@ -118,6 +216,7 @@ struct LegTrack {
     session: SessionId,
     price: Price,
     input: u64,
+    cached: u64,
     sent: u64,
     /// All was delivered: the prompt is owed even if there was no text.
     done: bool,
@@ -130,15 +229,19 @@ impl LegTrack {
         if self.sent == 0 && !self.done {
             return Credits::ZERO;
         }
-        self.price.cost(Usage { input: self.input, cached: 0, output: self.sent }).unwrap_or_default()
+        let usage = Usage { input: self.input.saturating_sub(self.cached), cached: self.cached, output: self.sent };
+        self.price.cost(usage).unwrap_or_default()
     }
 }
 
 #[derive(Clone, Copy, Debug, Default)]
 struct SessionTrack {
+    promised: Credits,
     vouched: Credits,
     sent: u64,
     agreed: u64,
+    /// The most that its consumer may have to pay for all legs that are over.
+    bound: u64,
 }
 
 /// A leg as its provider sees it open.
@@ -150,8 +253,64 @@ pub struct Opened {
     pub price: Price,
     /// Prompt and prefix, in units.
     pub input: u64,
+    /// How much of that is billed as cached.
+    pub cached: u64,
     /// What the voucher promises in all.
     pub vouched: Credits,
+}
+
+/// A leg as its consumer sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Bought {
+    /// Whose part it is.
+    pub job: JobId,
+    /// Who is asked.
+    pub provider: HostId,
+    /// The session that pays.
+    pub session: SessionId,
+    /// At what price.
+    pub price: Price,
+    /// Prompt and prefix, in units.
+    pub input: u64,
+    /// How much of that is billed as cached.
+    pub cached: u64,
+    /// Output paid ahead, in units: the quote's window, or an honest provider's largest event if that is more.
+    pub window: u64,
+    /// Most output of this leg, in units.
+    pub output_max: u64,
+    /// When the opening was sent.
+    pub opened: Now,
+    /// When its first text arrived, if any did.
+    pub first: Option<Now>,
+    /// Text that arrived, in units.
+    pub received: u64,
+    /// How it ended, if that is known.
+    pub end: Option<LegEnd>,
+}
+
+impl Bought {
+    fn cost(&self, output: u64) -> Credits {
+        let usage = Usage { input: self.input.saturating_sub(self.cached), cached: self.cached, output };
+        self.price.cost(usage).unwrap_or(Credits::new(u64::MAX))
+    }
+
+    fn worst(&self) -> Credits {
+        self.cost(self.output_max)
+    }
+
+    fn worth(&self) -> Credits {
+        let nothing = self.received == 0 && self.end != Some(LegEnd::Agreed);
+        if nothing { Credits::ZERO } else { self.cost(self.received) }
+    }
+
+    fn bound(&self) -> Credits {
+        match self.end {
+            Some(LegEnd::Agreed) => self.worth(),
+            Some(LegEnd::Refused | LegEnd::Broken) | None => {
+                self.cost(self.received.saturating_add(self.window).min(self.output_max))
+            }
+        }
+    }
 }
 
 /// Everything that is watched.
@@ -164,17 +323,28 @@ pub struct Checks {
     violations: Vec<Violation>,
     jobs: BTreeMap<JobId, Track>,
     legs: BTreeMap<(HostId, StreamId), LegTrack>,
+    /// Consumers' ends of open legs.
+    out: BTreeMap<(HostId, StreamId), JobId>,
+    /// Legs as their consumers see them.
+    bought: BTreeMap<(HostId, StreamId), Bought>,
+    legs_seen: Vec<LegSeen>,
+    adversaries: Vec<Option<Adversary>>,
     sessions: BTreeMap<SessionId, SessionTrack>,
     went: BTreeMap<Went, u64>,
     total: u64,
-    first_ms: Vec<u64>,
+    /// Of each job that had text: whose gateway brought it, and milliseconds to its first text.
+    first_ms: Vec<(HostId, u64)>,
     cost: u64,
+    waited: BTreeSet<(HostId, StreamId)>,
+    ledger: LedgerWaits,
+    seen: Vec<JobSeen>,
+    course: Course,
 }
 
 impl Checks {
-    /// Nothing seen yet; jobs that come after `calm` may not be broken off.
+    /// Nothing seen yet; jobs that come after `calm` may not be broken off. `adversaries` are by node.
     #[must_use]
-    pub const fn new(seed: u64, calm: Now) -> Self {
+    pub const fn new(seed: u64, calm: Now, adversaries: Vec<Option<Adversary>>) -> Self {
         Self {
             seed,
             calm,
@@ -182,11 +352,19 @@ impl Checks {
             violations: Vec::new(),
             jobs: BTreeMap::new(),
             legs: BTreeMap::new(),
+            out: BTreeMap::new(),
+            bought: BTreeMap::new(),
+            legs_seen: Vec::new(),
+            adversaries,
             sessions: BTreeMap::new(),
             went: BTreeMap::new(),
             total: 0,
             first_ms: Vec::new(),
             cost: 0,
+            waited: BTreeSet::new(),
+            ledger: LedgerWaits { spilled: Vec::new(), waited: Vec::new() },
+            seen: Vec::new(),
+            course: Course::new(),
         }
     }
 
@@ -225,12 +403,28 @@ impl Checks {
             submitted: self.now,
             answer: Some(oracle::answer(&job.body)),
             given: 0,
+            begun: false,
+            first_us: None,
             prefer: job.prefer,
             price_max: job.price_max,
             cost_max: job.cost_max().unwrap_or_default(),
+            need: Need {
+                model: job.model.clone(),
+                kind: job.kind,
+                prefer: job.prefer,
+                price_max: job.price_max,
+                input: job.prompt_units(),
+                output_max: job.output_max,
+                submitted: self.now,
+            },
+            met: false,
+            other: false,
             continuable: job.continuable,
             left: false,
+            taken: false,
             over: false,
+            spilled: false,
+            waited: false,
         };
         self.jobs.insert(job.id, track);
     }
@@ -239,6 +433,7 @@ impl Checks {
     pub fn turned_away(&mut self) {
         self.total += 1;
         *self.went.entry(Went::Failed).or_default() += 1;
+        self.course.ended(self.now, Went::Failed);
     }
 
     /// A client leaves. Gives its gateway, unless the job is over.
@@ -253,6 +448,7 @@ impl Checks {
         for track in self.jobs.values_mut().filter(|track| track.host == host && !track.over) {
             (track.over, track.answer) = (true, None);
             *self.went.entry(Went::Failed).or_default() += 1;
+            self.course.ended(self.now, Went::Failed);
         }
     }
 
@@ -271,28 +467,42 @@ impl Checks {
             return self.broken(Rule::BadRequestServed, format!("job {job} gets {} bytes", text.len()));
         };
         let (from, to) = (track.given, track.given + text.len());
-        if answer.get(from..to) != Some(text) {
+        let other = track.other && answer.get(from..to).is_some_and(|should| oracle::agrees(text, should));
+        if answer.get(from..to) != Some(text) && !other {
             let again = answer[..from].ends_with(text);
             let how = if again { "bytes given before come again" } else { "other bytes come" };
             return self.broken(Rule::TextDiffers, format!("job {job} at byte {from}: {how} ({} bytes)", text.len()));
         }
         track.given = to;
+        track.begun = true;
         if from == 0 && to > 0 {
             let first = now.since(track.submitted);
-            self.first_ms.push(u64::try_from(first.as_millis()).unwrap_or(u64::MAX));
+            track.first_us = Some(first.as_micros() as u64);
+            self.first_ms.push((host, u64::try_from(first.as_millis()).unwrap_or(u64::MAX)));
+            self.course.first(now, first);
         }
     }
 
-    /// A job is over.
-    pub fn ended(&mut self, host: HostId, job: &JobId, outcome: &Outcome) {
+    /// Whether a client of somebody's brought that job.
+    #[must_use]
+    pub fn knows(&self, job: &JobId) -> bool {
+        self.jobs.contains_key(job)
+    }
+
+    /// A job is over. Gives what it needed, if it was turned away.
+    pub fn ended(&mut self, host: HostId, job: &JobId, outcome: &Outcome) -> Option<Need> {
         let seen = self.jobs.get(job).map(|track| track.over && track.host == host);
         if seen == Some(true) {
-            return self.broken(Rule::EndedTwice, format!("job {job}"));
+            self.broken(Rule::EndedTwice, format!("job {job}"));
+            return None;
         }
-        let Some(track) = self.under_way(host, job, "ended") else { return };
+        let track = self.under_way(host, job, "ended")?;
         track.over = true;
         let (answer, given, left, cost_max) = (track.answer.take(), track.given, track.left, track.cost_max);
-        let submitted = track.submitted;
+        let (submitted, single, taken) = (track.submitted, !track.continuable, track.taken);
+        let need = track.need.clone();
+        let (begun, first_us, met) = (track.begun, track.first_us, track.met);
+        let sound = matches!(answer, Some(Answer::Text(_)));
         let continued = !track.continuable && outcome.legs.iter().filter(|leg| leg.usage.output > 0).count() > 1;
         self.hold(Rule::Continued, !continued, || format!("job {job} was served in parts"));
         match (&outcome.result, answer) {
@@ -320,10 +530,30 @@ impl Checks {
             Err(_) => Went::Failed,
         };
         *self.went.entry(went).or_default() += 1;
-        let needless = went == Went::Failed && submitted >= self.calm;
+        self.course.ended(self.now, went);
+        // An owner may take the slot of a job at any time. One that nobody else can go on with then ends, and so does one
+        // whose gateway has no money left for another provider, or that has waited for one as long as it may.
+        let excused = taken
+            && matches!(&outcome.result, Err(failure)
+                if failure.reason == Reason::NoDeposit || (failure.reason == Reason::ProviderPreempted && (single || failure.retry_after_ms.is_some())));
+        let excused = excused || met || self.adversaries[host].is_some();
+        let needless = went == Went::Failed && submitted >= self.calm && !excused;
+        let (now, given_units) = (self.now, given as u64);
+        self.seen.push(JobSeen {
+            host,
+            submitted,
+            first_us,
+            total_us: now.0 - submitted.0,
+            given: given_units,
+            cost,
+            legs: outcome.legs.len(),
+            went,
+        });
         self.hold(Rule::NeedlessFailure, !needless, || {
             format!("job {job}: {:?}, legs {:?}", outcome.result, outcome.legs)
         });
+        let honest = self.adversaries[host].is_none();
+        (honest && sound && !begun && matches!(went, Went::Refused | Went::Failed)).then_some(need)
     }
 
     fn under_way(&mut self, host: HostId, job: &JobId, what: &str) -> Option<&mut Track> {
@@ -338,15 +568,46 @@ impl Checks {
         self.jobs.values().any(|track| !track.over)
     }
 
+    // ---- deposits ----
+
+    /// A node asks the ledger to lock a deposit.
+    pub fn locks(&mut self, host: HostId) {
+        let asked = self.jobs.values().any(|track| track.host == host);
+        self.hold(Rule::IdleMoney, asked, || {
+            format!("node {host} locks a deposit, and none of its clients ever asked")
+        });
+    }
+
+    /// A stream is opened as soon as the ledger has locked a deposit: its job waited for that.
+    pub fn waited(&mut self, host: HostId, stream: StreamId) {
+        self.waited.insert((host, stream));
+    }
+
+    /// A job is sent to a stranger.
+    pub fn spills(&mut self, host: HostId, stream: StreamId, job: &JobId) {
+        let waited = self.waited.remove(&(host, stream));
+        let Some(track) = self.jobs.get_mut(job) else { return };
+        let brought = track.submitted.ms() - START.ms();
+        if !std::mem::replace(&mut track.spilled, true) {
+            self.ledger.spilled.push(brought);
+        }
+        if waited && !std::mem::replace(&mut track.waited, true) {
+            self.ledger.waited.push(brought);
+        }
+    }
+
     // ---- legs ----
 
     /// A consumer opens a leg.
-    pub fn opens(&mut self, job: &JobId, provider: &NodeId, price: &Price, prefix: usize) {
-        let Some(track) = self.jobs.get(job) else {
+    pub fn opens(&mut self, job: &JobId, provider: &NodeId, at: HostId, price: &Price, prefix: usize) {
+        let adversary = self.adversaries.get(at).copied().flatten();
+        let Some(track) = self.jobs.get_mut(job) else {
             return self
                 .broken(Rule::EventOutsideJob, format!("job {job} is opened at {provider}, and nobody asked for it"));
         };
         let (own, within, given) = (track.prefer == Prefer::Own, price.within(&track.price_max), track.given);
+        track.met |= adversary.is_some();
+        track.other = adversary == Some(Adversary::OtherText);
         let continued = !track.continuable && prefix > 0;
         self.hold(Rule::OwnJobLeft, !own, || format!("job {job} is sent to {provider}"));
         self.hold(Rule::OverPrice, within, || format!("job {job} is opened above its price limit"));
@@ -356,11 +617,23 @@ impl Checks {
         });
     }
 
+    /// On which stream of which consumer a leg runs.
+    pub fn opened_on(&mut self, host: HostId, stream: StreamId, job: JobId) {
+        self.out.insert((host, stream), job);
+    }
+
+    /// A consumer hears that the provider's owner took the slot.
+    pub fn taken(&mut self, host: HostId, stream: StreamId) {
+        if let Some(track) = self.out.get(&(host, stream)).and_then(|job| self.jobs.get_mut(job)) {
+            track.taken = true;
+        }
+    }
+
     /// A leg reaches its provider.
     pub fn arrives(&mut self, host: HostId, stream: StreamId, opened: Opened) {
-        let Opened { session, price, input, vouched } = opened;
+        let Opened { session, price, input, cached, vouched } = opened;
         self.vouched(session, vouched);
-        let leg = LegTrack { session, price, input, sent: 0, done: false, agreed: false };
+        let leg = LegTrack { session, price, input, cached, sent: 0, done: false, agreed: false };
         self.legs.insert((host, stream), leg);
     }
 
@@ -383,7 +656,7 @@ impl Checks {
         track.sent += more;
         let (owed, promised) = (track.sent, track.vouched.micro());
         // An empty answer's end tells the price of its prompt, and delivers nothing.
-        if sent && units > 0 {
+        if sent && units > 0 && self.adversaries[host].is_none() {
             self.hold(Rule::DeliveredUnpaid, owed <= promised, || {
                 format!("node {host} has delivered {owed} micro-credits on {}, vouchers promise {promised}", session.0)
             });
@@ -399,32 +672,107 @@ impl Checks {
         }
     }
 
-    /// A provider's stream is over.
+    /// A stream is over at one side.
     pub fn leg_over(&mut self, host: HostId, stream: StreamId) {
         self.legs.remove(&(host, stream));
+        self.out.remove(&(host, stream));
+        let Some(bought) = self.bought.remove(&(host, stream)) else { return };
+        let bound = bought.bound();
+        // A provider may have used what was promised for any of the session's legs for the one that broke off.
+        let broke = bought.end != Some(LegEnd::Agreed);
+        let others = self.bought.values().filter(|other| broke && other.session == bought.session);
+        let ahead = others.map(|other| other.bound().micro().saturating_sub(other.worth().micro())).sum::<u64>();
+        let track = self.sessions.entry(bought.session).or_default();
+        track.bound = track.bound.saturating_add(bound.micro()).saturating_add(ahead);
+        self.legs_seen.push(LegSeen {
+            job: bought.job,
+            consumer: host,
+            provider: bought.provider,
+            opened: bought.opened,
+            first: bought.first,
+            over: self.now,
+            end: bought.end.unwrap_or(LegEnd::Broken),
+            received: bought.received,
+            worth: bought.worth(),
+            bound,
+        });
+    }
+
+    /// A consumer sends an opening.
+    pub fn buys(&mut self, host: HostId, stream: StreamId, mut bought: Bought) {
+        bought.opened = self.now;
+        self.bought.insert((host, stream), bought);
+    }
+
+    /// Text reaches a consumer.
+    pub fn receives(&mut self, host: HostId, stream: StreamId, units: u64) {
+        if let Some(bought) = self.bought.get_mut(&(host, stream)) {
+            if units > 0 {
+                bought.first.get_or_insert(self.now);
+            }
+            bought.received += units;
+        }
+    }
+
+    /// A consumer learns that it is turned down, or signs the receipt.
+    pub fn bought_ends(&mut self, host: HostId, stream: StreamId, end: LegEnd) {
+        if let Some(bought) = self.bought.get_mut(&(host, stream)) {
+            bought.end = Some(end);
+        }
+    }
+
+    /// Every leg that is over, in the order in which their consumers saw the end.
+    #[must_use]
+    pub fn legs_seen(&self) -> &[LegSeen] {
+        &self.legs_seen
+    }
+
+    /// Whether a consumer's stream carries a leg already.
+    #[must_use]
+    pub fn has_reserved(&self, host: HostId, stream: StreamId) -> bool {
+        self.bought.contains_key(&(host, stream))
+    }
+
+    /// A consumer promises so much in all.
+    pub fn promises(&mut self, session: SessionId, total: Credits) {
+        let track = self.sessions.entry(session).or_default();
+        track.promised = track.promised.max(total);
+    }
+
+    /// The most that a session's running legs and all its earlier ones can use of its deposit.
+    #[must_use]
+    pub fn uses_at_most(&self, session: &SessionId) -> Credits {
+        let promised = self.sessions.get(session).map_or(Credits::ZERO, |track| track.promised);
+        let running = self.bought.values().filter(|bought| bought.session == *session).map(Bought::worst);
+        running.fold(promised, |sum, worst| sum.checked_add(worst).unwrap_or(Credits::new(u64::MAX)))
     }
 
     // ---- money ----
 
-    /// A session was settled up to `claim`, of which its provider had `provider` in all.
-    pub fn settled(&mut self, session: SessionId, deposit: Credits, claim: Credits, provider: Credits) {
+    /// A session was settled up to `claim`, of which its provider had `provider` in all; whether that one is honest.
+    pub fn settled(&mut self, session: SessionId, deposit: Credits, claim: Credits, provider: Credits, honest: bool) {
         let delivered = self.sessions.get(&session).map_or(0, |track| track.sent);
         let (id, claimed) = (session.0, claim.micro());
         self.hold(Rule::SettledAboveDeposit, claim <= deposit, || format!("{id} settles {claim} of {deposit}"));
         self.hold(Rule::ProviderShare, u128::from(provider.micro()) * 10 >= u128::from(claimed) * 7, || {
             format!("{id} has paid {provider} of {claim} to its provider")
         });
-        self.hold(Rule::OverClaim, claimed <= delivered, || {
+        self.hold(Rule::OverClaim, !honest || claimed <= delivered, || {
             format!("{id} settles {claimed} micro-credits, {delivered} were delivered")
         });
     }
 
-    /// The run is long over: what was agreed upon must have been paid.
-    pub fn all_settled(&mut self, settled: impl Fn(&SessionId) -> Credits) {
-        let sessions: Vec<_> = self.sessions.iter().map(|(id, track)| (*id, track.agreed)).collect();
-        for (id, agreed) in sessions {
-            let paid = settled(&id).micro();
-            self.hold(Rule::Unclaimed, agreed <= paid, || {
+    /// The run is long over: what was agreed upon must have been paid, and nobody paid for more than a window too much.
+    /// `settled` tells what a session paid, if its consumer is honest, and whether its provider is, too.
+    pub fn all_settled(&mut self, settled: impl Fn(&SessionId) -> Option<(Credits, bool)>) {
+        let sessions: Vec<_> = self.sessions.iter().map(|(id, track)| (*id, track.agreed, track.bound)).collect();
+        for (id, agreed, bound) in sessions {
+            let Some((paid, honest)) = settled(&id) else { continue };
+            let paid = paid.micro();
+            self.hold(Rule::ConsumerExposed, paid <= bound, || {
+                format!("{} was settled for {paid} micro-credits, its consumer is bound for {bound} at most", id.0)
+            });
+            self.hold(Rule::Unclaimed, !honest || agreed <= paid, || {
                 format!("{} was settled for {paid} micro-credits, both have signed for {agreed}", id.0)
             });
         }
@@ -456,9 +804,33 @@ impl Checks {
     /// Milliseconds from submission to first text, of every job that had any, sorted.
     #[must_use]
     pub fn first_ms(&self) -> Vec<u64> {
-        let mut all = self.first_ms.clone();
+        self.first_ms_of(|_| true)
+    }
+
+    /// The same, of the jobs that those gateways brought.
+    #[must_use]
+    pub fn first_ms_of(&self, counts: impl Fn(HostId) -> bool) -> Vec<u64> {
+        let mut all: Vec<u64> = self.first_ms.iter().filter(|(host, _)| counts(*host)).map(|(_, ms)| *ms).collect();
         all.sort_unstable();
         all
+    }
+
+    /// Which jobs waited for the ledger.
+    #[must_use]
+    pub const fn ledger_waits(&self) -> &LedgerWaits {
+        &self.ledger
+    }
+
+    /// Every job that is over, in the order in which they ended. Jobs lost with their gateway are not among them.
+    #[must_use]
+    pub fn seen(&self) -> &[JobSeen] {
+        &self.seen
+    }
+
+    /// How it went over time.
+    #[must_use]
+    pub const fn course(&self) -> &Course {
+        &self.course
     }
 
     /// What all jobs cost, in micro-credits.
@@ -481,6 +853,7 @@ const fn is_refusal(reason: Reason, status: Option<u16>) -> bool {
         | Reason::NoOffer
         | Reason::NoDeposit
         | Reason::ProviderRefused
+        | Reason::ProviderPreempted
         | Reason::Upstream429
         | Reason::QueueFull => true,
         Reason::UpstreamError | Reason::ProviderStalled | Reason::ClientLeft => status.is_some(),

@@ -1,11 +1,17 @@
 //! The simulator's command line, for `spillway-sim` and `spillway sim` alike.
 //! Invariant: what is asked for goes to standard output, progress to standard error.
 
+mod compare;
+mod output;
+mod replay;
+mod trial;
+
+use crate::page::{self, Origin};
 use crate::scenario::{SWARM, Scenario, built_in};
 use crate::swarm::swarm;
 use crate::{Report, Simulation};
 use anyhow::Context as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Runs Spillway's market in virtual time.
@@ -30,7 +36,14 @@ enum Command {
         /// Prints every event and effect to standard error.
         #[arg(long)]
         trace: bool,
+        /// Writes a page with charts and the JSON into this folder.
+        #[arg(long, value_name = "DIR")]
+        report: Option<PathBuf>,
     },
+    /// Compares routing policies on one workload, over seeds.
+    Compare(compare::Args),
+    /// Plays a gateway's own log of jobs, and says what its day would have cost and earned under each policy.
+    Replay(replay::Args),
     /// Runs many seeds, each with a scenario of its own; fails if any check does not hold.
     Swarm {
         /// First seed, and the one after the last: `0..200`.
@@ -40,8 +53,12 @@ enum Command {
         #[arg(long)]
         json: bool,
     },
+    /// Reproduces a published result: as published, as its method does here, and ours.
+    Paper(crate::paper::command::Args),
     /// Shows how offers spread among many nodes: bytes, times, staleness, and what Sybils achieve.
     Discovery(crate::discovery::Args),
+    /// Plays many runs to put a figure on a promise; fails if a rule or a bound does not hold.
+    Trial(trial::TrialArgs),
     /// Prints a scenario as TOML, to start your own from.
     Show {
         /// As for `run`.
@@ -78,8 +95,13 @@ fn parse_seeds(text: &str) -> Result<Seeds, String> {
 /// If the scenario does not exist, does not read, or does not hold; the error names the field.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
-        Command::Run { scenario, seed, json, trace } => {
+        Command::Run { scenario, seed, json, trace, report: folder } => {
+            let folder = folder.as_deref().map(output::Folder::new).transpose()?;
             let report = run_one(&scenario, seed, trace)?;
+            if let Some(folder) = folder {
+                let origin = Origin { command: output::command(), setting: toml::to_string(&read(&scenario, seed)?)? };
+                folder.write(&page::report(&report, &origin), &report)?;
+            }
             if json {
                 println!("{}", serde_json::to_string(&report)?);
             } else {
@@ -91,6 +113,8 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             }
             Ok(ExitCode::SUCCESS)
         }
+        Command::Compare(args) => compare::run(&args),
+        Command::Replay(args) => replay::run(&args),
         Command::Swarm { seeds: Seeds { first, end }, json } => {
             let total = end - first;
             let step = (total / 20).max(1);
@@ -109,7 +133,9 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             }
             Ok(if result.failures.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE })
         }
+        Command::Paper(args) => crate::paper::command::run(args),
         Command::Discovery(args) => crate::discovery::command(&args),
+        Command::Trial(args) => trial::run(&args),
         Command::Show { scenario, seed } => {
             print!("{}", toml::to_string(&read(&scenario, seed)?)?);
             Ok(ExitCode::SUCCESS)

@@ -99,6 +99,7 @@ pub fn strike(world: &mut World, fault: Fault) {
         Fault::Crash { host, torn: false, silent, length } => crash(world, host, silent, length),
         Fault::Freeze(host, length) => {
             if !std::mem::replace(&mut world.hosts[host].frozen, true) {
+                world.note_state(host);
                 world.line.after(length, Happening::Thaw(host));
             }
         }
@@ -112,6 +113,8 @@ pub fn strike(world: &mut World, fault: Fault) {
                 return;
             }
             world.line.after(length, Happening::GpuWell(host));
+            world.hosts[host].gpu_failed = world.line.now();
+            world.hosts[host].for_strangers.clear();
             let life = world.hosts[host].life;
             for work in world.hosts[host].gpu.as_mut().map(Gpu::fail).unwrap_or_default() {
                 let error = BackendError::Failed("out of memory".into());
@@ -119,9 +122,11 @@ pub fn strike(world: &mut World, fault: Fault) {
             }
             let capacity = world.capacity(host);
             world.deliver(host, life, capacity);
+            world.note_state(host);
         }
         Fault::Cut(side, length) => {
             world.cuts += 1;
+            world.trouble_across(&side);
             world.network.cut(world.cuts, side);
             world.line.after(length, Happening::Heal(world.cuts));
             world.line.after(IDLE_US, Happening::Sever(world.cuts));
@@ -148,11 +153,14 @@ pub fn crash(world: &mut World, id: HostId, silent: bool, length: u64) {
     host.probes.clear();
     host.probed.clear();
     host.offers.clear();
+    host.for_strangers.clear();
     if let Some(gpu) = &mut host.gpu {
         gpu.fail();
     }
     world.forget_tick(id);
     world.checks.crashed(id);
+    world.idle.forgets(id);
+    world.note_state(id);
     world.line.after(length, Happening::Start(id));
     // Whoever is not told notices by itself, at the latest when the node is back and knows nothing of it.
     let notice = if silent { length.min(IDLE_US) } else { 0 };
@@ -160,6 +168,7 @@ pub fn crash(world: &mut World, id: HostId, silent: bool, length: u64) {
         let side = usize::from(world.network.link(link).is_some_and(|found| found.ends[1].host == id));
         let stream = world.network.link(link).map(|found| found.ends[side].stream);
         world.network.close(link, side);
+        world.idle.arrives(world.line.now(), link);
         if let Some(stream) = stream {
             world.checks.leg_over(id, stream);
         }
@@ -175,6 +184,7 @@ pub fn crash(world: &mut World, id: HostId, silent: bool, length: u64) {
 /// The network is whole again, unless something else cuts it.
 pub fn heal(world: &mut World, cut: u64) {
     let Some(side) = world.network.heal(cut) else { return };
+    world.trouble_across(&side);
     for (link, end, wait) in world.network.overdue(world.line.now()) {
         world.line.after(wait, Happening::Arrive(link, end));
     }

@@ -1,11 +1,14 @@
 //! A node in the world: its peer, its disk, its GPU, its clerk, and how the peer is told what happens.
 //! Invariant: a peer hears only what was meant for its present life, and in order.
 
+use crate::adversary::{Adversary, Mischief};
 use crate::books::Clerk;
 use crate::check::Rule;
+use crate::data::regions;
 use crate::draws::key;
 use crate::gpu::{Gpu, Made};
-use crate::network::{HostId, REGIONS};
+use crate::idle::{Levels, Since};
+use crate::network::HostId;
 use crate::oracle;
 use crate::scenario::{Fleet, Scenario};
 use crate::timeline::START;
@@ -13,7 +16,7 @@ use crate::world::{Happening, World};
 use spillway_ledger::{Account, Credits, Digest, NodeId, Price, SecretKey, Signed};
 use spillway_protocol::peer::Identity;
 use spillway_protocol::{
-    BackendError, Capacity, Event, Kind, MarketConfig, Now, Offer, Peer, ProbeId, Record, RecordKind, WorkId,
+    BackendError, Capacity, Event, Kind, MarketConfig, Now, Offer, Peer, ProbeId, Record, RecordKind, Selling, WorkId,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -24,9 +27,13 @@ const SPINS_MAX: u32 = 1000;
 /// A node: its peer, and all that its peer needs.
 pub(crate) struct Host {
     pub(crate) name: String,
+    pub(crate) fleet: String,
     pub(crate) config: MarketConfig,
     pub(crate) gpu: Option<Gpu>,
-    node_secret: SecretKey,
+    /// How it breaks the rules, if it does, and what its driver needs for that.
+    pub(crate) adversary: Option<Adversary>,
+    pub(crate) mischief: Option<Mischief>,
+    pub(crate) node_secret: SecretKey,
     pub(crate) account_secret: SecretKey,
     pub(crate) node: NodeId,
     pub(crate) account: Account,
@@ -42,7 +49,20 @@ pub(crate) struct Host {
     /// What came while it was frozen.
     pub(crate) inbox: VecDeque<Event>,
     pub(crate) stalled_until: Now,
+    /// Work that is not the owner's.
+    pub(crate) for_strangers: BTreeSet<WorkId>,
+    /// What its GPU has said for strangers, and what of it went out, in bytes.
+    pub(crate) made: u64,
+    pub(crate) sent: u64,
     pub(crate) gpu_down: bool,
+    /// When its GPU last failed.
+    pub(crate) gpu_failed: Now,
+    /// It is up and not frozen.
+    pub(crate) awake: Since,
+    /// An own job could start.
+    pub(crate) own_free: Since,
+    /// A stranger's job could start.
+    pub(crate) sold_free: Levels,
     pub(crate) disk: BTreeMap<(RecordKind, Vec<u8>), Vec<u8>>,
     pub(crate) clerk: Clerk,
     /// News from the ledger on its way, in order.
@@ -53,6 +73,8 @@ pub(crate) struct Host {
     pub(crate) offers: Vec<Signed<Offer>>,
     /// The streams and probes that came in so far.
     pub(crate) called: u64,
+    /// It is being told that a deposit is locked: whoever goes on now has waited for the ledger.
+    pub(crate) hears_of_deposit: bool,
     tick_at: Option<Now>,
 }
 
@@ -63,10 +85,13 @@ impl Host {
         let account_secret = SecretKey::generate(key(seed, "account", id as u64));
         Self {
             name: format!("{}-{number}", fleet.name),
+            fleet: fleet.name.clone(),
             config: config(scenario, fleet),
             gpu: fleet.gpu.clone().map(Gpu::new),
             node: NodeId(node_secret.public()),
             account: Account(account_secret.public()),
+            adversary: fleet.adversary,
+            mischief: fleet.adversary.map(|kind| Mischief::new(seed, id, kind)),
             node_secret,
             account_secret,
             peer: None,
@@ -76,7 +101,14 @@ impl Host {
             frozen: false,
             inbox: VecDeque::new(),
             stalled_until: START,
+            for_strangers: BTreeSet::new(),
+            made: 0,
+            sent: 0,
             gpu_down: false,
+            gpu_failed: Now(0),
+            awake: Since::default(),
+            own_free: Since::default(),
+            sold_free: Levels::default(),
             disk: BTreeMap::new(),
             clerk: Clerk::default(),
             news: VecDeque::new(),
@@ -84,6 +116,7 @@ impl Host {
             probed: BTreeMap::new(),
             offers: Vec::new(),
             called: 0,
+            hears_of_deposit: false,
             tick_at: None,
         }
     }
@@ -91,7 +124,7 @@ impl Host {
 
 /// A region's index.
 pub(crate) fn region(name: &str) -> usize {
-    REGIONS.iter().position(|region| *region == name).expect("validated with the scenario")
+    regions::region(name).expect("validated with the scenario")
 }
 
 fn config(scenario: &Scenario, fleet: &Fleet) -> MarketConfig {
@@ -100,12 +133,21 @@ fn config(scenario: &Scenario, fleet: &Fleet) -> MarketConfig {
     MarketConfig {
         region: fleet.region.clone(),
         provide: fleet.provide,
-        price: Price { input, cached: input, output: Credits::new(fleet.price_output_micro) },
-        reserved_slots: fleet.reserved_slots,
+        price: Price {
+            input,
+            cached: fleet.price_cached_micro.map_or(input, Credits::new),
+            output: Credits::new(fleet.price_output_micro),
+        },
+        selling: Selling {
+            mode: fleet.sell.parse().expect("validated with the scenario"),
+            reserved_slots: fleet.reserved_slots,
+        },
+        preempt: fleet.preempt,
         window: rules.window,
         window_start: rules.window,
         window_max: rules.window * 16,
         deposit: Credits::new(rules.deposit_micro),
+        sessions_ahead: rules.sessions_ahead,
         session_lifetime: Duration::from_secs(rules.session_s),
         session_grace: Duration::from_secs(rules.grace_s),
         settle_after: Duration::from_secs(rules.settle_after_s),
@@ -143,6 +185,7 @@ impl World {
                 self.exchange(other, id);
             }
         }
+        self.begin_mischief(id);
     }
 
     /// What a node's GPU serves.
@@ -161,9 +204,14 @@ impl World {
         }])
     }
 
+    /// Whether a node has no use for offers: there may be very many of its kind.
+    pub(crate) fn is_deaf(&self, id: HostId) -> bool {
+        self.hosts[id].adversary.is_some_and(Adversary::is_provider)
+    }
+
     /// Gives `to` what `from` offers, as peers do when they connect.
     pub(crate) fn exchange(&mut self, from: HostId, to: HostId) {
-        if from == to || !self.network.connected(from, to) {
+        if from == to || self.is_deaf(to) || !self.network.connected(from, to) {
             return;
         }
         for offer in self.hosts[from].offers.clone() {
@@ -182,6 +230,13 @@ impl World {
             host.inbox.push_back(event);
             return;
         }
+        let event = if host.adversary.is_some() {
+            let Some(event) = self.colour(id, event) else { return };
+            event
+        } else {
+            event
+        };
+        let host = &mut self.hosts[id];
         self.events += 1;
         let now = self.line.now();
         crate::log::note(&mut self.log, now, id, &event);
@@ -189,11 +244,22 @@ impl World {
             eprintln!("{:>10.6} {:<12} <- {}", self.line.elapsed().as_secs_f64(), host.name, crate::log::brief(&event));
         }
         let over = if let Event::StreamClosed(stream) = event { Some(stream) } else { None };
+        host.hears_of_deposit = matches!(event, Event::SessionOpened { .. } | Event::SessionToppedUp { .. });
+        if let Event::OfferReceived(offer) = &event
+            && let Some(from) = self.by_node.get(&offer.value().node)
+        {
+            self.idle.learns(now, id, *from, offer.value());
+        }
+        if let Some(stream) = over {
+            self.idle.told(now, id, stream);
+        }
         host.peer.as_mut().expect("seen above").handle(now, event);
         self.carry(id);
+        self.hosts[id].hears_of_deposit = false;
         if let Some(stream) = over {
             self.checks.leg_over(id, stream);
         }
+        self.note_state(id);
         self.plan_tick(id);
     }
 
@@ -248,6 +314,9 @@ impl World {
         let event = match made {
             Made::Output(bytes) => {
                 let text = oracle::text_of(&bytes).to_vec();
+                if host.for_strangers.contains(&work) {
+                    host.made += text.len() as u64;
+                }
                 Event::Output { work, bytes, text }
             }
             Made::Finished => Event::Finished { work, finish: "stop".into() },
@@ -256,7 +325,11 @@ impl World {
                 Event::BackendFailed { work, error }
             }
         };
+        if wait.is_none() {
+            self.hosts[id].for_strangers.remove(&work);
+        }
         self.next_work(id);
+        self.note_state(id);
         self.deliver(id, life, event);
     }
 

@@ -37,10 +37,13 @@
 //! # Ok::<(), spillway_simulator::ScenarioError>(())
 //! ```
 
+pub mod adversary;
 mod books;
 mod carry;
 pub mod check;
 pub mod cli;
+pub mod course;
+pub mod data;
 pub mod discovery;
 pub mod draws;
 pub mod engine;
@@ -48,20 +51,27 @@ mod faults;
 pub mod fleet;
 mod gpu;
 mod host;
+mod idle;
 mod log;
 mod network;
+pub mod observed;
 mod oracle;
+pub mod page;
 pub mod paper;
+mod parallel;
 mod post;
 pub mod report;
 pub mod scenario;
 pub mod swarm;
 mod timeline;
 pub mod traces;
+pub mod trial;
 mod workload;
 mod world;
 
+pub use adversary::Adversary;
 pub use check::{Rule, Violation};
+pub use observed::Observed;
 pub use report::Report;
 pub use scenario::{Scenario, ScenarioError};
 
@@ -132,10 +142,16 @@ impl Simulation {
     /// Runs to the end: until the last deposit is back, or the first check fails.
     #[must_use]
     pub fn run(self) -> Report {
+        self.observe().report
+    }
+
+    /// As [`Simulation::run`], and tells of each job and node.
+    #[must_use]
+    pub fn observe(self) -> Observed {
         let slo_ms = self.scenario.slo_ms;
         let replay = format!("spillway-sim run {} --seed {}", self.source, self.seed);
         let mut world = world::World::new(self.seed, self.scenario, self.hook, self.trace);
         world.run();
-        Report::of(&world, slo_ms, replay)
+        Observed::of(&world, Report::of(&world, slo_ms, replay))
     }
 }

@@ -176,6 +176,16 @@ impl Line {
                 self.number(balance.micro());
             }
             Event::Tick => self.tag(18),
+            Event::RoundTrip { peer, rtt } => {
+                self.tag(20);
+                self.bytes(peer.0.as_bytes());
+                self.number(u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX));
+            }
+            Event::SessionToppedUp { session, deposit } => {
+                self.tag(19);
+                self.bytes(session.0.as_bytes());
+                self.number(deposit.micro());
+            }
         }
     }
 }

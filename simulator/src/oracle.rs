@@ -2,8 +2,18 @@
 //! Invariant: the same body gives the same answer everywhere, so that text delivered by any mix of providers can be
 //! checked byte for byte.
 
-/// Bytes of a request body that tell the oracle what to do; the rest is padding up to the prompt's size.
+/// The last bytes of a request body, which tell the oracle what to do. All before is padding up to the prompt's size, the same
+/// in every body: long prompts share their beginning.
 pub const HEADER_BYTES: usize = 32;
+
+/// The byte that a model which is not the one asked for says all the time. No answer has it.
+pub const OTHER: u8 = b'#';
+
+/// Whether `text` is `expected`, but for bytes of another model.
+#[must_use]
+pub fn agrees(text: &[u8], expected: &[u8]) -> bool {
+    text.len() == expected.len() && text.iter().zip(expected).all(|(said, should)| said == should || *said == OTHER)
+}
 
 /// What a backend makes of a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,23 +27,25 @@ pub enum Answer {
 /// Makes a request body of `prompt_bytes` (at least [`HEADER_BYTES`]) whose answer has `answer_bytes`.
 #[must_use]
 pub fn body(prompt_bytes: usize, answer_bytes: u32, name: [u8; 16], rejected: bool) -> Vec<u8> {
-    let mut body = Vec::with_capacity(prompt_bytes.max(HEADER_BYTES));
+    let mut body = vec![b'x'; prompt_bytes.saturating_sub(HEADER_BYTES)];
     body.extend_from_slice(b"ask:");
     body.push(if rejected { b'!' } else { b'.' });
     body.extend_from_slice(&[b' '; 7]);
     body.extend_from_slice(&answer_bytes.to_le_bytes());
     body.extend_from_slice(&name);
-    body.resize(prompt_bytes.max(HEADER_BYTES), b'x');
     body
 }
 
 /// What an honest backend answers to `body`.
 #[must_use]
 pub fn answer(body: &[u8]) -> Answer {
-    if body.len() < HEADER_BYTES || !body.starts_with(b"ask:") || body[4] == b'!' {
+    let Some(header) = body.last_chunk::<HEADER_BYTES>().filter(|header| header.starts_with(b"ask:")) else {
+        return Answer::Rejected;
+    };
+    if header[4] == b'!' {
         return Answer::Rejected;
     }
-    let length = u32::from_le_bytes([body[12], body[13], body[14], body[15]]) as usize;
+    let length = u32::from_le_bytes([header[12], header[13], header[14], header[15]]) as usize;
     // Letters of one to four bytes each, so that a unit is a byte and not a character.
     const LETTERS: [&str; 16] = ["a", "e", "i", "o", "n", "r", "s", "t", " ", " ", ".", "ä", "é", "—", "水", "🜂"];
     let mut stream = blake3::Hasher::new().update(body).finalize_xof();

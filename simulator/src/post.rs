@@ -27,12 +27,19 @@ impl World {
                 Parcel::Knock if self.hosts[host].silent => {} // Until the caller gives up.
                 Parcel::Knock => {
                     self.network.close(link, 1);
+                    self.idle.arrives(self.line.now(), link);
                     self.send_parcel(link, 0, Parcel::Closed);
                 }
                 Parcel::Opened => self.deliver(host, life, Event::StreamOpened(stream)),
                 Parcel::Frame(bytes) => {
                     let frame = Frame::from_wire(&bytes[4..]).expect("checked when it was sent");
-                    self.frame_arrives(host, stream, &frame);
+                    self.frame_arrives(from, host, stream, &frame);
+                    if matches!(frame, Frame::Open(_)) {
+                        self.idle.arrives(self.line.now(), link);
+                    }
+                    if side == 0 {
+                        self.idle.hears(link, &frame);
+                    }
                     let text = if let Frame::Chunk { bytes, .. } = &frame {
                         oracle::text_of(bytes).to_vec()
                     } else {
@@ -53,11 +60,40 @@ impl World {
         }
     }
 
+    /// Whether the node of an account keeps to the rules.
+    pub(crate) fn honest(&self, account: &spillway_ledger::Account) -> bool {
+        self.by_account.get(account).is_none_or(|hosts| hosts.iter().all(|host| self.hosts[*host].adversary.is_none()))
+    }
+
+    /// Whether a single message gets from one place to another.
+    pub(crate) fn passes(&mut self, from: HostId, to: HostId) -> bool {
+        let now = self.line.now();
+        if self.network.drops(now) {
+            self.idle.troubled(now, from, to);
+            return false;
+        }
+        self.network.connected(from, to)
+    }
+
+    /// Notes that the ways between `side` and everyone else were in trouble until now.
+    pub(crate) fn trouble_across(&mut self, side: &std::collections::BTreeSet<HostId>) {
+        for from in side {
+            for to in (0..=self.hosts.len()).filter(|to| !side.contains(to)) {
+                self.idle.troubled(self.line.now(), *from, to);
+            }
+        }
+    }
+
     /// Ends a stream at one side, and tells its node.
     pub(crate) fn end_stream(&mut self, link: LinkId, side: Side) {
         let Some(found) = self.network.link(link) else { return };
         let (host, stream) = (found.ends[side].host, found.ends[side].stream);
+        let provider = found.ends[1].host;
+        self.idle.arrives(self.line.now(), link);
         if self.network.close(link, side) {
+            if side == 0 {
+                self.idle.ends(host, stream, link, provider);
+            }
             let life = self.hosts[host].life;
             self.deliver(host, life, Event::StreamClosed(stream));
         }
@@ -89,7 +125,7 @@ impl World {
     pub(crate) fn hand_in(&mut self, id: HostId, entry: Signed<Entry>) {
         let (life, authority) = (self.hosts[id].life, self.hosts.len());
         self.line.after(RESUBMIT_US, Happening::Resubmit(id, life, entry.value().business));
-        if !self.network.drops(self.line.now()) && self.network.connected(id, authority) {
+        if self.passes(id, authority) {
             let wait = self.network.delay(id, authority, 512);
             self.line.after(wait, Happening::Submitted(id, life, Box::new(entry)));
         }
@@ -120,7 +156,8 @@ impl World {
         for applied in &made.applied {
             if let Applied::Settled { session, claim, .. } = applied {
                 let seen = self.authority.session(session).expect("the authority has just noted it");
-                self.checks.settled(*session, seen.deposit, *claim, seen.to_provider);
+                let honest = self.honest(&seen.provider);
+                self.checks.settled(*session, seen.deposit, *claim, seen.to_provider, honest);
             }
         }
         for (host, life, business, verdict) in made.verdicts {
@@ -128,12 +165,15 @@ impl World {
                 let name = &self.hosts[host].name;
                 eprintln!("{:>10.6} ledger       {name}: {verdict:?}", self.line.elapsed().as_secs_f64());
             }
-            if self.network.connected(host, self.hosts.len()) && !self.network.drops(self.line.now()) {
+            if self.passes(host, self.hosts.len()) {
                 let wait = self.network.delay(self.hosts.len(), host, 256);
                 self.line.after(wait, Happening::Heard(host, life, business, verdict));
             }
         }
         for (account, event) in made.news {
+            if let Event::Balance(balance) = event {
+                self.idle.balance(self.line.now(), account, balance);
+            }
             for host in self.by_account.get(&account).cloned().unwrap_or_default() {
                 self.tell_news(host, event.clone());
             }

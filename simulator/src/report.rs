@@ -1,9 +1,11 @@
 //! What a run showed.
 //! Invariant: the JSON of a [`Report`] has exactly the fields of the simulator's documentation, in that order.
 
-use crate::check::{Violation, Went};
+use crate::check::{LedgerWaits, Violation, Went};
+use crate::course::Course;
 use crate::world::World;
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// How a run's jobs went. A job whose client left counts in `total` alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
@@ -31,6 +33,17 @@ pub struct Percentiles {
     pub p99: u64,
 }
 
+impl Percentiles {
+    /// Of a sorted list.
+    fn of(sorted: &[u64]) -> Self {
+        let at = |per_mille: usize| {
+            let index = (sorted.len() * per_mille).div_ceil(1000).saturating_sub(1);
+            sorted.get(index).copied().unwrap_or_default()
+        };
+        Self { p50: at(500), p95: at(950), p99: at(990) }
+    }
+}
+
 /// What a run showed.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Report {
@@ -48,12 +61,24 @@ pub struct Report {
     pub slo: f64,
     /// How long first texts took.
     pub ttft_ms: Percentiles,
+    /// The same, of the jobs that each fleet's own clients brought; not in the JSON.
+    #[serde(skip)]
+    pub ttft_ms_by_fleet: BTreeMap<String, Percentiles>,
+    /// What each fleet's accounts were paid for serving strangers, in micro-credits; not in the JSON.
+    #[serde(skip)]
+    pub earned_micro_by_fleet: BTreeMap<String, u64>,
     /// What all jobs cost, in credits.
     pub cost: f64,
     /// The providers' share of what was settled; 1 if nothing was.
     pub provider_share: f64,
     /// What was broken, oldest first; a run ends at the first moment something is.
     pub violations: Vec<Violation>,
+    /// Which jobs had to wait for a deposit.
+    #[serde(skip)]
+    pub ledger_waits: LedgerWaits,
+    /// How it went over time; not in the JSON.
+    #[serde(skip)]
+    pub course: Course,
     /// The command that runs it again.
     #[serde(skip)]
     pub replay: String,
@@ -63,10 +88,6 @@ impl Report {
     pub(crate) fn of(world: &World, slo_ms: u64, replay: String) -> Self {
         let checks = world.checks();
         let first = checks.first_ms();
-        let at = |per_mille: usize| {
-            let index = (first.len() * per_mille).div_ceil(1000).saturating_sub(1);
-            first.get(index).copied().unwrap_or_default()
-        };
         let in_time = first.partition_point(|ms| *ms <= slo_ms) as u64;
         let (settled, theirs) = world.settled();
         let share = |part: u64, whole: u64| if whole == 0 { 1.0 } else { part as f64 / whole as f64 };
@@ -83,10 +104,17 @@ impl Report {
                 refused: checks.went(Went::Refused),
             },
             slo: share(in_time, checks.total()),
-            ttft_ms: Percentiles { p50: at(500), p95: at(950), p99: at(990) },
+            ttft_ms: Percentiles::of(&first),
+            ttft_ms_by_fleet: world
+                .fleets()
+                .map(|(name, hosts)| (name.clone(), Percentiles::of(&checks.first_ms_of(|host| hosts.contains(&host)))))
+                .collect(),
+            earned_micro_by_fleet: world.fleets().map(|(name, hosts)| (name.clone(), world.earned(hosts))).collect(),
             cost: checks.cost() as f64 / 1e6,
             provider_share: share(theirs, settled),
             violations: checks.violations().to_vec(),
+            ledger_waits: checks.ledger_waits().clone(),
+            course: checks.course().clone(),
             replay,
         }
     }

@@ -2,8 +2,10 @@
 //! Invariant: a [`Scenario`] that passed [`Scenario::validate`] runs; every number in it is an integer with its unit in
 //! its name, so that the file means the same on every machine.
 
+use crate::adversary::Adversary;
+use crate::data::regions::REGIONS;
 use crate::draws::Draws;
-use crate::network::REGIONS;
+use crate::network::DRAWN_REGIONS;
 use serde::{Deserialize, Serialize};
 
 /// A whole setting.
@@ -64,13 +66,30 @@ pub struct Fleet {
     /// Asked per million output bytes, in micro-credits.
     #[serde(default = "default_price_output")]
     pub price_output_micro: u64,
+    /// Asked per million input bytes that are cached, in micro-credits; as for others if absent.
+    pub price_cached_micro: Option<u64>,
     /// Slots that strangers never get.
     #[serde(default)]
     pub reserved_slots: u32,
+    /// How it breaks the rules, if it does.
+    #[serde(default)]
+    pub adversary: Option<Adversary>,
+    /// When it serves strangers, as in a node's configuration.
+    #[serde(default = "always")]
+    pub sell: String,
+    /// Whether its own jobs take strangers' slots.
+    #[serde(default = "yes")]
+    pub preempt: bool,
     /// Its hardware, if it has any.
     pub gpu: Option<GpuRules>,
 }
 
+fn always() -> String {
+    "always".into()
+}
+const fn yes() -> bool {
+    true
+}
 const fn one() -> u32 {
     1
 }
@@ -209,6 +228,8 @@ impl Default for NetworkRules {
 pub struct MarketRules {
     /// Deposit of a new session, in micro-credits.
     pub deposit_micro: u64,
+    /// How many providers have a session ready before a job needs it.
+    pub sessions_ahead: u32,
     /// How long a session lasts, in seconds. The protocol opens no job on one that ends within 600.
     pub session_s: u64,
     /// How long after its end the rest may be taken back, in seconds.
@@ -229,6 +250,7 @@ impl Default for MarketRules {
     fn default() -> Self {
         Self {
             deposit_micro: 20_000,
+            sessions_ahead: 3,
             session_s: 1200,
             grace_s: 60,
             settle_after_s: 10,
@@ -303,12 +325,13 @@ pub enum ScenarioError {
 }
 
 /// The scenarios that ship with the simulator, as TOML.
-const BUILT_IN: [&str; 5] = [
+const BUILT_IN: [&str; 6] = [
     include_str!("../scenarios/calm.toml"),
     include_str!("../scenarios/burst.toml"),
     include_str!("../scenarios/churn.toml"),
     include_str!("../scenarios/faults.toml"),
     include_str!("../scenarios/tight.toml"),
+    include_str!("../scenarios/sold.toml"),
 ];
 
 /// The name under which a seed draws its own scenario.
@@ -375,6 +398,10 @@ impl Scenario {
             range(&at("balance_micro"), fleet.balance_micro, 0, 1_000_000_000_000)?;
             range(&at("price_input_micro"), fleet.price_input_micro, 0, spillway_protocol::offer::PRICE_MAX_MICRO)?;
             range(&at("price_output_micro"), fleet.price_output_micro, 0, spillway_protocol::offer::PRICE_MAX_MICRO)?;
+            range(&at("price_cached_micro"), fleet.price_cached_micro.unwrap_or_default(), 0, fleet.price_input_micro)?;
+            if let Err(error) = fleet.sell.parse::<spillway_protocol::Sell>() {
+                hold(&at("sell"), false, &error.to_string())?;
+            }
             hold(&at("gpu"), fleet.gpu.is_some() || !fleet.provide, "is missing, but `provide` is set")?;
             let Some(gpu) = &fleet.gpu else { continue };
             hold(&at("gpu.model"), (1..=64).contains(&gpu.model.len()), "is not 1 to 64 bytes long")?;
@@ -410,6 +437,7 @@ impl Scenario {
         range("network.break_per_million", u64::from(self.network.break_per_million), 0, 1_000_000)?;
         range("network.drop_per_million", u64::from(self.network.drop_per_million), 0, 900_000)?;
         range("market.deposit_micro", self.market.deposit_micro, 1, 1_000_000_000_000)?;
+        range("market.sessions_ahead", u64::from(self.market.sessions_ahead), 0, 64)?;
         range("market.session_s", self.market.session_s, 660, 30 * 86_400)?;
         range("market.grace_s", self.market.grace_s, 1, 30 * 86_400)?;
         range("market.settle_after_s", self.market.settle_after_s, 0, self.market.session_s / 2)?;
@@ -438,7 +466,7 @@ impl Scenario {
     #[must_use]
     pub fn drawn(seed: u64) -> Self {
         let mut draws = Draws::new(seed, "scenario");
-        let region = |draws: &mut Draws| REGIONS[draws.below(REGIONS.len() as u64) as usize].to_owned();
+        let region = |draws: &mut Draws| DRAWN_REGIONS[draws.below(DRAWN_REGIONS.len() as u64) as usize].to_owned();
         let gpu = |draws: &mut Draws| GpuRules {
             model: "m".into(),
             slots: draws.within([1, 4]) as u32,
@@ -459,7 +487,11 @@ impl Scenario {
                 provide: own && draws.happens(300_000),
                 price_input_micro: draws.within([0, 200_000]),
                 price_output_micro: draws.within([0, 800_000]),
+                price_cached_micro: None,
                 reserved_slots: draws.within([0, 1]) as u32,
+                adversary: None,
+                sell: always(),
+                preempt: draws.happens(700_000),
                 gpu: own.then(|| GpuRules { slots: 1, ..gpu(&mut draws) }),
             });
             clients.push(Clients {
@@ -485,15 +517,20 @@ impl Scenario {
             });
         }
         for index in 0..draws.within([1, 3]) {
+            let price_input_micro = draws.within([0, 200_000]);
             fleets.push(Fleet {
                 name: format!("provider-{index}"),
                 count: draws.within([1, 2]) as u32,
                 region: region(&mut draws),
                 balance_micro: 0,
                 provide: true,
-                price_input_micro: draws.within([0, 200_000]),
+                price_input_micro,
                 price_output_micro: draws.within([1, 800_000]),
+                price_cached_micro: draws.happens(500_000).then(|| draws.within([0, price_input_micro])),
                 reserved_slots: 0,
+                adversary: None,
+                sell: if draws.happens(100_000) { format!("below {}%", draws.within([1, 100])) } else { always() },
+                preempt: true,
                 gpu: Some(gpu(&mut draws)),
             });
         }
@@ -512,7 +549,7 @@ impl Scenario {
             partitions_per_hour: rate(250),
             ledger_pauses_per_hour: rate(120),
         };
-        let market = MarketRules {
+        let mut market = MarketRules {
             deposit_micro: draws.within([500, 40_000]),
             settle_after_s: draws.within([1, 30]),
             window: draws.within([64, 2048]),
@@ -527,6 +564,7 @@ impl Scenario {
             break_per_million: draws.within([0, 3000]) as u32,
             drop_per_million: draws.within([0, 50_000]) as u32,
         };
+        market.sessions_ahead = draws.within([0, 4]) as u32;
         let about = "drawn by its seed".into();
         // Clients go on after the faults, to see whether all is well again.
         let duration_s = if until_s == 0 { 40 } else { until_s + 45 };
@@ -563,6 +601,7 @@ mod tests {
             ("duration_s = 60", "duration = 60", "unknown field `duration`"),
             ("region = \"france\"", "region = \"mars\"", "fleet[0].region: is none of"),
             ("slots = 1", "slots = 0", "fleet[0].gpu.slots: 0"),
+            ("region = \"france\"", "region = \"france\"\nsell = \"at times\"", "fleet[0].sell: neither `always`"),
             ("fleet = \"gateway\"", "fleet = \"nobody\"", "clients[0].fleet: no fleet is named `nobody`"),
             ("per_minute = ", "per_hour = ", "per_hour"),
         ] {
@@ -571,7 +610,10 @@ mod tests {
             assert!(error.contains(says), "{from} -> {to} says: {error}");
         }
         assert!(
-            Scenario::named("none", 0).unwrap_err().to_string().contains("calm, burst, churn, faults, tight, swarm")
+            Scenario::named("none", 0)
+                .unwrap_err()
+                .to_string()
+                .contains("calm, burst, churn, faults, tight, sold, swarm")
         );
     }
 }

@@ -1,10 +1,8 @@
 //! Many seeds at once, each drawing its own scenario.
 //! Invariant: the result depends on the seeds alone, not on how many threads ran them.
 
-use crate::Simulation;
+use crate::{Simulation, parallel};
 use serde::Serialize;
-use std::sync::Mutex;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 /// A seed that broke a rule.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -31,28 +29,9 @@ pub struct Swarm {
 /// A seed that makes the code panic counts as a failure; the panic's own message goes to standard error.
 #[must_use]
 pub fn swarm(seeds: std::ops::Range<u64>, progress: impl Fn(u64) + Sync) -> Swarm {
-    let next = AtomicU64::new(seeds.start);
-    let done = AtomicU64::new(0);
-    let failures = Mutex::new(Vec::new());
-    let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    std::thread::scope(|scope| {
-        for _ in 0..threads {
-            scope.spawn(|| {
-                loop {
-                    let seed = next.fetch_add(1, Ordering::Relaxed);
-                    if seed >= seeds.end {
-                        return;
-                    }
-                    let failure = one(seed);
-                    failures.lock().expect("nobody panics while holding it").extend(failure);
-                    progress(done.fetch_add(1, Ordering::Relaxed) + 1);
-                }
-            });
-        }
-    });
-    let mut failures = failures.into_inner().expect("nobody panics while holding it");
-    failures.sort_by_key(|failure: &Failure| failure.seed);
-    Swarm { seeds: seeds.end.saturating_sub(seeds.start), failures }
+    let count = seeds.end.saturating_sub(seeds.start);
+    let failures = parallel::each(seeds, one, progress);
+    Swarm { seeds: count, failures: failures.into_iter().flatten().collect() }
 }
 
 fn one(seed: u64) -> Option<Failure> {

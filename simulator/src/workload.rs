@@ -73,11 +73,13 @@ impl Source {
         let leaves = draws.happens(rules.leave_per_mille * 1000).then(|| draws.within([0, 6_000_000]));
         let gateway = usize::try_from(draws.below(gateways as u64)).expect("below a usize");
         let input = Credits::new(rules.price_input_max_micro);
+        let body = oracle::body(prompt, answer, id.0, bad);
         let job = Job {
             id,
             model: rules.model.clone(),
             kind: Kind::Chat,
-            body: oracle::body(prompt, answer, id.0, bad),
+            prefix: spillway_protocol::prefix::names(&rules.model, &body),
+            body,
             output_max: u64::from(answer).max(1),
             continuable: !single,
             prefer: match rules.prefer {
@@ -86,6 +88,9 @@ impl Source {
                 Preference::Any => Prefer::Any,
             },
             price_max: Price { input, cached: input, output: Credits::new(rules.price_output_max_micro) },
+            alternatives: Vec::new(),
+            preferences: spillway_protocol::Preferences::default(),
+            target_ms: None,
         };
         Client { job, gateway, leaves }
     }

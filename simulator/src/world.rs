@@ -7,11 +7,12 @@ use crate::draws::Draws;
 use crate::faults::{self, Fault};
 use crate::gpu::Gpu;
 use crate::host::{Host, region};
+use crate::idle::Idle;
 use crate::network::{HostId, LinkId, Network, Parcel, Side};
 use crate::scenario::Scenario;
 use crate::timeline::{START, Timeline};
 use crate::workload::Source;
-use spillway_ledger::{Account, Credits, Entry, JobId, NetworkId, Signed, decode};
+use spillway_ledger::{Account, Credits, Entry, JobId, NetworkId, NodeId, SessionId, Signed, decode};
 use spillway_protocol::{Event, Now, Offer, Peer, ProbeId, ProbeReply, WorkId};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -46,6 +47,8 @@ pub enum Happening {
     Offered(HostId, HostId, Box<Signed<Offer>>),
     /// A GPU's work goes on.
     Step(HostId, u32, WorkId),
+    /// An adversary does something of its own accord.
+    Mischief(HostId, u32),
     /// An entry reaches the authority.
     Submitted(HostId, u32, Box<Signed<Entry>>),
     /// A clerk has waited long enough for its verdict.
@@ -89,6 +92,8 @@ pub struct World {
     pub(crate) market: NetworkId,
     pub(crate) trace: bool,
     pub(crate) by_account: BTreeMap<Account, Vec<HostId>>,
+    pub(crate) by_node: BTreeMap<NodeId, HostId>,
+    pub(crate) idle: Idle,
     sources: Vec<Source>,
     fleets: BTreeMap<String, Vec<HostId>>,
     pub(crate) hook: Hook,
@@ -107,6 +112,8 @@ impl World {
         let mut balances = Vec::new();
         let mut fleets: BTreeMap<String, Vec<HostId>> = BTreeMap::new();
         let mut by_account: BTreeMap<Account, Vec<HostId>> = BTreeMap::new();
+        let mut by_node = BTreeMap::new();
+        let mut idle = Idle::default();
         for fleet in &scenario.fleets {
             for number in 0..fleet.count {
                 let id = hosts.len();
@@ -115,6 +122,8 @@ impl World {
                 balances.push((host.account, Credits::new(fleet.balance_micro)));
                 fleets.entry(fleet.name.clone()).or_default().push(id);
                 by_account.entry(host.account).or_default().push(id);
+                by_node.insert(host.node, id);
+                idle.balance(START, host.account, Credits::new(fleet.balance_micro));
                 hosts.push(host);
             }
         }
@@ -135,13 +144,15 @@ impl World {
                 START.after(Duration::from_secs(scenario.faults.until_s)),
             ),
             authority: Authority::new(&genesis, &issuer, &balances),
-            checks: Checks::new(seed, calm),
+            checks: Checks::new(seed, calm, hosts.iter().map(|host| host.adversary).collect()),
             fault_draws: Draws::new(seed, "faults"),
             market: genesis.network_id(),
             line: Timeline::new(),
             sources: sources.map(|(index, rules)| Source::new(seed, index, rules)).collect(),
             hosts,
             by_account,
+            by_node,
+            idle,
             fleets,
             hook,
             scenario,
@@ -177,19 +188,39 @@ impl World {
             return;
         }
         self.checks.at(settled);
-        let authority = &self.authority;
-        self.checks.all_settled(|session| authority.session(session).map_or(Credits::ZERO, |seen| seen.settled));
-        let last = self.authority.sessions().map(|(_, seen)| seen.expires_ms).max().unwrap_or_default();
-        let back = Now::from_ms(last).after(Duration::from_secs(self.scenario.market.grace_s)).after(SETTLING);
-        if !self.until(back.max(settled)) {
-            return;
+        let paid: BTreeMap<SessionId, (Credits, bool)> = self
+            .authority
+            .sessions()
+            .filter(|(_, seen)| self.honest(&seen.consumer))
+            .map(|(id, seen)| (*id, (seen.settled, self.honest(&seen.provider))))
+            .collect();
+        self.checks.all_settled(|session| paid.get(session).copied());
+        // What was opened for jobs that never came ends, too.
+        let mut back = settled;
+        loop {
+            let last = self.authority.sessions().map(|(_, seen)| seen.expires_ms).max().unwrap_or_default();
+            let due = Now::from_ms(last).after(Duration::from_secs(self.scenario.market.grace_s)).after(SETTLING);
+            if due <= back {
+                break;
+            }
+            back = due;
+            if !self.until(back) {
+                return;
+            }
         }
         self.checks.at(self.line.now());
-        let locked = self.authority.book.locked();
+        // An adversary may leave its own money where it is.
+        let theirs = self.authority.sessions().filter(|(_, seen)| !seen.closed && !self.honest(&seen.consumer));
+        let theirs = theirs.fold(0, |sum, (_, seen)| sum + (seen.deposit.micro() - seen.settled.micro()));
+        let locked = self.authority.book.locked().saturating_sub(Credits::new(theirs));
         if locked > Credits::ZERO {
             self.checks.broken(Rule::MoneyStuck, format!("{locked} are still locked after every session's grace"));
         }
-        let busy = self.hosts.iter().find(|host| !host.clerk.is_idle()).map(|host| host.name.clone());
+        let busy = self
+            .hosts
+            .iter()
+            .find(|host| host.adversary.is_none() && !host.clerk.is_idle())
+            .map(|host| host.name.clone());
         if let Some(name) = busy {
             self.checks.broken(Rule::LeftBehind, format!("{name} still tries to bring an entry to the ledger"));
         }
@@ -215,10 +246,12 @@ impl World {
 
     fn nothing_is_left(&mut self) {
         let mut left = Vec::new();
-        if self.network.open_streams() > 0 {
-            left.push(format!("{} streams", self.network.open_streams()));
+        let honest = |host: HostId| self.hosts[host].adversary.is_none();
+        let streams = self.network.links(|link| link.ends.iter().all(|end| honest(end.host))).len();
+        if streams > 0 {
+            left.push(format!("{streams} streams"));
         }
-        for host in &self.hosts {
+        for host in self.hosts.iter().filter(|host| host.adversary.is_none()) {
             let load = host.gpu.as_ref().map_or(0, Gpu::load);
             let things =
                 [(load, "pieces of work"), (host.probes.len(), "probes"), (host.probed.len(), "unanswered probes")];
@@ -258,9 +291,11 @@ impl World {
                 if self.network.connected(from, to) {
                     let life = self.hosts[to].life;
                     self.deliver(to, life, Event::OfferReceived(*offer));
+                    self.ping(to, from);
                 }
             }
             Happening::Step(host, life, work) => self.step_gpu(host, life, work),
+            Happening::Mischief(host, life) => self.mischief(host, life),
             Happening::Submitted(host, life, entry) => {
                 if self.network.connected(host, self.hosts.len()) {
                     self.authority.submit(host, life, *entry);
@@ -291,6 +326,7 @@ impl World {
             Happening::Fault(fault) => faults::strike(self, fault),
             Happening::Thaw(host) => {
                 self.hosts[host].frozen = false;
+                self.note_state(host);
                 while let Some(event) = self.hosts[host].inbox.pop_front() {
                     let life = self.hosts[host].life;
                     self.deliver(host, life, event);
@@ -304,6 +340,16 @@ impl World {
             }
             Happening::Heal(cut) => faults::heal(self, cut),
             Happening::Sever(cut) => faults::sever(self, cut),
+        }
+    }
+
+    /// A node pings those that it happens to be connected to: a third of all. The others' distances it has to estimate.
+    fn ping(&mut self, from: HostId, to: HostId) {
+        if (from + to).is_multiple_of(3) {
+            let wait = self.network.delay(from, to, 64) + self.network.delay(to, from, 64);
+            let (life, peer) = (self.hosts[from].life, self.hosts[to].node);
+            let event = Event::RoundTrip { peer, rtt: Duration::from_micros(wait) };
+            self.line.after(wait, Happening::Tell(from, life, Box::new(event)));
         }
     }
 
@@ -332,6 +378,11 @@ impl World {
 
     // ---- figures ----
 
+    /// The fleets' nodes, by name.
+    pub(crate) fn fleets(&self) -> impl Iterator<Item = (&String, &Vec<HostId>)> {
+        self.fleets.iter()
+    }
+
     /// The hash of all that peers were told, in order.
     #[must_use]
     pub fn hash(&self) -> String {
@@ -348,6 +399,13 @@ impl World {
     #[must_use]
     pub const fn checks(&self) -> &Checks {
         &self.checks
+    }
+
+    /// What these nodes were paid for serving strangers, in micro-credits.
+    pub(crate) fn earned(&self, hosts: &[HostId]) -> u64 {
+        let theirs = |account: &Account| hosts.iter().any(|host| self.hosts[*host].account == *account);
+        let sessions = self.authority.sessions().filter(|(_, seen)| theirs(&seen.provider));
+        sessions.map(|(_, seen)| seen.to_provider.micro()).sum()
     }
 
     /// What sessions have settled, all shares together, and what providers had of it, in micro-credits.

@@ -40,7 +40,7 @@ impl Plan {
                 region: "local".into(),
                 emulated_rtt_ms: 0,
             },
-            gateway: Some(GatewaySection { listen: "127.0.0.1:0".into() }),
+            gateway: Some(GatewaySection { listen: "127.0.0.1:0".into(), job_log: true }),
             edge: None,
             backend: Vec::new(),
             provide: ProvideSection::default(),
@@ -120,6 +120,7 @@ impl Plan {
             reserved_slots: 0,
             window: 128,
             settle_after_s: 0.5,
+            ..ProvideSection::default()
         };
         self
     }

@@ -1,22 +1,42 @@
 //! A request as an upstream server gets it, and how it is told to go on behind text that was already delivered.
-//! Invariant: beside `stream` and `stream_options`, only what a continuation needs is touched.
+//! Invariants: the model is the one that the market agreed on, whatever the body says; beside that, `stream` and
+//! `stream_options`, only what a continuation needs is touched.
 
 use super::rejected;
 use crate::openai::fields::{Fields, literal, raw};
-use crate::openai::request::{for_backend, with_stream};
+use crate::openai::request::{UNITS_PER_TOKEN, for_backend, with_stream};
 use serde_json::value::RawValue;
 use spillway_protocol::{BackendError, Kind};
 
-/// Bytes of text that a token is taken for when a continuation's limit is worked out; near the truth for English, and low
-/// enough that the limit is rather too high than too low for others. The market's own limit holds beside it.
-const BYTES_PER_TOKEN: u64 = 4;
+/// Fields by which servers and proxies choose a model other than `model`: OpenRouter's `models`, `route`, `provider` and
+/// `preset`, and the `fallbacks` of LiteLLM and Bifrost. The price was quoted for one model, and a key may be for one.
+const CHOOSES_MODEL: [&str; 6] = ["model", "models", "route", "provider", "preset", "fallbacks"];
 
-/// The body to send. With a `prefix`, a chat gets it as the begun answer, in the form that vLLM, SGLang and llama.cpp
+/// Whether a server might take a field for one that chooses the model. Servers in Go read fields by their names without
+/// regard to case, with Unicode's simple folding.
+fn chooses_model(name: &str) -> bool {
+    let folded: String = name
+        .chars()
+        .map(|letter| match letter {
+            'ſ' => 's',
+            '\u{212a}' => 'k',
+            letter => letter.to_ascii_lowercase(),
+        })
+        .collect();
+    name != "model" && CHOOSES_MODEL.contains(&folded.as_str())
+}
+
+/// The body to send for `model`. With a `prefix`, a chat gets it as the begun answer, in the form that vLLM, SGLang and llama.cpp
 /// understand (`continue_final_message`); a completion gets it behind its prompt.
-pub(super) fn for_upstream(kind: Kind, body: &[u8], prefix: &[u8]) -> Result<Vec<u8>, BackendError> {
+pub(super) fn for_upstream(kind: Kind, model: &str, body: &[u8], prefix: &[u8]) -> Result<Vec<u8>, BackendError> {
     let mut fields = Fields::parse(body).map_err(|error| rejected("body", &error.to_string()))?;
+    let mut touched = fields.remove_where(chooses_model);
+    if fields.read::<String>("model").as_deref() != Some(model) {
+        fields.set("model", raw(model));
+        touched = true;
+    }
     if prefix.is_empty() {
-        return Ok(for_backend(body, fields));
+        return Ok(if touched { with_stream(fields).to_bytes() } else { for_backend(body, fields) });
     }
     let prefix =
         std::str::from_utf8(prefix).map_err(|_| BackendError::Failed("the delivered text is not UTF-8".into()))?;
@@ -39,7 +59,8 @@ pub(super) fn for_upstream(kind: Kind, body: &[u8], prefix: &[u8]) -> Result<Vec
     }
     for name in ["max_completion_tokens", "max_tokens"] {
         if let Some(limit) = fields.read::<u64>(name) {
-            let left = limit.saturating_sub(prefix.len() as u64 / BYTES_PER_TOKEN).max(1);
+            // Rather too high than too low a limit; the market's own holds beside it.
+            let left = limit.saturating_sub(prefix.len() as u64 / UNITS_PER_TOKEN).max(1);
             fields.set(name, raw(&left));
         }
     }
@@ -59,17 +80,17 @@ mod tests {
             (Kind::Chat, format!("{chat},  {stream}}}"), "", Ok(format!("{chat},  {stream}}}"))),
             (
                 Kind::Chat,
-                format!(r#"{{"messages":[{{"role":"user","content":"hi"}}],"max_tokens":10,{stream}}}"#),
+                format!(r#"{{"model":"m","messages":[{{"role":"user","content":"hi"}}],"max_tokens":10,{stream}}}"#),
                 "twelve bytes",
                 Ok(format!(
-                    r#"{{"messages":[{{"role":"user","content":"hi"}},{{"role":"assistant","content":"twelve bytes"}}],"max_tokens":7,{stream},"continue_final_message":true,"add_generation_prompt":false}}"#
+                    r#"{{"model":"m","messages":[{{"role":"user","content":"hi"}},{{"role":"assistant","content":"twelve bytes"}}],"max_tokens":7,{stream},"continue_final_message":true,"add_generation_prompt":false}}"#
                 )),
             ),
             (
                 Kind::Completion,
-                r#"{"prompt":"On\"ce","max_tokens":1,"x":null}"#.into(),
+                r#"{"model":"m","prompt":"On\"ce","max_tokens":1,"x":null}"#.into(),
                 " upon a time",
-                Ok(format!(r#"{{"prompt":"On\"ce upon a time","max_tokens":1,"x":null,{stream}}}"#)),
+                Ok(format!(r#"{{"model":"m","prompt":"On\"ce upon a time","max_tokens":1,"x":null,{stream}}}"#)),
             ),
             (Kind::Completion, r#"{"prompt":[1]}"#.into(), "x", Err(400)),
             (Kind::Chat, r#"{"messages":1}"#.into(), "x", Err(400)),
@@ -77,12 +98,41 @@ mod tests {
             (Kind::Chat, r#"{"a":1,"a":2}"#.into(), "", Err(400)),
         ];
         for (kind, body, prefix, want) in cases {
-            let got = for_upstream(kind, body.as_bytes(), prefix.as_bytes());
+            let got = for_upstream(kind, "m", body.as_bytes(), prefix.as_bytes());
             let got = got.map(|bytes| String::from_utf8(bytes).expect("JSON")).map_err(|error| match error {
                 BackendError::Rejected { status, .. } => status,
                 BackendError::Busy | BackendError::Failed(_) => 0,
             });
             assert_eq!(got, want, "{body} behind {prefix:?}");
         }
+    }
+
+    #[test]
+    fn the_model_is_the_one_that_was_agreed_on() {
+        let stream = r#""stream":true,"stream_options":{"include_usage":true}"#;
+        // What a consumer sent, and what the server gets.
+        let cases = [
+            (r#""model":"dear","prompt":"a","top_p":1.0"#, r#""model":"cheap","prompt":"a","top_p":1.0"#),
+            (r#""model":["dear"],"prompt":"a""#, r#""model":"cheap","prompt":"a""#),
+            (r#""model":"cheap","Model":"dear","MODEL":"dear","prompt":"a""#, r#""model":"cheap","prompt":"a""#),
+            (r#""model":"cheap","models":["dear"],"prompt":"a""#, r#""model":"cheap","prompt":"a""#),
+            (
+                r#""model":"cheap","prompt":"a","fallbac\u212as":["dear"],"preſet":"dear","route":"x","provider":{}"#,
+                r#""model":"cheap","prompt":"a""#,
+            ),
+            (r#""model": "ch\u0065ap", "prompt": "a""#, r#""model": "ch\u0065ap", "prompt": "a""#),
+        ];
+        for (sent, got) in cases {
+            let separator = if sent.contains(": ") { ", " } else { "," };
+            let sent = format!("{{{sent}{separator}{stream}}}");
+            let body = for_upstream(Kind::Completion, "cheap", sent.as_bytes(), b"").expect(&sent);
+            assert_eq!(String::from_utf8_lossy(&body), format!("{{{got}{separator}{stream}}}"), "{sent}");
+        }
+        let sent = format!(r#"{{"prompt":"a",{stream}}}"#);
+        let named = for_upstream(Kind::Completion, "cheap", sent.as_bytes(), b"").expect(&sent);
+        assert_eq!(String::from_utf8_lossy(&named), format!(r#"{{"prompt":"a",{stream},"model":"cheap"}}"#));
+        let sent = r#"{"model":"dear","prompt":"a"}"#;
+        let behind = for_upstream(Kind::Completion, "cheap", sent.as_bytes(), b"b").expect(sent);
+        assert_eq!(String::from_utf8_lossy(&behind), format!(r#"{{"model":"cheap","prompt":"ab",{stream}}}"#));
     }
 }

@@ -102,7 +102,7 @@ impl Upstream {
     /// Has the server do work; gives the finish reason.
     pub(super) async fn run(&self, work: Work, out: &Out) -> Result<String, BackendError> {
         let shared = &*self.shared;
-        let body = for_upstream(work.kind, &work.body, &work.prefix)?;
+        let body = for_upstream(work.kind, &work.model, &work.body, &work.prefix)?;
         let place = tokio::time::timeout(PLACE_WAIT, shared.places.acquire());
         let Ok(place) = place.await else { return Err(BackendError::Busy) };
         let _place = place.expect("the semaphore is never closed");

@@ -309,6 +309,7 @@ async fn a_false_authority_s_blocks_are_not_taken() {
         network: genesis().network_id(),
         listen: vec![QUIC.into()],
         bootstrap: Vec::new(),
+        known: Vec::new(),
         mdns: false,
         emulated_rtt: Duration::ZERO,
     };
@@ -347,6 +348,7 @@ async fn a_node_does_not_follow_itself() {
         network: genesis().network_id(),
         listen: Vec::new(),
         bootstrap: Vec::new(),
+        known: Vec::new(),
         mdns: false,
         emulated_rtt: Duration::ZERO,
     };

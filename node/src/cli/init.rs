@@ -85,6 +85,7 @@ emulated_rtt_ms = 0           # for test networks: pretends to be this far away
 
 [gateway]
 listen = "127.0.0.1:8080"     # the OpenAI API; port 0 takes a free one
+job_log = true                # keep times and sizes of the last 100,000 jobs, without content: `spillway jobs export`
 
 [edge]
 listen = "127.0.0.1:4601"     # QUIC, for `spillway submit` and programs that are no nodes
@@ -96,8 +97,12 @@ listen = "127.0.0.1:4601"     # QUIC, for `spillway submit` and programs that ar
 [provide]
 enabled = false               # true to earn
 price_input = 0.05            # credits per million units of prompt
+# price_cached = 0.01         # of prompt that your backend has cached; absent: as price_input
 price_output = 0.2            # credits per million units of answer
-reserved_slots = 1            # slots per model that strangers never get
+sell = "always"               # or "never", daily hours in UTC ("22:00-06:00"), or "below 70%" of use by your own jobs
+preempt = true                # your own jobs take strangers' slots when none is free
+cache_units = 1048576         # units of prompt that your backend's prefix cache holds per model; 0 if it has none
+reserved_slots = 1            # slots per model that stay idle for your own next jobs
 window = 1024                 # units of answer that you want paid ahead
 settle_after_s = 60.0         # seconds of rest before earnings are redeemed on the ledger
 
@@ -106,6 +111,9 @@ settle_after_s = 60.0         # seconds of rest before earnings are redeemed on 
 price_input_max = 2.0         # credits per million units of prompt, at most
 price_output_max = 10.0       # credits per million units of answer, at most
 deposit = 1.0                 # credits locked when a session with a provider opens
+sessions_ahead = 3            # providers that have a session ready before a job needs it, so that it need not wait
+ahead_share = 0.25            # of your balance, what may lie in sessions that no job has used yet
+top_up_share = 0.5            # of your balance, what one top-up of a session in use may take
 second_worth = 0.001          # credits that a second of waiting is worth: high prefers the fast, low the cheap
 queue_max = 64                # own jobs that may wait for an own slot
 

@@ -49,6 +49,9 @@ pub(crate) struct CreateArguments {
     /// The most jobs it may have under way
     #[arg(long, value_name = "N")]
     concurrency: Option<u32>,
+    /// The time to first text that its jobs ask for: the cheapest place that meets it is taken
+    #[arg(long, value_name = "MS")]
+    target_ms: Option<u32>,
     #[command(flatten)]
     place: Place,
     #[command(flatten)]
@@ -130,6 +133,9 @@ async fn create(arguments: &CreateArguments) -> Result<Verdict> {
     }
     if let Some(concurrency) = arguments.concurrency {
         wanted["concurrency"] = concurrency.into();
+    }
+    if let Some(target_ms) = arguments.target_ms {
+        wanted["target_ms"] = target_ms.into();
     }
     let admin = arguments.place.admin()?;
     let made = admin.post("/admin/keys", &wanted).await?;

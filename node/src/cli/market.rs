@@ -71,11 +71,12 @@ const fn meaning(reason: Reason) -> &'static str {
         Reason::OwnUnhealthy => "the own backend does not answer",
         Reason::ModelNotLocal => "no own backend has the model",
         Reason::LabelForbidsNetwork => "its key keeps it on own hardware",
-        Reason::PriceCap => "offers exist, none within the price limit",
+        Reason::PriceCap => "offers exist, none within the price limit and preferences",
         Reason::NoOffer => "nobody offers the model",
         Reason::NoDeposit => "the balance covers no deposit",
         Reason::ProviderRefused => "every provider that was asked before refused",
         Reason::ProviderStalled => "the provider before fell silent or vanished",
+        Reason::ProviderPreempted => "the owner of the provider before needed the slot",
         Reason::Upstream429 => "the backend is rate-limited",
         Reason::UpstreamError => "the backend failed",
         Reason::ClientLeft => "the client left",
@@ -105,6 +106,9 @@ pub(crate) async fn explain(arguments: &ExplainArguments) -> Result<Verdict> {
     let micro = |value: &Value| Credits::new(value.get("cost_micro").and_then(Value::as_u64).unwrap_or(0));
     table::line(&format!("job    {}", text(&job, "job")))?;
     table::line(&format!("model  {}", text(&job, "model")))?;
+    if let Some(wishes) = job.get("wishes").and_then(Value::as_str) {
+        table::line(&format!("wishes {wishes}"))?;
+    }
     for (index, leg) in job.get("legs").and_then(Value::as_array).into_iter().flatten().enumerate() {
         let place = match leg.get("provider").and_then(Value::as_str) {
             Some(provider) => format!("provider {provider}"),

@@ -3,6 +3,7 @@
 
 mod doctor;
 mod init;
+mod jobs;
 mod keys;
 mod ledger;
 mod market;
@@ -76,6 +77,9 @@ enum Command {
     Key(keys::KeyCommand),
     /// Why a job went where it went, and what it cost
     Explain(market::ExplainArguments),
+    /// The last jobs of a running node: times and sizes, to replay your own day in the simulator
+    #[command(subcommand)]
+    Jobs(jobs::JobsCommand),
     /// The books: balance, log, receipts, verification
     #[command(subcommand)]
     Ledger(ledger::LedgerCommand),
@@ -102,6 +106,7 @@ pub async fn run(arguments: Arguments) -> Result<Verdict> {
         Command::Market(arguments) => market::market(&arguments).await,
         Command::Key(command) => keys::run(command).await,
         Command::Explain(arguments) => market::explain(&arguments).await,
+        Command::Jobs(command) => jobs::run(command).await,
         Command::Ledger(command) => ledger::run(command).await,
         Command::Sim(arguments) => simulate(arguments).await,
         Command::Testnet(command) => testnet::run(command).await,

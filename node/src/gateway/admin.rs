@@ -1,6 +1,7 @@
 //! The operator's routes, under `/admin`.
 //! Invariant: each wants the token in `admin.token` and refuses requests that a browser sends for another page.
 
+use super::day_log::DayQuery;
 use super::desk::{Mint, Wish};
 use super::error::ApiError;
 use super::http::{drain, json_response, query_value, read_body};
@@ -30,6 +31,7 @@ pub(super) fn routes() -> Router<Gateway> {
     Router::new()
         .route("/admin/keys", get(list_keys).post(create_key))
         .route("/admin/keys/{id}", delete(revoke_key))
+        .route("/admin/jobs", get(list_jobs))
         .route("/admin/jobs/{id}", get(show_job))
         .route("/admin/market", get(market))
         .route("/admin/status", get(status))
@@ -127,6 +129,29 @@ async fn show_job(
 ) -> Result<Response<Body>, ApiError> {
     let log = gateway.0.jobs.log(job_id(&id)?).ok_or_else(|| unknown_job(&id))?;
     Ok(json_response(&log))
+}
+
+/// The last jobs' times and sizes, for `spillway jobs export`.
+async fn list_jobs(
+    _: Operator,
+    State(gateway): State<Gateway>,
+    RawQuery(query): RawQuery,
+) -> Result<Response<Body>, ApiError> {
+    let query = query.as_deref();
+    let wanted = DayQuery {
+        from: field(query, "from", "not a number of jobs")?.unwrap_or(0),
+        since_ms: field(query, "since", "not Unix milliseconds")?,
+        until_ms: field(query, "until", "not Unix milliseconds")?,
+    };
+    let Some(log) = gateway.0.day_log.clone() else {
+        return Err(ApiError::new(409, "job_log_off", "gateway.job_log: this node keeps no log of its jobs"));
+    };
+    // What has ended is told.
+    gateway.flush().await;
+    let read = tokio::task::spawn_blocking(move || log.read(&wanted, LINES_MAX)).await;
+    let (jobs, next) =
+        read.ok().and_then(Result::ok).ok_or_else(|| ApiError::internal("the job log cannot be read"))?;
+    Ok(json_response(&json!({"jobs": jobs, "next": next})))
 }
 
 async fn market(_: Operator, State(gateway): State<Gateway>) -> Response<Body> {

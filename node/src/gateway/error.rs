@@ -128,7 +128,8 @@ impl From<&Failure> for ApiError {
             | Reason::PriceCap
             | Reason::NoOffer
             | Reason::OwnUnhealthy
-            | Reason::ProviderRefused => 503,
+            | Reason::ProviderRefused
+            | Reason::ProviderPreempted => 503,
             Reason::ProviderStalled | Reason::UpstreamError => 502,
             Reason::ClientLeft => 499,
             Reason::OwnFree => 500,

@@ -1,6 +1,7 @@
 //! A job that was admitted: its events, and its money's way back.
 //! Invariant: whatever becomes of the client, the reservation is settled to what the job cost, once its market says so.
 
+use super::day_log::Note;
 use super::keys::Reservation;
 use crate::jobs::{JobEvent, JobHandle, Jobs};
 use crate::metrics::Metrics;
@@ -41,12 +42,13 @@ impl AdmittedJob {
         asked: Asked,
         handle: JobHandle,
         reservation: Reservation,
+        note: Option<Note>,
         jobs: Jobs,
         metrics: Arc<Metrics>,
     ) -> Self {
         metrics.job_begins();
         let id = handle.id();
-        let closing = Closing { id, kind: asked.kind, model: asked.model.clone(), reservation, jobs, metrics };
+        let closing = Closing { id, kind: asked.kind, model: asked.model.clone(), reservation, note, jobs, metrics };
         Self { id, asked, handle: Some(handle), closing: Some(closing) }
     }
 
@@ -108,6 +110,7 @@ struct Closing {
     kind: Kind,
     model: String,
     reservation: Reservation,
+    note: Option<Note>,
     jobs: Jobs,
     metrics: Arc<Metrics>,
 }
@@ -131,6 +134,9 @@ impl Closing {
             total_ms = outcome.total_ms,
             "job ended"
         );
+        if let Some(note) = self.note {
+            note.ended(outcome.legs.iter().map(|leg| leg.usage.output).sum());
+        }
         self.reservation.settle(outcome.cost);
     }
 
@@ -143,6 +149,9 @@ impl Closing {
                 Some(log) => {
                     self.metrics.job_ends(self.kind, None);
                     tracing::info!(job = %self.id, cost_micro = log.cost_micro, "a cut job ended");
+                    if let Some(note) = self.note {
+                        note.ended(log.legs.iter().map(|leg| leg.output).sum());
+                    }
                     self.reservation.settle(Credits::new(log.cost_micro));
                     return;
                 }

@@ -89,6 +89,10 @@ pub struct Terms {
     /// The most jobs under way at once; `None` sets no limit.
     #[serde(default)]
     pub concurrency: Option<u32>,
+    /// The time to first text that its jobs ask for, in milliseconds, where a request does not say: the cheapest place that
+    /// meets it is taken. `None` weighs time against price.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub target_ms: Option<u32>,
 }
 
 impl Terms {
@@ -110,6 +114,9 @@ impl Terms {
         }
         if self.concurrency == Some(0) {
             return bad("concurrency", "0 would allow nothing; revoke the key instead".into());
+        }
+        if self.target_ms == Some(0) {
+            return bad("target_ms", "nobody answers in no time".into());
         }
         Ok(())
     }
@@ -277,6 +284,11 @@ impl Keys {
             return Err(not_written());
         }
         Ok((view, secret))
+    }
+
+    /// What writes this node's keys and budgets, for what else the gateway keeps.
+    pub(super) fn writer(&self) -> Writer {
+        self.0.writer.clone()
     }
 
     /// Every key, by id.

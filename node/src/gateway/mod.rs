@@ -5,6 +5,7 @@
 pub mod admin;
 pub mod answer;
 pub mod budget;
+pub mod day_log;
 pub mod desk;
 pub mod error;
 pub mod guard;
@@ -19,6 +20,7 @@ pub mod writer;
 #[cfg(test)]
 mod tests;
 
+pub use day_log::{DayJob, DayLog};
 pub use desk::Desk;
 pub use error::ApiError;
 pub use job::{AdmittedJob, Asked};
@@ -29,6 +31,7 @@ use crate::jobs::{Jobs, JobsFull};
 use crate::keystore;
 use crate::metrics::{Metrics, TurnedAway};
 use crate::openai::Request;
+use day_log::DayLogError;
 use keys::KeyId;
 use spillway_ledger::store::Store;
 use spillway_ledger::{Credits, Digest, JobId, Price};
@@ -61,6 +64,8 @@ pub struct Parts<'a> {
     pub metrics: Arc<Metrics>,
     /// The highest price that any key's jobs accept.
     pub price_max: Price,
+    /// Whether times and sizes of the last jobs are kept; if not, what was kept is removed.
+    pub job_log: bool,
     /// What each job may have cost by the vouchers signed for it: the node's `Record::Spending`, as a crash left them.
     pub promised: BTreeMap<JobId, Credits>,
 }
@@ -75,6 +80,7 @@ struct Inner {
     desk: Arc<dyn Desk>,
     metrics: Arc<Metrics>,
     price_max: Price,
+    day_log: Option<DayLog>,
     admin_hash: Digest,
     owners: Mutex<Owners>,
     stopping: AtomicBool,
@@ -93,6 +99,9 @@ pub enum GatewayError {
     /// The keys.
     #[error("keys: {0}")]
     Keys(#[from] KeysError),
+    /// The log of the last jobs.
+    #[error("the job log: {0}")]
+    DayLog(#[from] DayLogError),
     /// The admin token's file.
     #[error("{0:#}")]
     AdminToken(anyhow::Error),
@@ -119,7 +128,13 @@ impl Gateway {
     /// If the keys or the token cannot be read or written.
     pub fn open(parts: Parts<'_>) -> Result<Self, GatewayError> {
         let promised = parts.promised;
-        let keys = Keys::open(parts.store, |job| promised.get(&job).copied())?;
+        let keys = Keys::open(Arc::clone(&parts.store), |job| promised.get(&job).copied())?;
+        let day_log = if parts.job_log {
+            Some(DayLog::open(parts.store, keys.writer())?)
+        } else {
+            DayLog::clear(&parts.store).map_err(DayLogError::from)?;
+            None
+        };
         let token = admin_token(parts.folder).map_err(GatewayError::AdminToken)?;
         Ok(Self(Arc::new(Inner {
             keys,
@@ -127,6 +142,7 @@ impl Gateway {
             desk: parts.desk,
             metrics: parts.metrics,
             price_max: parts.price_max,
+            day_log,
             admin_hash: admin_hash(&token),
             owners: Mutex::default(),
             stopping: AtomicBool::new(false),
@@ -203,34 +219,49 @@ impl Gateway {
         if body.len() > BODY_BYTES_MAX {
             return Err(ApiError::too_large(BODY_BYTES_MAX));
         }
-        let request = Request::parse(kind, body)?;
+        let mut request = Request::parse(kind, body)?;
+        let on_offer = inner.jobs.models();
+        let known = |name: &str| on_offer.iter().any(|model| model.id == name);
+        request.resolve(known)?;
         if request.body.len() > BODY_BYTES_MAX {
             return Err(ApiError::too_large(BODY_BYTES_MAX));
         }
-        if !allows(&caller.terms, &request.model) {
-            let message = format!("the key is not for the model `{}`", request.model);
-            return Err(ApiError { param: Some("model".into()), ..ApiError::new(403, "model_not_allowed", message) });
+        if let Some(model) = request.models.iter().find(|model| !allows(&caller.terms, &model.name)) {
+            let message = format!("the key is not for the model `{}`", model.name);
+            return Err(ApiError {
+                param: Some(model.field.clone()),
+                ..ApiError::new(403, "model_not_allowed", message)
+            });
         }
-        if !inner.jobs.models().iter().any(|model| model.id == request.model) {
-            return Err(ApiError::unknown_model(&request.model));
+        if !request.models.iter().any(|model| known(&model.name)) {
+            let first = &request.models[0];
+            return Err(ApiError { param: Some(first.field.clone()), ..ApiError::unknown_model(&first.name) });
         }
+        let model = request.model().to_owned();
+        let preferences = request.routing.preferences.clone();
         let mut id = JobId([0; 16]);
         getrandom::fill(&mut id.0).map_err(|_| ApiError::internal("the system gives no random bytes"))?;
         let job = Job {
             id,
-            model: request.model.clone(),
+            model: model.clone(),
             kind,
+            prefix: spillway_protocol::prefix::names(&model, &request.body),
             body: request.body,
             output_max: request.output_max,
             continuable: request.continuable,
             prefer: caller.terms.prefer.into(),
-            price_max: lower(inner.price_max, caller.terms.price_max),
+            price_max: request.routing.lower(lower(inner.price_max, caller.terms.price_max)),
+            alternatives: request.models.into_iter().skip(1).map(|model| model.name).collect(),
+            target_ms: preferences.preferred_max_latency_ms.or(caller.terms.target_ms),
+            preferences,
         };
         // Own hardware costs a key nothing.
         let cost_max = if job.prefer == Prefer::Own { Some(Credits::ZERO) } else { job.cost_max() };
         let cost_max =
             cost_max.ok_or_else(|| ApiError::new(400, "price_limit", "the price limit exceeds what can be counted"))?;
         let reservation = inner.keys.reserve(caller, id, cost_max).await?;
+        let session = request.session.as_deref();
+        let note = inner.day_log.as_ref().map(|log| log.begin(caller.id, session, &model, job.prompt_units()));
         let handle = match inner.jobs.submit(job) {
             Ok(handle) => handle,
             Err(JobsFull) => {
@@ -239,8 +270,8 @@ impl Gateway {
             }
         };
         inner.owners.lock().expect("inserting does not panic").insert(id, caller.id);
-        let asked = Asked { kind, model: request.model, stream: request.stream, include_usage: request.include_usage };
-        Ok(AdmittedJob::new(asked, handle, reservation, inner.jobs.clone(), Arc::clone(&inner.metrics)))
+        let asked = Asked { kind, model, stream: request.stream, include_usage: request.include_usage };
+        Ok(AdmittedJob::new(asked, handle, reservation, note, inner.jobs.clone(), Arc::clone(&inner.metrics)))
     }
 
     fn is_stopping(&self) -> bool {

@@ -32,7 +32,7 @@ pub struct WriteFailed;
 
 /// Queues changes for the writing thread, which ends when the last of these is dropped.
 ///
-/// The queue is bounded by its users: a job has at most two orders in it, and jobs are bounded.
+/// The queue is bounded by its users: a job has at most three orders in it, and jobs are bounded.
 #[derive(Clone, Debug)]
 pub struct Writer(mpsc::UnboundedSender<Order>);
 

@@ -64,6 +64,19 @@ impl<'a> Fields<'a> {
         self.0.len() < before
     }
 
+    /// Puts the fields of these names first, in the names' order; all others keep theirs behind them.
+    pub fn put_first(&mut self, names: &[&str]) {
+        let place = |name: &str| names.iter().position(|first| *first == name).unwrap_or(names.len());
+        self.0.sort_by_key(|(name, _)| place(name));
+    }
+
+    /// Takes out all whose name `is_out` holds for; whether there was any.
+    pub fn remove_where(&mut self, is_out: impl Fn(&str) -> bool) -> bool {
+        let before = self.0.len();
+        self.0.retain(|(key, _)| !is_out(key));
+        self.0.len() < before
+    }
+
     /// The fields in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &RawValue)> {
         self.0.iter().map(|(key, value)| (key.as_str(), &**value))
@@ -200,6 +213,10 @@ mod tests {
         assert!(fields.remove("b"));
         assert!(!fields.remove("b"));
         assert_eq!(fields.to_bytes(), br#"{"a":true,"c":3.0,"d":"x"}"#);
+        fields.put_first(&["d", "z", "c"]);
+        assert_eq!(fields.to_bytes(), br#"{"d":"x","c":3.0,"a":true}"#);
+        assert!(fields.remove_where(|name| name != "a") && !fields.remove_where(|name| name != "a"));
+        assert_eq!(fields.to_bytes(), br#"{"a":true}"#);
     }
 
     #[test]

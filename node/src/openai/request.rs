@@ -1,7 +1,12 @@
 //! A client's request: checked where the gateway depends on it, passed through untouched everywhere else.
-//! Invariant: the body for the backend differs from the client's in `stream` and `stream_options.include_usage` only.
+//! Invariant: every value of the body for the backend is the client's, byte for byte, but for `stream`,
+//! `stream_options.include_usage` and shortcuts in `model`; what only the gateway needs is taken out.
+//!
+//! The fields that make the prompt come first, so that the bodies of a conversation begin alike whatever else is asked: prefix
+//! caches are found by a body's first bytes ([`spillway_protocol::prefix`]).
 
-use super::fields::{Fields, depth, literal};
+use super::fields::{Fields, depth, literal, raw};
+use super::preference::{GATEWAY_FIELDS, ModelName, Routing, Shortcut, models};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use spillway_protocol::Kind;
@@ -14,6 +19,10 @@ pub const CHOICES_MAX: u64 = 16;
 /// Work units (bytes) that one token may come to. A token is four bytes of English and at most a few more of anything
 /// else; an answer that still exceeds its tokens' worth ends with `length`.
 pub const UNITS_PER_TOKEN_MAX: u64 = 8;
+/// Work units (bytes) that a token is taken for where tokens are estimated: near the truth for English.
+pub const UNITS_PER_TOKEN: u64 = 4;
+/// What a prompt is made of, in the order in which chat templates use it.
+const PROMPT_FIELDS: [&str; 4] = ["tools", "functions", "messages", "prompt"];
 /// The tokens a request without a limit is reserved for, and held to.
 pub const TOKENS_DEFAULT: u64 = 4096;
 
@@ -28,7 +37,7 @@ pub struct BadRequest {
 }
 
 impl BadRequest {
-    fn new(field: impl Into<String>, why: impl Into<String>) -> Self {
+    pub(super) fn new(field: impl Into<String>, why: impl Into<String>) -> Self {
         Self { field: Some(field.into()), why: why.into() }
     }
 }
@@ -38,8 +47,13 @@ impl BadRequest {
 pub struct Request {
     /// The endpoint.
     pub kind: Kind,
-    /// The model, as the client names it.
-    pub model: String,
+    /// The models, the first choice first; at least one, at most [`ALTERNATIVES_MAX`](spillway_protocol::job::ALTERNATIVES_MAX)
+    /// more.
+    pub models: Vec<ModelName>,
+    /// Which providers are wished for.
+    pub routing: Routing,
+    /// What the client calls the conversation: `session_id` or `prompt_cache_key`.
+    pub session: Option<String>,
     /// Whether the client wants a stream.
     pub stream: bool,
     /// Whether the client wants usage at a stream's end.
@@ -64,7 +78,9 @@ impl Request {
         }
         let fields = Fields::parse(json)
             .map_err(|error| BadRequest { field: None, why: format!("the body is not a JSON object: {error}") })?;
-        let model = model(&fields)?;
+        let models = models(&fields)?;
+        let routing = Routing::parse(&fields)?;
+        typed::<String>(&fields, "route", "a string")?;
         let plain_prompt = match kind {
             Kind::Chat => messages(&fields)?,
             Kind::Completion => prompt(&fields)?,
@@ -86,39 +102,114 @@ impl Request {
         if echo {
             output_max = output_max.saturating_add(json.len() as u64);
         }
+        let session = fields.read("session_id").or_else(|| fields.read("prompt_cache_key"));
         Ok(Self {
             kind,
-            model,
+            routing,
+            session,
             stream,
             include_usage,
             output_max: output_max.saturating_mul(choices).clamp(1, OUTPUT_UNITS_MAX),
             continuable: plain_prompt && choices == 1 && !echo && is_plain_text(&fields),
-            body: for_backend(json, fields),
+            body: for_market(fields, &models[0].name),
+            models,
         })
     }
+
+    /// The model of first choice.
+    #[must_use]
+    pub fn model(&self) -> &str {
+        &self.models[0].name
+    }
+
+    /// Takes shortcuts out of the models' names, unless a model is `known` by the whole name.
+    ///
+    /// # Errors
+    /// If they contradict each other: preferences hold for all models of a request.
+    pub fn resolve(&mut self, known: impl Fn(&str) -> bool) -> Result<(), BadRequest> {
+        let first = taken_apart(&self.models[0], &known);
+        let (provider, sort) = first.map_or((None, None), |it| (it.provider, it.sort));
+        let mut names = Vec::with_capacity(self.models.len());
+        for (index, model) in self.models.iter().enumerate() {
+            let Some(shortcut) = taken_apart(model, &known) else {
+                names.push(model.name.clone());
+                continue;
+            };
+            if index > 0 && (shortcut.provider, shortcut.sort) != (provider, sort) {
+                let why = "its shortcut differs from the first model's, and preferences hold for all models";
+                return Err(BadRequest::new(&model.field, why));
+            }
+            names.push(shortcut.model.to_owned());
+        }
+        let preferences = &mut self.routing.preferences;
+        if let Some(provider) = provider {
+            if !preferences.only.is_empty() && !preferences.only.iter().any(|name| name == provider) {
+                return Err(BadRequest::new(&self.models[0].field, "its provider is not in `provider.only`"));
+            }
+            preferences.only = vec![provider.to_owned()];
+        }
+        // What is said at length is meant.
+        preferences.sort = preferences.sort.or(sort);
+        if names[0] != self.models[0].name {
+            let body = std::mem::take(&mut self.body);
+            let mut fields = Fields::parse(&body).expect("it was made of fields");
+            fields.set("model", raw(&names[0]));
+            self.body = fields.to_bytes();
+        }
+        let mut seen = Vec::new();
+        for (model, name) in self.models.iter_mut().zip(names) {
+            model.name = name;
+        }
+        self.models.retain(|model| {
+            let again = seen.contains(&model.name);
+            seen.push(model.name.clone());
+            !again
+        });
+        Ok(())
+    }
+}
+
+fn taken_apart<'a>(model: &'a ModelName, known: &impl Fn(&str) -> bool) -> Option<Shortcut<'a>> {
+    if known(&model.name) { None } else { Shortcut::of(&model.name) }
+}
+
+/// The body for whoever serves the job.
+fn for_market(fields: Fields<'_>, model: &str) -> Vec<u8> {
+    let mut fields = with_stream(fields);
+    fields.remove_where(|name| GATEWAY_FIELDS.contains(&name));
+    if fields.get("model").is_none() {
+        fields.set("model", raw(model));
+    }
+    fields.put_first(&PROMPT_FIELDS);
+    fields.to_bytes()
 }
 
 /// The body with `stream` and `stream_options.include_usage` set; the very bytes if they were.
 ///
-/// Providers call this too: what a stranger sends need not have come through a gateway.
+/// For whoever has a backend: what a stranger sends need not have come through a gateway.
 #[must_use]
 pub fn for_backend(json: &[u8], fields: Fields<'_>) -> Vec<u8> {
-    let options = fields.get("stream_options").map(str::as_bytes).map(Fields::parse);
-    let usage_set = options.is_some_and(|options| options.is_ok_and(|set| set.get("include_usage") == Some("true")));
-    if usage_set && fields.get("stream") == Some("true") {
+    if has_usage(&fields) && fields.get("stream") == Some("true") {
         return json.to_vec();
     }
     with_stream(fields).to_bytes()
 }
 
+fn has_usage(fields: &Fields<'_>) -> bool {
+    let options = fields.get("stream_options").map(str::as_bytes).map(Fields::parse);
+    options.is_some_and(|options| options.is_ok_and(|set| set.get("include_usage") == Some("true")))
+}
+
 /// The fields with `stream` and `stream_options.include_usage` set.
 #[must_use]
 pub fn with_stream(mut fields: Fields<'_>) -> Fields<'_> {
-    let options = fields.get("stream_options").unwrap_or("{}").to_owned();
-    let mut options = Fields::parse(options.as_bytes()).unwrap_or_default();
-    options.set("include_usage", literal("true"));
     fields.set("stream", literal("true"));
-    fields.set("stream_options", options.to_raw());
+    if !has_usage(&fields) {
+        let options = fields.get("stream_options").unwrap_or("{}").to_owned();
+        let mut options = Fields::parse(options.as_bytes()).unwrap_or_default();
+        options.set("include_usage", literal("true"));
+        fields.set("stream_options", options.to_raw());
+    }
     fields
 }
 
@@ -136,15 +227,10 @@ fn integer(fields: &Fields<'_>, name: &str, min: u64, max: u64) -> Result<Option
     }
 }
 
-fn model(fields: &Fields<'_>) -> Result<String, BadRequest> {
-    let Some(model) = typed::<String>(fields, "model", "a string")? else {
-        return Err(BadRequest::new("model", "missing"));
-    };
+/// A model's name, if it can be one.
+pub(super) fn checked_name(field: &str, model: String) -> Result<String, BadRequest> {
     if model.is_empty() || model.len() > MODEL_BYTES_MAX || model.chars().any(char::is_control) {
-        return Err(BadRequest::new(
-            "model",
-            format!("empty, over {MODEL_BYTES_MAX} bytes, or with control characters"),
-        ));
+        return Err(BadRequest::new(field, format!("empty, over {MODEL_BYTES_MAX} bytes, or with control characters")));
     }
     Ok(model)
 }
@@ -289,6 +375,7 @@ fn is_plain_text(fields: &Fields<'_>) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use spillway_protocol::router::Sort;
 
     const CHAT: &str = r#"{"model":"m","messages":[{"role":"user","content":"hi"}]"#;
 
@@ -367,7 +454,7 @@ mod tests {
 
     #[test]
     fn the_backend_gets_the_clients_bytes() {
-        // What the client sent behind CHAT, and what the backend gets there.
+        // What the client sent behind CHAT, and what the backend gets behind the messages and the model.
         let cases = [
             (
                 r#","temperature":1.10,"x_mine":{"deep":[1e400, null]},"top_k":40"#,
@@ -380,13 +467,74 @@ mod tests {
             ),
             (
                 r#", "stream" : true, "stream_options": { "include_usage": true }"#,
-                r#", "stream" : true, "stream_options": { "include_usage": true }"#,
+                r#","stream":true,"stream_options":{ "include_usage": true }"#,
             ),
             (r#","stream":true,"stream_options":null"#, r#","stream":true,"stream_options":{"include_usage":true}"#),
+            (
+                r#","provider":{"sort":"price"},"models":["n"],"route":"fallback","user":"u""#,
+                r#","user":"u","stream":true,"stream_options":{"include_usage":true}"#,
+            ),
         ];
+        const BODY: &str = r#"{"messages":[{"role":"user","content":"hi"}],"model":"m""#;
         for (sent, got) in cases {
             let request = chat(sent).expect(sent);
-            assert_eq!(String::from_utf8_lossy(&request.body), format!("{CHAT}{got}}}"));
+            assert_eq!(String::from_utf8_lossy(&request.body), format!("{BODY}{got}}}"));
+        }
+    }
+
+    #[test]
+    fn the_turns_of_a_conversation_begin_alike() {
+        let turn = |fields: &str, said: usize| {
+            let messages = vec![format!(r#"{{"role":"user","content":"{}"}}"#, "word ".repeat(400)); said].join(", ");
+            let json = format!(r#"{{{fields}"tools" : [],"messages" :  [{messages}], "stop": null}}"#);
+            let request = Request::parse(Kind::Chat, json.as_bytes()).expect(&json);
+            spillway_protocol::prefix::names(request.model(), &request.body)
+        };
+        let first = turn(r#""model":"m","stream":false,"#, 3);
+        for fields in [
+            r#""model":"m","#,
+            r#""stream":true,"model": "m","max_tokens":77,"#,
+            r#""provider":{"sort":"price"},"models":["m"],"temperature":0.5,"#,
+        ] {
+            let next = turn(fields, 4);
+            // Three messages are a bit over 6,000 bytes: two whole blocks of 2,048, and what comes behind them is in the third.
+            assert_eq!(next[..2], first[..2], "{fields}");
+            assert_ne!(next[2], first[2], "{fields}");
+        }
+    }
+
+    #[test]
+    fn shortcuts_become_preferences() {
+        let resolved = |json: &str| {
+            let mut request = Request::parse(Kind::Completion, json.as_bytes()).expect(json);
+            request.resolve(|name| ["a", "b", "b:floor"].contains(&name)).map(|()| request)
+        };
+        // The request; its models, sort and only.
+        let cases = [
+            (r#"{"prompt":"","model":"a"}"#, "a", None, ""),
+            (r#"{"prompt":"","model":"a:nitro"}"#, "a", Some(Sort::Throughput), ""),
+            (r#"{"prompt":"","model":"b:floor"}"#, "b:floor", None, ""),
+            (r#"{"prompt":"","model":"a:nitro","provider":{"sort":"latency"}}"#, "a", Some(Sort::Latency), ""),
+            (r#"{"prompt":"","model":"a@aabbccdd"}"#, "a", None, "aabbccdd"),
+            (r#"{"prompt":"","model":"a@own","provider":{"only":["own","aabbccdd"]}}"#, "a", None, "own"),
+            (r#"{"prompt":"","models":["a:floor","b:floor","c:floor"]}"#, "a,b:floor,c", Some(Sort::Price), ""),
+            (r#"{"prompt":"","model":"a:floor","models":["a","b"]}"#, "a,b", Some(Sort::Price), ""),
+        ];
+        for (json, models, sort, only) in cases {
+            let request = resolved(json).expect(json);
+            let names: Vec<_> = request.models.iter().map(|model| model.name.as_str()).collect();
+            let preferences = &request.routing.preferences;
+            let got = (names.join(","), preferences.sort, preferences.only.join(","));
+            assert_eq!(got, (models.to_owned(), sort, only.to_owned()), "{json}");
+            let body = Fields::parse(&request.body).expect("JSON").read::<String>("model");
+            assert_eq!(body.as_deref(), Some(names[0]), "{json}");
+        }
+        for (json, field) in [
+            (r#"{"prompt":"","model":"a@own","provider":{"only":["aabbccdd"]}}"#, "model"),
+            (r#"{"prompt":"","models":["a@own"],"provider":{"only":["aabbccdd"]}}"#, "models[0]"),
+            (r#"{"prompt":"","model":"a","models":["x","c:nitro"]}"#, "models[1]"),
+        ] {
+            assert_eq!(resolved(json).expect_err(json).field.as_deref(), Some(field), "{json}");
         }
     }
 

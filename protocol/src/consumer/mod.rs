@@ -2,20 +2,25 @@
 //! Invariants: a submitted job ends exactly once; its client gets every byte of the answer once and in order;
 //! no voucher is sent before it is to be kept on disk.
 
+mod market;
 mod place;
 mod remote;
+mod sessions;
 
 use crate::context::{Alarm, Context};
+use crate::directory::Listing;
 use crate::event::{BackendError, Effect, LedgerCommand, ProbeId, StreamId, WorkId};
 use crate::job::{Failure, Job, LEGS_MAX, Leg, OUTPUT_UNITS_MAX, Outcome, Prefer, Reason, Route};
 use crate::offer::Quote;
-use crate::own::{OwnState, WorkFor};
+use crate::own::{OwnState, Start, WorkFor};
 use crate::paying::{LegEnd, LegMoney, PayingSessions};
+use crate::prefix::{self, NAMES_MAX, PREFIX_UNITS};
 use crate::record::{Paying, Record, Spending};
 use crate::reputation::Experience;
-use crate::router::{Asked, Candidate, Quoted, score_quote, shortlist};
+use crate::router::{Estimate, Gate, OwnView, spill};
 use crate::time::Now;
 use crate::wire::{Abort, Frame, OpenJob, Probe, ProbeReply};
+use market::Markets;
 use rand::Rng as _;
 use spillway_ledger::{
     Account, CoSigned, Credits, Digest, JobId, NodeId, Price, PublicKey, Receipt, SessionId, Signed, SignedBytes, Usage,
@@ -25,10 +30,56 @@ use std::time::Duration;
 
 /// How often a job in the own queue looks at the market again.
 const REQUEUE_EVERY: Duration = Duration::from_secs(2);
+/// Last looks of one job: after each place that refused it in its last look, the others are asked once more.
+const LAST_LOOKS_MAX: u32 = 16;
+/// Places that may turn one job down after they had quoted for it.
+const REFUSALS_MAX: u32 = 64;
+/// A job in the queue does not look again sooner than this, whatever was promised.
+const RELOOK_MIN: Duration = Duration::from_millis(50);
 /// How long to wait for the first probe's answer when none came in time to have a choice.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// What a client should wait before it tries again when all are busy, in milliseconds.
 const RETRY_AFTER_MS: u64 = 1_000;
+/// The longest a client is told to wait, in milliseconds.
+const RETRY_AFTER_MAX_MS: u64 = 60_000;
+
+/// A provider that a job may go to.
+#[derive(Clone, Debug)]
+struct Candidate {
+    node: NodeId,
+    account: Account,
+    price: Price,
+    addresses: Vec<String>,
+}
+
+impl From<&Listing> for Candidate {
+    fn from(listing: &Listing) -> Self {
+        Self {
+            node: listing.node(),
+            account: listing.account(),
+            price: listing.model().price,
+            addresses: listing.offer.value().addresses.clone(),
+        }
+    }
+}
+
+/// A candidate with a quote that holds for the job, and what is expected of it.
+#[derive(Clone, Debug)]
+struct Quoted {
+    candidate: Candidate,
+    quote: Signed<Quote>,
+    expected: Estimate,
+}
+
+/// A probe under way.
+#[derive(Clone, Debug)]
+struct Asked {
+    /// The job that waits for it, if any still does.
+    job: Option<JobId>,
+    model: String,
+    candidate: Candidate,
+    sent: Now,
+}
 
 #[derive(Debug)]
 struct Active {
@@ -40,6 +91,18 @@ struct Active {
     first: Option<Now>,
     legs: Vec<Leg>,
     tried: BTreeSet<NodeId>,
+    /// Places that quoted and then refused.
+    refusals: u32,
+    /// Probed in the present look at the market.
+    asked: Vec<NodeId>,
+    /// Rounds of probes in the present look.
+    rounds: u32,
+    /// The present look is the last: the busy are asked again, too.
+    thorough: bool,
+    /// Refusals before the last look began, and last looks so far: what was heard before a place refused is old.
+    last_look: (u32, u32),
+    /// When own hardware is expected to give the first text, in milliseconds from now, if the job could wait for it.
+    own_first_ms: Option<f64>,
     /// Own hardware failed this job: it is not tried again.
     own_failed: bool,
     /// Why the job is not where it was tried last.
@@ -58,7 +121,7 @@ enum Stage {
     /// Runs on own hardware.
     Own { work: WorkId, units: u64, placed: bool, reason: Reason },
     /// Waits for quotes.
-    Probing { asked: Vec<Asked>, sent: Now, quotes: Vec<Quoted>, reason: Reason },
+    Probing { waiting: Vec<ProbeId>, sent: Now, reason: Reason },
     /// Waits for the ledger to open a session with the best provider.
     Opening { business: [u8; 16], best: Box<Quoted>, rest: Vec<Quoted>, reason: Reason },
     /// At a provider.
@@ -86,17 +149,17 @@ struct Remote {
     /// How much of the answer earlier legs delivered.
     prefix: usize,
     placed: bool,
+    /// What was expected when it was chosen.
+    expected: Estimate,
+    /// When the leg began.
+    opened: Now,
+    /// When its first text came.
+    first: Option<Now>,
+    /// It refused; when it said to come again.
+    refused: Option<Now>,
     heard: Now,
     /// The client is gone; only the receipt is awaited.
     leaving: bool,
-}
-
-#[derive(Debug)]
-struct Opening {
-    provider: Account,
-    price_cap: Price,
-    deposit: Credits,
-    waiting: Vec<JobId>,
 }
 
 /// The consuming half.
@@ -105,9 +168,11 @@ pub(crate) struct Consumer {
     jobs: BTreeMap<JobId, Active>,
     queue: VecDeque<JobId>,
     streams: BTreeMap<StreamId, JobId>,
-    probes: BTreeMap<ProbeId, JobId>,
+    probes: BTreeMap<ProbeId, Asked>,
+    markets: Markets,
     paying: PayingSessions,
-    opening: BTreeMap<[u8; 16], Opening>,
+    opening: BTreeMap<[u8; 16], sessions::Opening>,
+    ahead: sessions::Ahead,
     next_stream: u64,
     next_probe: u64,
 }
@@ -133,7 +198,10 @@ impl Consumer {
         if self.jobs.contains_key(&id) {
             return; // The driver numbers jobs at random; a repeat is the same submission.
         }
-        let refused = if self.jobs.len() >= cx.config.jobs_max {
+        let bad = job.alternatives.len() > crate::job::ALTERNATIVES_MAX || job.preferences.check().is_err();
+        let refused = if bad {
+            Some((Reason::PriceCap, "more alternatives or preferences than a job may have"))
+        } else if self.jobs.len() >= cx.config.jobs_max {
             Some((Reason::QueueFull, "too many jobs are under way on this node"))
         } else if job.output_max > OUTPUT_UNITS_MAX || job.cost_max().is_none() {
             Some((Reason::PriceCap, "output_max or price_max is beyond what can be counted"))
@@ -155,6 +223,12 @@ impl Consumer {
             first: None,
             legs: Vec::new(),
             tried: BTreeSet::new(),
+            refusals: 0,
+            asked: Vec::new(),
+            rounds: 0,
+            thorough: false,
+            last_look: (0, 0),
+            own_first_ms: None,
             own_failed: false,
             last: None,
             queued_until: None,
@@ -166,40 +240,74 @@ impl Consumer {
 
     /// Decides where the job goes next: own hardware first, then the network, then the own queue.
     fn place(&mut self, cx: &mut Context, id: JobId) {
+        self.foresee(cx, id);
         let Some(active) = self.jobs.get_mut(&id) else { return };
         active.stage = Stage::Placing;
-        if active.legs.len() >= LEGS_MAX as usize {
+        if active.is_spent() {
             let reason = active.last.unwrap_or(Reason::ProviderRefused);
             return self.fail(cx, id, reason, None, "every place that was tried failed");
         }
         let own = if active.own_failed { OwnState::Missing } else { cx.own.state(&active.job.model, active.job.kind) };
-        let reason = match own {
-            OwnState::Free => return self.run_own(cx, id),
-            OwnState::Saturated => Reason::OwnSaturated,
-            OwnState::Unhealthy => Reason::OwnUnhealthy,
-            OwnState::Missing => Reason::ModelNotLocal,
+        let own = if active.job.preferences.allows_own() { own } else { OwnState::Missing };
+        let target_ms = active.job.target_ms.map(f64::from);
+        let active = &self.jobs[&id];
+        let gate = spill::gate(&own_view(cx, &active.job, own, &self.queue, &self.jobs), target_ms);
+        let active = self.jobs.get_mut(&id).expect("seen above");
+        active.own_first_ms = None;
+        let reason = match (gate, own) {
+            (Gate::Own, _) => return self.run_own(cx, id),
+            (Gate::Preempt, _) => {
+                cx.make_way(&active.job.model);
+                return self.run_own(cx, id);
+            }
+            (Gate::Spill { own_first_ms }, _) => {
+                active.own_first_ms = Some(own_first_ms);
+                Reason::OwnSaturated
+            }
+            (Gate::Nothing, OwnState::Unhealthy) => Reason::OwnUnhealthy,
+            (Gate::Nothing, OwnState::Free | OwnState::Saturated | OwnState::Missing) => Reason::ModelNotLocal,
         };
-        match active.job.prefer {
-            Prefer::Own => match own {
-                OwnState::Saturated => self.enqueue(cx, id),
-                OwnState::Unhealthy => {
-                    self.fail(cx, id, reason, Some(RETRY_AFTER_MS), "the own backend does not answer")
+        match (active.job.prefer, own) {
+            (Prefer::Own, OwnState::Saturated | OwnState::Free) => {
+                if self.queue.len() >= cx.config.queue_max {
+                    let reason = active.last.unwrap_or(Reason::OwnSaturated);
+                    let retry = Some(RETRY_AFTER_MS);
+                    return self.fail(cx, id, reason, retry, "all slots are taken and the queue is full");
                 }
-                OwnState::Free | OwnState::Missing => {
-                    let reason = active.last.unwrap_or(Reason::LabelForbidsNetwork);
-                    self.fail(cx, id, reason, None, "the key keeps this job on own hardware, which cannot serve it");
+                self.enqueue(cx, id, None);
+            }
+            (Prefer::Own, OwnState::Unhealthy) => {
+                self.fail(cx, id, reason, Some(RETRY_AFTER_MS), "the own backend does not answer");
+            }
+            (Prefer::Own, OwnState::Missing) => {
+                if active.first.is_none() && !active.job.alternatives.is_empty() {
+                    active.next_model();
+                    return self.place(cx, id);
                 }
-            },
-            Prefer::OwnFirst | Prefer::Any => {
+                let reason = active.last.unwrap_or(Reason::LabelForbidsNetwork);
+                self.fail(cx, id, reason, None, "the key keeps this job on own hardware, which cannot serve it");
+            }
+            (Prefer::OwnFirst | Prefer::Any, _) => {
                 let reason = active.last.unwrap_or(reason);
-                self.probe(cx, id, reason);
+                active.asked.clear();
+                active.rounds = 0;
+                active.thorough = false;
+                self.look(cx, id, reason);
             }
         }
     }
 
     fn run_own(&mut self, cx: &mut Context, id: JobId) {
         let active = self.jobs.get_mut(&id).expect("the caller holds the job");
-        let work = cx.own.start(cx.now, &active.job.model, WorkFor::Owner(id));
+        let start = Start {
+            model: &active.job.model,
+            whose: WorkFor::Owner(id),
+            prompt: active.job.prompt_units() + active.delivered.len() as u64,
+            names: active.job.prefix.clone(),
+            output_max: active.job.output_max.saturating_sub(active.delivered.len() as u64),
+            continuable: active.job.continuable,
+        };
+        let work = cx.own.start(cx.now, start);
         let reason = match (active.queued_until, active.last) {
             (Some(_), _) if active.first.is_none() => Reason::OwnQueued,
             (_, Some(last)) => last,
@@ -217,20 +325,20 @@ impl Consumer {
         active.stage = Stage::Own { work, units: 0, placed: false, reason };
     }
 
-    /// Puts the job into the own queue, or fails it if the queue is full.
-    fn enqueue(&mut self, cx: &mut Context, id: JobId) {
-        let waiting = self.queue.len();
+    /// Puts the job into the queue, by the time it came. The caller has seen that there is room.
+    fn enqueue(&mut self, cx: &mut Context, id: JobId, free_at: Option<Now>) {
         let active = self.jobs.get_mut(&id).expect("the caller holds the job");
-        if waiting >= cx.config.queue_max {
-            let reason = active.last.unwrap_or(Reason::OwnSaturated);
-            return self.fail(cx, id, reason, Some(RETRY_AFTER_MS), "all slots are taken and the queue is full");
-        }
         let until = *active.queued_until.get_or_insert(cx.now.after(cx.config.queue_wait));
         active.stage = Stage::Queued;
-        // Whoever could also go to strangers looks at the market again before giving up.
-        let look = if active.job.prefer == Prefer::Own { until } else { until.min(cx.now.after(REQUEUE_EVERY)) };
+        // Whoever could also go to strangers looks at the market again, at the latest before giving up.
+        let again =
+            cx.now.after(REQUEUE_EVERY).min(free_at.map_or(Now(u64::MAX), |at| at.max(cx.now.after(RELOOK_MIN))));
+        let look = if active.job.prefer == Prefer::Own { until } else { until.min(again) };
         cx.timers.set(Alarm::Job(id), look);
-        self.queue.push_back(id);
+        let submitted = active.submitted;
+        let later = |other: &JobId| self.jobs.get(other).is_some_and(|other| other.submitted > submitted);
+        let place = self.queue.iter().position(later).unwrap_or(self.queue.len());
+        self.queue.insert(place, id);
     }
 
     /// Starts queued jobs whose model has a free slot, oldest first.
@@ -238,13 +346,47 @@ impl Consumer {
         let mut index = 0;
         while let Some(id) = self.queue.get(index).copied() {
             let job = &self.jobs.get(&id).expect("a queued job is under way").job;
-            if cx.own.state(&job.model, job.kind) == OwnState::Free {
+            let own = job.preferences.allows_own() && cx.own.state(&job.model, job.kind) == OwnState::Free;
+            if own && !self.jobs[&id].own_failed {
                 self.queue.remove(index);
                 self.run_own(cx, id);
             } else {
                 index += 1;
             }
         }
+        if std::mem::take(&mut cx.own.freed) {
+            self.call_back(cx);
+        }
+    }
+
+    /// A slot became free here: of the jobs that only look at the market yet, the oldest that may have it does.
+    fn call_back(&mut self, cx: &mut Context) {
+        loop {
+            let looking = self.jobs.iter().filter(|(_, active)| {
+                let job = &active.job;
+                matches!(active.stage, Stage::Probing { .. })
+                    && !active.own_failed
+                    && job.preferences.allows_own()
+                    && cx.own.state(&job.model, job.kind) == OwnState::Free
+            });
+            let oldest = looking.min_by_key(|(id, active)| (active.submitted, **id)).map(|(id, _)| *id);
+            let Some(id) = oldest else { return };
+            self.stop_probing(id);
+            self.run_own(cx, id);
+        }
+    }
+
+    /// How many jobs wait for an own slot, by model.
+    pub(crate) fn waiting(&self) -> BTreeMap<String, u32> {
+        let mut waiting = BTreeMap::new();
+        let own = |active: &&Active| !active.own_failed && active.job.preferences.allows_own();
+        for job in self.queue.iter().filter_map(|id| self.jobs.get(id)).filter(own) {
+            match waiting.get_mut(&job.job.model) {
+                Some(count) => *count += 1,
+                None => _ = waiting.insert(job.job.model.clone(), 1),
+            }
+        }
+        waiting
     }
 
     // ---- on own hardware ----
@@ -348,9 +490,11 @@ impl Consumer {
         cx.timers.clear(Alarm::Job(id));
         self.queue.retain(|queued| *queued != id);
         match active.stage {
-            Stage::Probing { asked, .. } => {
-                for asked in asked {
-                    self.probes.remove(&asked.probe);
+            Stage::Probing { waiting, .. } => {
+                for probe in waiting {
+                    if let Some(asked) = self.probes.get_mut(&probe) {
+                        asked.job = None;
+                    }
                 }
             }
             Stage::Opening { business, .. } => {
@@ -374,26 +518,21 @@ impl Consumer {
     pub(crate) fn overdue(&mut self, cx: &mut Context, id: JobId) {
         let Some(active) = self.jobs.get_mut(&id) else { return };
         match &mut active.stage {
-            Stage::Queued => {
-                self.queue.retain(|queued| *queued != id);
-                let until = active.queued_until.unwrap_or(cx.now);
-                if cx.now >= until {
-                    let reason = active.last.unwrap_or(Reason::OwnSaturated);
-                    return self.fail(cx, id, reason, Some(RETRY_AFTER_MS), "waited too long for a free slot");
-                }
-                active.tried.clear();
-                self.place(cx, id);
+            Stage::Queued if active.job.prefer == Prefer::Own => {
+                let reason = active.last.unwrap_or(Reason::OwnSaturated);
+                self.fail(cx, id, reason, Some(RETRY_AFTER_MS), "waited too long for a free slot");
             }
-            Stage::Probing { asked, sent, quotes, .. } => {
-                let gives_up = sent.after(PATIENCE.max(cx.config.probe_wait));
-                if quotes.is_empty() && cx.now < gives_up {
-                    return cx.timers.set(Alarm::Job(id), gives_up);
-                }
-                // Who did not answer is not asked again for this job.
-                active.tried.extend(asked.iter().map(|asked| asked.candidate.node));
-                self.choose(cx, id);
+            Stage::Queued => self.look_again(cx, id),
+            Stage::Probing { reason, .. } => {
+                let reason = *reason;
+                self.look(cx, id, reason);
             }
             Stage::Opening { business, .. } => {
+                let dead = cx.woke.after(cx.config.open_wait);
+                if cx.now < dead {
+                    // This node slept: the ledger's word may be here already.
+                    return cx.timers.set(Alarm::Job(id), dead);
+                }
                 let business = *business;
                 if let Some(opening) = self.opening.get_mut(&business) {
                     opening.waiting.retain(|waiting| *waiting != id);
@@ -411,7 +550,7 @@ impl Consumer {
             Stage::Remote(remote) => {
                 let patience =
                     if remote.phase == Phase::Accepted { cx.config.silence_max } else { cx.config.open_wait };
-                let dead = remote.heard.after(patience);
+                let dead = remote.heard.max(cx.woke).after(patience);
                 if cx.now < dead {
                     return cx.timers.set(Alarm::Job(id), dead);
                 }
@@ -419,6 +558,51 @@ impl Consumer {
             }
             Stage::Placing | Stage::Own { .. } => {}
         }
+    }
+}
+
+impl Active {
+    /// Whether it was tried at as many places as it may be.
+    const fn is_spent(&self) -> bool {
+        self.legs.len() >= LEGS_MAX as usize || self.refusals >= REFUSALS_MAX
+    }
+
+    /// Goes on to the next model of the job's list.
+    fn next_model(&mut self) {
+        self.job.model = self.job.alternatives.remove(0);
+        if !self.job.prefix.is_empty() {
+            self.job.prefix = prefix::names(&self.job.model, &self.job.body);
+        }
+        self.tried.clear();
+        self.asked.clear();
+        (self.rounds, self.thorough, self.own_failed) = (0, false, false);
+        self.queued_until = None;
+    }
+}
+
+/// Own hardware as the gate sees it.
+fn own_view(
+    cx: &Context,
+    job: &Job,
+    state: OwnState,
+    queue: &VecDeque<JobId>,
+    jobs: &BTreeMap<JobId, Active>,
+) -> OwnView {
+    let waits = |id: &&JobId| jobs.get(*id).is_some_and(|active| active.job.model == job.model && !active.own_failed);
+    let pending = u32::try_from(queue.iter().filter(waits).count()).unwrap_or(u32::MAX);
+    let slots = cx.own.capacity(&job.model).map_or(0, |capacity| capacity.slots);
+    let running = cx.own.running(&job.model);
+    let may_preempt = cx.config.preempt && job.prefer != Prefer::Any;
+    let ms = |span: Duration| span.as_secs_f64() * 1e3;
+    let enough = running.saturating_add(pending).saturating_add(1).saturating_sub(slots);
+    OwnView {
+        healthy: matches!(state, OwnState::Free | OwnState::Saturated),
+        slots,
+        running,
+        preemptible: if may_preempt { cx.own.preemptible(&job.model) } else { 0 },
+        pending,
+        first_ms: ms(cx.own.first_text(&job.model, job.prompt_units(), &job.prefix)),
+        wait_ms: ms(cx.own.ended(cx.now, &job.model, enough)),
     }
 }
 

@@ -1,62 +1,188 @@
-//! Finding a provider: probes, quotes, and the session that pays the chosen one.
+//! Finding a provider: probes and quotes.
 //! Invariant: a job waits for at most one thing at a time, and for each only so long.
 
+use super::market::{Eligible, quote_of, report_of, window_for};
 use super::*;
+use crate::router::{Ask, Decision, Served, Weights};
+
+/// Rounds of probes in one look at the market.
+const ROUNDS_MAX: u32 = 8;
+/// A provider is on time if its first text comes within twice what was expected, and this many milliseconds more.
+const LATE_MS: f64 = 250.0;
+/// Probes under way at once; beyond, none is sent in the background.
+const PROBES_MAX: usize = 4096;
 
 impl Consumer {
-    pub(super) fn probe(&mut self, cx: &mut Context, id: JobId, reason: Reason) {
+    /// Looks at the market for a job: goes where the router says, probes whom it wants to hear, or gives up for now.
+    pub(super) fn look(&mut self, cx: &mut Context, id: JobId, reason: Reason) {
         let active = self.jobs.get_mut(&id).expect("the caller holds the job");
-        let candidates: Vec<Candidate> = cx
-            .directory
-            .candidates(cx.now, &active.job)
-            .filter(|listing| listing.node() != cx.node && listing.account() != cx.account)
-            .filter(|listing| !active.tried.contains(&listing.node()))
-            .filter(|listing| !cx.reputation.is_banned(cx.now, &listing.node()))
-            .map(Candidate::from)
-            .collect();
-        if candidates.is_empty() {
-            let dearer = cx.directory.serving(cx.now, &active.job.model, active.job.kind).any(|l| l.node() != cx.node);
-            let why = match (active.last, dearer, active.tried.is_empty()) {
-                (Some(last), ..) => last,
-                (None, true, true) => Reason::PriceCap,
-                (None, true, false) => Reason::ProviderRefused,
-                (None, false, _) => Reason::NoOffer,
-            };
-            return self.unplaced(cx, id, why);
+        let market = self.markets.of(cx.now, &active.job.model);
+        let eligible = Eligible {
+            now: cx.now,
+            me: (cx.node, cx.account),
+            job: &active.job,
+            delivered: active.delivered.len() as u64,
+            tried: &active.tried,
+            directory: &cx.directory,
+            reputation: &cx.reputation,
+            coordinate: cx.coordinate,
+            paying: &self.paying,
+            opening_ms: self.ahead.wait_ms(),
+        };
+        let output = market.router.output_expected(active.job.output_max);
+        let ask = ask(active, output, cx.config.second_worth);
+        let decision = market.router.decide(cx.now, &ask, &active.asked, &eligible, &mut cx.rng);
+        let any = eligible.any();
+        match decision {
+            Decision::Go { to, expected, refresh } => {
+                let own_is_sooner = active.own_first_ms.is_some_and(|ms| ms <= expected.first_ms);
+                let over = active.queued_until.is_some_and(|until| cx.now >= until);
+                if own_is_sooner && !over && self.queue.len() < cx.config.queue_max {
+                    self.stop_probing(id);
+                    return self.enqueue(cx, id, None);
+                }
+                let window = window_for(cx, &to);
+                let usable = market.quote(&to).filter(|quote| {
+                    let quote = quote.value();
+                    quote.is_valid(cx.now) && quote.price.within(&active.job.price_max) && quote.window <= window
+                });
+                let Some(quote) = usable.cloned() else {
+                    // Its load is fresh, its quote is not good for this job: ask for one that is.
+                    if active.asked.contains(&to) {
+                        active.tried.insert(to);
+                        return self.look(cx, id, reason);
+                    }
+                    return self.ask_all(cx, id, vec![to], reason);
+                };
+                let Some(candidate) = candidate_of(cx, &active.job, &to) else {
+                    active.tried.insert(to);
+                    return self.look(cx, id, reason);
+                };
+                let model = active.job.model.clone();
+                self.stop_probing(id);
+                for peer in refresh {
+                    self.send_probe(cx, &model, id, &peer, false);
+                }
+                let quoted = Quoted { candidate, quote, expected };
+                self.next_quote(cx, id, vec![quoted], reason);
+            }
+            Decision::Probe(who) if active.rounds < ROUNDS_MAX => self.ask_all(cx, id, who, reason),
+            Decision::Probe(_) | Decision::Nobody { .. } => {
+                let free_at = if let Decision::Nobody { free_at } = decision { free_at } else { None };
+                if let Stage::Probing { waiting, sent, .. } = &active.stage
+                    && !waiting.is_empty()
+                {
+                    // Somebody may yet answer.
+                    let gives_up = (*sent).max(cx.woke).after(PATIENCE.max(cx.config.probe_wait));
+                    if cx.now < gives_up {
+                        return cx.timers.set(Alarm::Job(id), gives_up);
+                    }
+                }
+                self.stop_probing(id);
+                self.unplaced(cx, id, any, free_at);
+            }
         }
-        let second_worth = cx.config.second_worth;
-        let chosen = shortlist(&active.job, candidates, &cx.reputation, second_worth, &mut cx.rng);
-        let mut asked = Vec::with_capacity(chosen.len());
-        for candidate in chosen {
-            let probe = ProbeId(self.next_probe);
-            self.next_probe += 1;
-            self.probes.insert(probe, id);
-            let request = Probe {
-                network: cx.identity.network,
-                model: active.job.model.clone(),
-                kind: active.job.kind,
-                prompt_units: active.job.prompt_units() + active.delivered.len() as u64,
-                output_max: active.job.output_max,
-                window_max: window_for(cx, &candidate.node),
-            };
-            cx.emit(Effect::SendProbe { probe, peer: candidate.node, addresses: candidate.addresses.clone(), request });
-            asked.push(Asked { probe, candidate });
-        }
-        cx.timers.set(Alarm::Job(id), cx.now.after(cx.config.probe_wait));
-        active.stage = Stage::Probing { asked, sent: cx.now, quotes: Vec::new(), reason };
     }
 
-    /// No provider will have it: the own queue if there is one, else the end.
-    pub(super) fn unplaced(&mut self, cx: &mut Context, id: JobId, why: Reason) {
+    /// Probes providers for a job that then waits for their answers.
+    fn ask_all(&mut self, cx: &mut Context, id: JobId, who: Vec<NodeId>, reason: Reason) {
         let active = self.jobs.get_mut(&id).expect("the caller holds the job");
-        let own_is_busy = !active.own_failed && cx.own.state(&active.job.model, active.job.kind) == OwnState::Saturated;
-        if own_is_busy {
-            return self.enqueue(cx, id);
+        let model = active.job.model.clone();
+        active.rounds += 1;
+        active.asked.extend(who.iter().copied());
+        let mut waiting = match std::mem::replace(&mut active.stage, Stage::Placing) {
+            Stage::Probing { waiting, .. } => waiting,
+            Stage::Placing | Stage::Queued | Stage::Own { .. } | Stage::Opening { .. } | Stage::Remote(_) => Vec::new(),
+        };
+        waiting.extend(who.iter().filter_map(|peer| self.send_probe(cx, &model, id, peer, true)));
+        let active = self.jobs.get_mut(&id).expect("the caller holds the job");
+        active.stage = Stage::Probing { waiting, sent: cx.now, reason };
+        cx.timers.set(Alarm::Job(id), cx.now.after(cx.config.probe_wait));
+    }
+
+    /// Probes one provider, for a job that waits for it or to know its load.
+    fn send_probe(&mut self, cx: &mut Context, model: &str, id: JobId, peer: &NodeId, waits: bool) -> Option<ProbeId> {
+        if !waits && self.probes.len() >= PROBES_MAX {
+            return None;
         }
-        let (retry, message) = match why {
-            Reason::NoOffer => (None, "nobody offers this model now"),
-            Reason::PriceCap => (None, "providers offer this model, but none within the price limit"),
-            Reason::NoDeposit => (None, "the balance covers no deposit for this job"),
+        let active = self.jobs.get(&id)?;
+        let candidate = candidate_of(cx, &active.job, peer)?;
+        let probe = ProbeId(self.next_probe);
+        self.next_probe += 1;
+        let request = Probe {
+            network: cx.identity.network,
+            model: model.to_owned(),
+            kind: active.job.kind,
+            prompt_units: active.job.prompt_units() + active.delivered.len() as u64,
+            output_max: active.job.output_max,
+            window_max: window_for(cx, peer),
+            prefix: active.job.prefix.iter().take(NAMES_MAX).copied().collect(),
+        };
+        let addresses = candidate.addresses.clone();
+        let sent = cx.now;
+        self.probes.insert(probe, Asked { job: waits.then_some(id), model: model.to_owned(), candidate, sent });
+        cx.emit(Effect::SendProbe { probe, peer: *peer, addresses, request });
+        Some(probe)
+    }
+
+    /// The job no longer waits for answers; those that come are still good to know.
+    pub(super) fn stop_probing(&mut self, id: JobId) {
+        let Some(active) = self.jobs.get_mut(&id) else { return };
+        if let Stage::Probing { waiting, .. } = &active.stage {
+            for probe in waiting {
+                if let Some(asked) = self.probes.get_mut(probe) {
+                    asked.job = None;
+                }
+            }
+            active.stage = Stage::Placing;
+        }
+    }
+
+    /// Nobody on the network will have it now: it waits for a slot, tries its next model, or ends.
+    fn unplaced(&mut self, cx: &mut Context, id: JobId, any: bool, free_at: Option<Now>) {
+        let active = self.jobs.get_mut(&id).expect("the caller holds the job");
+        let own_may = !active.own_failed && active.job.preferences.allows_own();
+        if own_may && cx.own.state(&active.job.model, active.job.kind) == OwnState::Free {
+            // A slot became free here while others were asked.
+            return self.run_own(cx, id);
+        }
+        let own_is_busy = !active.own_failed && cx.own.state(&active.job.model, active.job.kind) == OwnState::Saturated;
+        let over = active.queued_until.is_some_and(|until| cx.now >= until);
+        if (own_is_busy || any) && !over && self.queue.len() < cx.config.queue_max {
+            return self.enqueue(cx, id, free_at);
+        }
+        let stale = active.refusals > active.last_look.0 && active.last_look.1 < LAST_LOOKS_MAX;
+        if (own_is_busy || any || stale) && (!active.thorough || stale) {
+            // The last look asks those again that said they are busy, or turned this job down before.
+            active.thorough = true;
+            active.last_look = (active.refusals, active.last_look.1 + 1);
+            active.tried.clear();
+            active.asked.clear();
+            active.rounds = 0;
+            let reason = active.last.unwrap_or(Reason::ProviderRefused);
+            return self.look(cx, id, reason);
+        }
+        if active.first.is_none() && !active.job.alternatives.is_empty() {
+            active.next_model();
+            return self.place(cx, id);
+        }
+        let (last, untried) = (active.last, active.tried.is_empty());
+        let mut offers = cx.directory.serving(cx.now, &active.job.model, active.job.kind);
+        let dearer = offers.any(|listing| listing.node() != cx.node && listing.account() != cx.account);
+        drop(offers);
+        let why = match (last, any, dearer) {
+            (Some(last), ..) => last,
+            (None, true, _) if own_is_busy => Reason::OwnSaturated,
+            (None, true, _) => Reason::ProviderRefused,
+            (None, false, _) if own_is_busy => Reason::OwnSaturated,
+            (None, false, true) if untried => Reason::PriceCap,
+            (None, false, true) => Reason::ProviderRefused,
+            (None, false, false) => Reason::NoOffer,
+        };
+        let (waits, message) = match why {
+            Reason::NoOffer => (false, "nobody offers this model now"),
+            Reason::PriceCap => (false, "providers offer this model, but none within the job's price and preferences"),
+            Reason::NoDeposit => (false, "the balance covers no deposit for this job"),
             Reason::OwnFree
             | Reason::OwnQueued
             | Reason::OwnSaturated
@@ -65,81 +191,126 @@ impl Consumer {
             | Reason::LabelForbidsNetwork
             | Reason::ProviderRefused
             | Reason::ProviderStalled
+            | Reason::ProviderPreempted
             | Reason::Upstream429
             | Reason::UpstreamError
             | Reason::ClientLeft
-            | Reason::QueueFull => (Some(RETRY_AFTER_MS), "every provider that was asked is busy or failed"),
+            | Reason::QueueFull => (true, "every place for this job is taken, and it has waited as long as it may"),
         };
+        let retry = waits.then(|| self.retry_after_ms(cx, free_at));
         self.fail(cx, id, why, retry, message);
     }
 
+    /// When it is worth trying again, in milliseconds: when the next slot is expected, behind those that wait already.
+    fn retry_after_ms(&self, cx: &Context, free_at: Option<Now>) -> u64 {
+        let next = free_at.map_or(RETRY_AFTER_MS, |at| millis(at.since(cx.now)));
+        (next.max(RETRY_AFTER_MS) + RETRY_AFTER_MS * self.queue.len() as u64 / 8).min(RETRY_AFTER_MAX_MS)
+    }
+
     pub(crate) fn probe_replied(&mut self, cx: &mut Context, probe: ProbeId, reply: Option<ProbeReply>) {
-        let Some(id) = self.probes.remove(&probe) else { return }; // Late, not wrong.
-        let Some(active) = self.jobs.get_mut(&id) else { return };
-        let Stage::Probing { asked, sent, quotes, .. } = &mut active.stage else { return }; // Late, not wrong.
-        let Some(index) = asked.iter().position(|asked| asked.probe == probe) else { return };
-        let Asked { candidate, .. } = asked.swap_remove(index);
-        let rtt = cx.now.since(*sent);
-        match reply.map(|reply| (check_quote(cx, &active.job, &candidate, &reply), reply)) {
-            Some((Some(quote), reply)) => {
-                cx.reputation.measured_rtt(cx.now, candidate.node, rtt);
-                let standing = cx.reputation.lower_bound(&candidate.node);
-                let score = score_quote(&active.job, quote.value(), &reply, rtt, standing, cx.config.second_worth);
-                quotes.push(Quoted { candidate, quote, score });
-            }
-            Some((None, reply)) => {
-                if reply.quote.is_err() {
-                    cx.reputation.measured_rtt(cx.now, candidate.node, rtt); // Busy, and honest about it.
+        let Some(Asked { job, model, candidate, sent }) = self.probes.remove(&probe) else { return }; // Late, not wrong.
+        let node = candidate.node;
+        let quote = reply.as_ref().and_then(|reply| quote_of(cx, &candidate, &model, reply));
+        let market = self.markets.of(cx.now, &model);
+        match (&reply, quote) {
+            // Quoted, or busy and honest about it.
+            (Some(reply), quote) if quote.is_some() || reply.quote.is_err() => {
+                cx.measured(node, cx.now.since(sent));
+                market.router.reported(cx.now, node, report_of(cx.now, cx.now.since(sent), reply));
+                market.router.holds(node, reply.hot.iter().map(|hot| (hot.name, u64::from(hot.units))));
+                match quote {
+                    Some(quote) => {
+                        if !quote.value().price.within(&candidate.price) {
+                            cx.reputation.record(cx.now, node, Experience::Baited);
+                        }
+                        market.keep(cx.now, quote);
+                    }
+                    None => market.drop_quote(&node),
                 }
-                active.tried.insert(candidate.node);
             }
-            None => {
-                active.tried.insert(candidate.node);
+            // Silent, or its quote does not hold.
+            (Some(_) | None, _) => market.router.silent(&node),
+        }
+        let free = market.router.report(&node).is_some_and(|report| report.slots_free > 0);
+        if let Some(id) = job
+            && let Some(active) = self.jobs.get_mut(&id)
+            && let Stage::Probing { waiting, sent, reason } = &mut active.stage
+        {
+            waiting.retain(|other| *other != probe);
+            let (reason, late) = (*reason, cx.now >= sent.after(cx.config.probe_wait));
+            if waiting.is_empty() || late {
+                self.look(cx, id, reason);
             }
         }
-        if asked.is_empty() {
-            self.choose(cx, id);
+        if free {
+            self.wake(cx, &model);
         }
     }
 
-    /// Goes to the best of the quotes at hand.
-    pub(super) fn choose(&mut self, cx: &mut Context, id: JobId) {
-        let active = self.jobs.get_mut(&id).expect("the caller holds the job");
-        let Stage::Probing { asked, mut quotes, reason, .. } = std::mem::replace(&mut active.stage, Stage::Placing)
-        else {
-            unreachable!("only a probing job chooses")
+    /// A place may be free at a stranger's: the job that has waited longest for one looks again.
+    pub(super) fn wake(&mut self, cx: &mut Context, model: &str) {
+        let waits = |id: &&JobId| {
+            self.jobs.get(*id).is_some_and(|active| active.job.model == model && active.job.prefer != Prefer::Own)
         };
-        for late in asked {
-            self.probes.remove(&late.probe);
+        let Some(id) = self.queue.iter().find(waits).copied() else { return };
+        self.look_again(cx, id);
+    }
+
+    /// A queued job looks at the market.
+    pub(super) fn look_again(&mut self, cx: &mut Context, id: JobId) {
+        self.queue.retain(|queued| *queued != id);
+        let Some(active) = self.jobs.get_mut(&id) else { return };
+        active.stage = Stage::Placing;
+        active.tried.clear();
+        active.asked.clear();
+        active.rounds = 0;
+        active.thorough = active.queued_until.is_some_and(|until| cx.now >= until);
+        let reason = active.last.unwrap_or(Reason::OwnSaturated);
+        self.look(cx, id, reason);
+    }
+
+    /// What was seen of a leg's provider goes to the router, before the leg is ended.
+    pub(super) fn note_leg(&mut self, cx: &mut Context, id: JobId) {
+        let Some(active) = self.jobs.get(&id) else { return };
+        let Stage::Remote(remote) = &active.stage else { return };
+        let Some(market) = self.markets.find(&active.job.model) else { return };
+        let node = remote.candidate.node;
+        if let Some(free_at) = remote.refused {
+            market.drop_quote(&node);
+            return market.router.refused(cx.now, node, free_at);
         }
-        // Best last, so that the next best is a pop away.
-        quotes.sort_by(|a, b| b.score.total_cmp(&a.score));
-        self.next_quote(cx, id, quotes, reason);
+        if remote.phase == Phase::Connecting {
+            market.router.silent(&node);
+        }
+        let units = (active.delivered.len() - remote.prefix) as u64;
+        let served = remote.first.map(|first| {
+            let measured_ms = first.since(remote.opened).as_secs_f64() * 1e3;
+            let rest_us = remote.heard.since(first).as_secs_f64() * 1e6;
+            #[expect(clippy::cast_precision_loss, reason = "a speed estimate")]
+            let rate = (units >= 64).then(|| (remote.expected.per_unit_us, rest_us / units as f64));
+            Served { first_ms: (remote.expected.first_ms, measured_ms), per_unit_us: rate, output: units }
+        });
+        if let Some(Served { first_ms: (expected, measured), .. }) = &served {
+            let late = *measured > 2.0 * expected + LATE_MS;
+            cx.reputation.record(cx.now, node, if late { Experience::Late } else { Experience::OnTime });
+        }
+        market.router.ended(cx.now, node, served);
     }
 
     /// Tries the last of `quotes`, or looks for other providers if there is none.
     pub(super) fn next_quote(&mut self, cx: &mut Context, id: JobId, mut rest: Vec<Quoted>, reason: Reason) {
         let active = self.jobs.get_mut(&id).expect("the caller holds the job");
         active.stage = Stage::Placing;
-        if active.legs.len() >= LEGS_MAX as usize {
+        if active.is_spent() {
             return self.place(cx, id);
         }
-        let prefix = active.delivered.len() as u64;
         let best = loop {
-            let Some(best) = rest.pop() else { return self.probe(cx, id, reason) };
+            let Some(best) = rest.pop() else { return self.look(cx, id, reason) };
             if best.quote.value().is_valid(cx.now) {
                 break best;
             }
         };
-        let money = LegMoney {
-            price: best.quote.value().price,
-            input: active.job.prompt_units() + prefix,
-            delivered: 0,
-            window: best.quote.value().window,
-            held: 0,
-            asks: false,
-            output_max: active.job.output_max.saturating_sub(prefix),
-        };
+        let money = leg_money(active, best.quote.value());
         let Some(worst) = money.worst() else {
             active.tried.insert(best.candidate.node);
             return self.next_quote(cx, id, rest, reason);
@@ -154,141 +325,44 @@ impl Consumer {
         if let Some(session) = fitting {
             return self.open_leg(cx, id, best, rest, session, money, reason);
         }
-        self.open_session(cx, id, best, rest, worst, reason);
-    }
-
-    pub(super) fn open_session(
-        &mut self,
-        cx: &mut Context,
-        id: JobId,
-        best: Quoted,
-        rest: Vec<Quoted>,
-        worst: Credits,
-        reason: Reason,
-    ) {
-        let active = self.jobs.get_mut(&id).expect("the caller holds the job");
-        let (account, price) = (best.candidate.account, best.quote.value().price);
-        let under_way = self.opening.iter_mut().find(|(_, opening)| {
-            let sharers = u64::try_from(opening.waiting.len()).unwrap_or(u64::MAX).saturating_add(1);
-            opening.provider == account
-                && price.within(&opening.price_cap)
-                && worst.micro().saturating_mul(sharers) <= opening.deposit.micro()
-        });
-        let business = if let Some((business, opening)) = under_way {
-            opening.waiting.push(id);
-            *business
-        } else {
-            let deposit = cx.config.deposit.max(worst).min(cx.balance);
-            if deposit < worst || deposit.is_zero() {
-                active.last = Some(Reason::NoDeposit);
-                active.tried.insert(best.candidate.node);
-                return self.next_quote(cx, id, rest, Reason::NoDeposit);
-            }
-            let mut business = [0; 16];
-            cx.rng.fill_bytes(&mut business);
-            cx.balance = cx.balance.saturating_sub(deposit);
-            // The cap is the job's, so that the provider's next, slightly other price needs no new session.
-            let price_cap = active.job.price_max;
-            self.opening.insert(business, Opening { provider: account, price_cap, deposit, waiting: vec![id] });
-            let expires_ms = cx.now.after(cx.config.session_lifetime).ms();
-            let voucher_key = cx.account.0;
-            let command = LedgerCommand::Open { provider: account, voucher_key, deposit, price_cap, expires_ms };
-            cx.emit(Effect::Ledger { business, command });
-            business
-        };
-        active.stage = Stage::Opening { business, best: Box::new(best), rest, reason };
-        cx.timers.set(Alarm::Job(id), cx.now.after(cx.config.open_wait));
-    }
-
-    /// The ledger opened a session that this node pays.
-    pub(crate) fn session_opened(&mut self, cx: &mut Context, business: [u8; 16], record: Paying) {
-        if self.paying.get(&record.session).is_none() {
-            self.schedule_refund(cx, &record);
-            cx.emit(Effect::Persist(Record::Paying(record.clone())));
-            self.paying.insert(record);
-        }
-        let waiting = self.opening.remove(&business).map(|opening| opening.waiting).unwrap_or_default();
-        for id in waiting {
-            if let Some((best, mut rest, reason)) = self.take_opening(id, business) {
-                rest.push(best);
-                self.next_quote(cx, id, rest, reason);
-            }
-        }
-    }
-
-    /// The ledger refused to open a session.
-    pub(crate) fn open_refused(&mut self, cx: &mut Context, business: [u8; 16]) {
-        let waiting = self.opening.remove(&business).map(|opening| opening.waiting).unwrap_or_default();
-        for id in waiting {
-            if let Some((best, rest, _)) = self.take_opening(id, business) {
-                let active = self.jobs.get_mut(&id).expect("the stage was just taken");
-                active.last = Some(Reason::NoDeposit);
-                active.tried.insert(best.candidate.node);
-                self.next_quote(cx, id, rest, Reason::NoDeposit);
-            }
-        }
-    }
-
-    pub(super) fn take_opening(&mut self, id: JobId, opened: [u8; 16]) -> Option<(Quoted, Vec<Quoted>, Reason)> {
-        let active = self.jobs.get_mut(&id)?;
-        match std::mem::replace(&mut active.stage, Stage::Placing) {
-            Stage::Opening { business, best, rest, reason } if business == opened => Some((*best, rest, reason)),
-            other => {
-                active.stage = other; // It went elsewhere meanwhile.
-                None
-            }
-        }
-    }
-
-    pub(crate) fn session_settled(&mut self, cx: &mut Context, session: SessionId, settled: Credits, closed: bool) {
-        let Some(paying) = self.paying.get_mut(&session) else { return };
-        if closed && paying.is_idle() {
-            self.paying.remove(&session);
-            cx.timers.clear(Alarm::Refund(session));
-            cx.timers.clear(Alarm::Voucher(session));
-            cx.emit(Effect::Persist(Record::PayingOver(session)));
-            return;
-        }
-        paying.settled(settled);
-        if closed {
-            // Legs still run on it: they end unpaid at the provider's own wish. No new one begins.
-            paying.record.expires_ms = 0;
-        }
-        cx.emit(Effect::Persist(Record::Paying(paying.record.clone())));
-    }
-
-    /// A session is over and its grace, too: what is left comes back.
-    pub(crate) fn refund_due(&mut self, cx: &mut Context, session: SessionId) {
-        if self.paying.get(&session).is_none() {
-            return;
-        }
-        let digest = Digest::of("spillway/refund", &[session.0.as_bytes()]);
-        let mut business = [0; 16];
-        business.copy_from_slice(&digest.as_bytes()[..16]);
-        cx.emit(Effect::Ledger { business, command: LedgerCommand::Refund { session } });
-        // Block time may lag behind this node's clock: ask again until the session is closed.
-        cx.timers.set(Alarm::Refund(session), cx.now.after(Duration::from_secs(60)));
+        self.fund(cx, id, best, rest, worst, reason);
     }
 }
 
-/// The output units paid ahead to a provider: more with each job it has served.
-fn window_for(cx: &Context, peer: &NodeId) -> u64 {
-    let doublings = cx.reputation.served(peer).min(16);
-    (cx.config.window_start << doublings).min(cx.config.window_max)
+/// What a leg at the provider of `quote` would be, as far as money is concerned.
+pub(super) fn leg_money(active: &Active, quote: &Quote) -> LegMoney {
+    let prefix = active.delivered.len() as u64;
+    LegMoney {
+        price: quote.price,
+        input: active.job.prompt_units() + prefix,
+        cached: cached_by(quote, &active.job),
+        delivered: 0,
+        window: quote.window,
+        held: 0,
+        asks: false,
+        output_max: active.job.output_max.saturating_sub(prefix),
+    }
 }
 
-/// The quote in a probe's answer, if it holds for this job.
-fn check_quote(cx: &Context, job: &Job, candidate: &Candidate, reply: &ProbeReply) -> Option<Signed<Quote>> {
-    let quote = Signed::<Quote>::open(reply.quote.clone().ok()?).ok()?;
-    let value = quote.value();
-    let holds = quote.signer() == candidate.node.0
-        && value.provider == candidate.node
-        && value.network == cx.identity.network
-        && value.account == candidate.account
-        && value.consumer == cx.node
-        && value.model == job.model
-        && value.is_valid(cx.now)
-        && value.price.within(&job.price_max)
-        && value.window <= window_for(cx, &candidate.node);
-    holds.then_some(quote)
+pub(super) fn ask(active: &Active, output: u64, second_worth: Credits) -> Ask<'_> {
+    Ask {
+        units: active.job.prompt_units() + active.delivered.len() as u64,
+        output,
+        prefix: &active.job.prefix,
+        prefix_units: PREFIX_UNITS as u64,
+        target_ms: active.job.target_ms.map(f64::from),
+        rate_us: active.job.preferences.preferred_min_throughput.map(|rate| 1e6 / f64::from(rate.max(1))),
+        weights: Weights::new(second_worth, active.job.preferences.sort),
+        thorough: active.thorough,
+    }
+}
+
+/// How much of the job's prompt the quote's provider bills as cached: it compares the body, not what was named to it.
+fn cached_by(quote: &Quote, job: &Job) -> u64 {
+    if quote.cached == 0 { 0 } else { quote.cached_of(&prefix::names(&job.model, &job.body)) }
+}
+
+/// A provider by its offer.
+fn candidate_of(cx: &Context, job: &Job, node: &NodeId) -> Option<Candidate> {
+    cx.directory.lookup(cx.now, &job.model, node).filter(|it| it.serves(job.kind)).map(Candidate::from)
 }

@@ -1,6 +1,7 @@
 //! A leg at a provider: chunks come in, vouchers go out, and at the end both sign the receipt.
 //! Invariant: a leg's chunks are taken in order and without gaps; a leg that breaks that is over.
 
+use super::place::ask;
 use super::*;
 
 impl Consumer {
@@ -20,8 +21,9 @@ impl Consumer {
         self.next_stream += 1;
         self.streams.insert(stream, id);
         self.paying.get_mut(&session).expect("the caller found it").begin(id, money);
-        let Quoted { candidate, quote, .. } = best;
-        cx.emit(Effect::OpenStream { stream, peer: candidate.node, addresses: candidate.addresses.clone() });
+        let Quoted { candidate, quote, expected } = best;
+        let node = candidate.node;
+        cx.emit(Effect::OpenStream { stream, peer: node, addresses: candidate.addresses.clone() });
         cx.timers.set(Alarm::Job(id), cx.now.after(cx.config.open_wait));
         active.stage = Stage::Remote(Box::new(Remote {
             stream,
@@ -34,9 +36,17 @@ impl Consumer {
             sequence: 0,
             prefix: active.delivered.len(),
             placed: false,
+            expected,
+            opened: cx.now,
+            first: None,
             heard: cx.now,
+            refused: None,
             leaving: false,
         }));
+        let router = &mut self.markets.of(cx.now, &active.job.model).router;
+        let ask = ask(active, router.output_expected(active.job.output_max), cx.config.second_worth);
+        router.sent(cx.now, node, &ask, expected.cached);
+        self.top_up_if_low(cx, session);
     }
 
     pub(super) fn at(&mut self, stream: StreamId) -> Option<(JobId, &mut Active)> {
@@ -64,6 +74,7 @@ impl Consumer {
             body: active.job.body.clone(),
             prefix: active.delivered.clone(),
             output_max: active.job.output_max,
+            continuable: active.job.continuable,
             quote,
             voucher,
         };
@@ -125,7 +136,7 @@ impl Consumer {
         }
         remote.heard = cx.now;
         match frame {
-            Frame::Accepted => {
+            Frame::Accepted { .. } => {
                 remote.phase = Phase::Accepted;
                 cx.timers.set(Alarm::Job(id), cx.now.after(cx.config.silence_max));
                 let session = remote.session;
@@ -136,7 +147,7 @@ impl Consumer {
                 let held = held.min(cx.config.window_max);
                 if let Some(paying) = self.paying.get_mut(&session) {
                     paying.held(&id, held);
-                    if held > 0 && paying.is_exhausted() {
+                    if held > 0 && paying.is_exhausted() && !self.rescue(cx, session) {
                         // It cannot be paid here any more: on with another session.
                         return self.leg_failed(cx, id, Reason::NoDeposit, None, Bill::Unknown);
                     }
@@ -144,15 +155,26 @@ impl Consumer {
                 self.pay(cx, session);
             }
             Frame::Chunk { sequence, offset, bytes } => self.chunk(cx, id, sequence, offset, bytes, text),
-            Frame::Refused { refusal, .. } => {
+            Frame::Refused { refusal, retry_after_ms, .. } => {
+                let wait = Duration::from_millis(u64::from(retry_after_ms).clamp(100, RETRY_AFTER_MAX_MS));
+                remote.refused = Some(cx.now.after(wait));
                 let experience = (!refusal.is_consumers_fault()).then_some(Experience::RefusedQuote);
                 self.leg_failed(cx, id, Reason::ProviderRefused, experience, Bill::Nothing);
             }
-            Frame::Done { finish, receipt } => self.done(cx, id, finish, receipt),
+            Frame::Done { finish, receipt, .. } => self.done(cx, id, finish, receipt),
             Frame::Aborted { abort, receipt } => {
+                if abort == Abort::Preempted {
+                    let model = active.job.model.clone();
+                    if let Some(market) = self.markets.find(&model) {
+                        // It has no slot now, whatever it said before.
+                        market.drop_quote(&peer);
+                        market.router.silent(&peer);
+                    }
+                }
                 let (reason, experience) = match abort {
                     Abort::Backend | Abort::Leaving => (Reason::ProviderStalled, Some(Experience::Stalled)),
                     Abort::BackendBusy => (Reason::ProviderRefused, Some(Experience::RefusedQuote)),
+                    Abort::Preempted => (Reason::ProviderPreempted, Some(Experience::Preempted)),
                     Abort::Unpaid | Abort::Cancelled => (Reason::ProviderStalled, None),
                 };
                 self.leg_failed(cx, id, reason, experience, receipt.map_or(Bill::Nothing, Bill::Receipt));
@@ -186,6 +208,9 @@ impl Consumer {
             return self.leg_failed(cx, id, Reason::ProviderStalled, Some(Experience::Disputed), Bill::Unknown);
         }
         remote.sequence += 1;
+        if !text.is_empty() {
+            remote.first.get_or_insert(cx.now);
+        }
         active.delivered.extend_from_slice(text);
         let session = remote.session;
         if !remote.leaving {
@@ -232,7 +257,7 @@ impl Consumer {
             && value.leg == leg
             && value.model == active.job.model
             && value.price == quote.price
-            && value.usage == (Usage { input: money.input, cached: 0, output: money.delivered })
+            && value.usage == money.usage()
             && value.cost == money.earned()
             && value.prompt == prompt_digest(&active.job.body, &active.delivered[..remote.prefix])
             && value.transcript == transcript_digest(&active.delivered[remote.prefix..]);
@@ -249,6 +274,7 @@ impl Consumer {
 
     /// Ends the leg at a provider: what is owed for it is fixed and kept.
     pub(super) fn end_leg(&mut self, cx: &mut Context, id: JobId, how: LegEnd) {
+        self.note_leg(cx, id);
         let active = self.jobs.get_mut(&id).expect("the caller holds the job");
         let Stage::Remote(remote) = std::mem::replace(&mut active.stage, Stage::Placing) else {
             unreachable!("the caller saw it")
@@ -260,9 +286,14 @@ impl Consumer {
             let (usage, cost) = paying.end(&id, how);
             cx.emit(Effect::Persist(Record::Paying(paying.record.clone())));
             let (provider, reason) = (Some(remote.candidate.node), remote.reason);
-            active.legs.push(Leg { route: Route::Network, provider, reason, usage, cost });
+            if remote.refused.is_some() {
+                active.refusals += 1;
+            } else {
+                active.legs.push(Leg { route: Route::Network, provider, reason, usage, cost });
+            }
         }
         active.tried.insert(remote.candidate.node);
+        self.leg_over(cx, remote.session);
     }
 
     /// A provider refused, failed or fell silent: on to the next, from where the client is.
@@ -324,6 +355,9 @@ impl Consumer {
             // Quotes from before do not know the prompt that is to be gone on from.
             return self.place(cx, id);
         }
+        // Time has passed since the others were asked.
+        active.asked.clear();
+        active.rounds = 0;
         self.next_quote(cx, id, rest, why);
     }
 

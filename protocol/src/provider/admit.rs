@@ -1,11 +1,24 @@
 //! Quotes and admission: who is served, at what price, and what is refused.
 //! Invariant: what a probe is told and what an opening gets come from the same rule.
 
+use super::load::slots_free;
 use super::*;
+use crate::reputation::Score;
+
+/// Consumers below this payment score are quoted nothing: those that let two windows in a row go unpaid.
+const PAYMENT_MIN: f64 = 0.05;
+
+/// An opening that passed every check that needs no ledger.
+pub(super) struct Checked {
+    quote: Signed<Quote>,
+    voucher: Signed<Voucher>,
+    /// The names of the body's prefix blocks.
+    names: Vec<u64>,
+}
 
 impl Provider {
     /// The one rule for what is advertised and what is admitted.
-    pub(super) fn refusal(&self, cx: &Context, model: &str, kind: Kind, output_max: u64) -> Option<Refusal> {
+    pub(super) fn refusal(&self, cx: &mut Context, model: &str, kind: Kind, output_max: u64) -> Option<Refusal> {
         if !cx.config.provide || cx.own.capacity(model).is_none_or(|capacity| !capacity.kinds.contains(&kind)) {
             return Some(Refusal::UnknownModel);
         }
@@ -13,7 +26,7 @@ impl Provider {
             return Some(Refusal::TooLarge);
         }
         let full = self.serving.len() >= cx.config.jobs_max;
-        if full || cx.own.free_for_strangers(model, kind, cx.config.reserved_slots) == 0 {
+        if full || slots_free(cx, model, kind) == 0 {
             return Some(Refusal::Busy);
         }
         None
@@ -25,14 +38,16 @@ impl Provider {
         let window = cx.config.window.min(request.window_max);
         let refusal = if wrong_market {
             Some(Refusal::UnknownModel)
-        } else if window < cx.config.window / 8 {
+        } else if window < cx.config.window / 8 || cx.reputation.score(&peer, Score::Payment) < PAYMENT_MIN {
             Some(Refusal::Underpaid)
         } else {
             self.refusal(cx, &request.model, request.kind, request.output_max)
         };
+        let cached_units = cx.own.cached_units(&request.model, &request.prefix);
         let quote = match refusal {
             Some(refusal) => Err(refusal),
             None => {
+                let blocks = cached_units as usize / prefix::PREFIX_UNITS;
                 let quote = Quote {
                     network: cx.identity.network,
                     provider: cx.node,
@@ -41,20 +56,17 @@ impl Provider {
                     model: request.model.clone(),
                     price: cx.config.price,
                     window,
+                    cached: u64::from(cached_units),
+                    prefix: blocks.checked_sub(1).map_or(0, |last| request.prefix[last]),
                     valid_until_ms: cx.now.after(QUOTE_LIFETIME).ms(),
                 };
                 Ok(Signed::sign(quote, &cx.identity.node).to_wire())
             }
         };
-        let (ttft_ms, per_unit_us) = cx.own.speed(&request.model);
-        let reply = ProbeReply {
-            slots_free: cx.own.free_for_strangers(&request.model, request.kind, cx.config.reserved_slots),
-            pending: 0,
-            running: cx.own.running(&request.model),
-            ttft_ms,
-            per_unit_us,
-            quote,
-        };
+        let load = self.load(cx, &request.model, request.kind);
+        let retry_after_ms = if quote.is_ok() { 0 } else { self.retry_after_ms(cx, &request.model, request.kind) };
+        let hot = cx.own.hot(&request.model);
+        let reply = ProbeReply { load, cached_units, hot, retry_after_ms, quote };
         cx.emit(Effect::ReplyProbe { probe, reply });
     }
 
@@ -71,7 +83,7 @@ impl Provider {
             Frame::Cancel => self.cancel(cx, stream),
             Frame::CoSigned(signature) => self.co_signed(cx, stream, signature),
             Frame::Open(_)
-            | Frame::Accepted
+            | Frame::Accepted { .. }
             | Frame::Refused { .. }
             | Frame::Chunk { .. }
             | Frame::Alive { .. }
@@ -86,8 +98,8 @@ impl Provider {
             return self.cancel(cx, stream);
         }
         match self.check_open(cx, peer, &open) {
-            Err(refusal) => refuse(cx, stream, refusal),
-            Ok((quote, voucher)) => {
+            Err(refusal) => self.refuse(cx, stream, &open, refusal),
+            Ok(Checked { quote, voucher, names }) => {
                 let session = voucher.value().session;
                 let until = cx.now.after(SESSION_WAIT);
                 let serving = Serving {
@@ -96,6 +108,8 @@ impl Provider {
                     session,
                     price: quote.value().price,
                     window: quote.value().window,
+                    cached: quote.value().cached_of(&names),
+                    names,
                     stage: Stage::Parked { voucher: Box::new(voucher) },
                     began: cx.now,
                     first: None,
@@ -120,12 +134,7 @@ impl Provider {
     }
 
     /// What can be said of an opening without the ledger. The voucher's signature is the first check.
-    pub(super) fn check_open(
-        &self,
-        cx: &Context,
-        peer: NodeId,
-        open: &OpenJob,
-    ) -> Result<(Signed<Quote>, Signed<Voucher>), Refusal> {
+    pub(super) fn check_open(&self, cx: &mut Context, peer: NodeId, open: &OpenJob) -> Result<Checked, Refusal> {
         if self.serving.len() >= cx.config.jobs_max {
             return Err(Refusal::Busy);
         }
@@ -149,7 +158,9 @@ impl Provider {
         }
         let worst = Usage { input: (open.body.len() + open.prefix.len()) as u64, cached: 0, output: open.output_max };
         value.price.cost(worst).ok_or(Refusal::TooLarge)?;
-        Ok((quote, voucher))
+        // From the body itself: what a probe named may be another prompt's.
+        let names = prefix::names(&open.model, &open.body);
+        Ok(Checked { quote, voucher, names })
     }
 
     /// The session is known: the money is checked, then the job starts.
@@ -159,6 +170,11 @@ impl Provider {
         let session = self.sessions.get(&serving.session).expect("the caller saw it");
         let record = &session.record;
         let value = voucher.value();
+        let patience = serving.began.after(SESSION_WAIT);
+        if voucher.signer() == record.voucher_key && value.total > record.deposit && cx.now < patience {
+            // The consumer may know of a top-up that has not reached this node's copy of the ledger.
+            return cx.timers.set(Alarm::Serve(stream), patience);
+        }
         let best = value.total.max(record.vouched);
         // Running legs are counted as delivered, not with their windows: what is on its way to the consumer was not yet in
         // the voucher that it signed. They wait for the next one, as always.
@@ -177,16 +193,24 @@ impl Provider {
             self.refusal(cx, &serving.open.model, serving.open.kind, serving.open.output_max)
         };
         if let Some(refusal) = refusal {
-            self.serving.remove(&stream);
+            let parked = self.serving.remove(&stream).expect("seen above");
             cx.timers.clear(Alarm::Serve(stream));
-            return refuse(cx, stream, refusal);
+            return self.refuse(cx, stream, &parked.open, refusal);
         }
         // Every check has passed: nothing below can fail.
         let wire = voucher.to_wire();
         let total = value.total;
         let serving = self.serving.get_mut(&stream).expect("seen above");
         let session = self.sessions.get_mut(&serving.session).expect("seen above");
-        let work = cx.own.start(cx.now, &serving.open.model, WorkFor::Stranger(stream));
+        let start = Start {
+            model: &serving.open.model,
+            whose: WorkFor::Stranger(stream),
+            prompt: serving.input(),
+            names: serving.names.clone(),
+            output_max: serving.output_max(),
+            continuable: serving.open.continuable,
+        };
+        let work = cx.own.start(cx.now, start);
         serving.stage = Stage::Running(work);
         serving.last_sent = cx.now;
         session.legs.push(stream);
@@ -195,7 +219,8 @@ impl Provider {
         let id = session.record.session;
         self.keep(cx, id);
         let serving = self.serving.get(&stream).expect("seen above");
-        cx.emit(Effect::Send { stream, frame: Frame::Accepted });
+        let load = self.load(cx, &serving.open.model, serving.open.kind);
+        cx.emit(Effect::Send { stream, frame: Frame::Accepted { load } });
         cx.emit(Effect::Run {
             work,
             model: serving.open.model.clone(),
@@ -214,10 +239,4 @@ impl Provider {
         let legs = session.legs.iter().filter_map(|stream| self.serving.get(stream));
         legs.map(Serving::owed).fold(session.record.spent, add)
     }
-}
-
-pub(super) fn refuse(cx: &mut Context, stream: StreamId, refusal: Refusal) {
-    let retry_after_ms = if refusal == Refusal::Busy { 1_000 } else { 0 };
-    cx.emit(Effect::Send { stream, frame: Frame::Refused { refusal, retry_after_ms } });
-    cx.emit(Effect::CloseStream(stream));
 }

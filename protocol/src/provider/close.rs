@@ -2,6 +2,7 @@
 //! Invariant: a leg is booked once, and a claim never exceeds what was delivered or what was vouched.
 
 use super::*;
+use crate::reputation::Experience;
 
 impl Provider {
     /// Once all is delivered: the receipt.
@@ -15,6 +16,7 @@ impl Provider {
             Ending::Finished(finish) => finish.clone(),
             Ending::Aborted(abort) => match abort {
                 Abort::Cancelled => "cancelled".to_owned(),
+                Abort::Preempted => "preempted".to_owned(),
                 Abort::Backend | Abort::BackendBusy | Abort::Unpaid | Abort::Leaving => "aborted".to_owned(),
             },
             Ending::Rejected(..) => {
@@ -23,10 +25,11 @@ impl Provider {
                 return self.forget(cx, stream);
             }
         };
+        let (model, kind) = (serving.open.model.clone(), serving.open.kind);
         let receipt = self.receipt(cx, stream, finish.clone());
         let wire = receipt.as_ref().map(Signed::to_wire);
         let frame = match (ending, wire) {
-            (Ending::Finished(_), Some(receipt)) => Frame::Done { finish, receipt },
+            (Ending::Finished(_), Some(receipt)) => Frame::Done { finish, receipt, load: self.load(cx, &model, kind) },
             (Ending::Aborted(abort), receipt) => Frame::Aborted { abort, receipt },
             (Ending::Finished(_), None) | (Ending::Rejected(..), _) => unreachable!("a finished leg has a receipt"),
         };
@@ -51,7 +54,7 @@ impl Provider {
             self.release(cx, stream, None);
             return None;
         }
-        let usage = Usage { input: serving.input(), cached: 0, output: serving.sent };
+        let usage = serving.usage(serving.sent);
         let model = &serving.open.model;
         let receipt = Receipt {
             network: cx.identity.network,
@@ -101,7 +104,8 @@ impl Provider {
         let Some(serving) = self.serving.get(&stream) else { return };
         let Stage::Delivered { leg, receipt, .. } = &serving.stage else { return };
         let Some(session) = self.sessions.get(&serving.session) else { return };
-        let (job, leg) = (serving.open.job, *leg);
+        let (job, leg, peer) = (serving.open.job, *leg, serving.peer);
+        cx.reputation.record(cx.now, peer, Experience::Paid);
         if let Ok(both) = CoSigned::join((**receipt).clone(), session.record.voucher_key, signature) {
             cx.emit(Effect::Persist(Record::Receipt { job, leg, both: true, bytes: both.to_bytes() }));
         }
@@ -122,6 +126,13 @@ impl Provider {
             }
             Stage::Parked { .. } | Stage::Delivered { .. } => self.forget(cx, stream),
         }
+    }
+
+    /// The owner took the slot; the backend was stopped. What was delivered is billed.
+    pub(crate) fn preempted(&mut self, cx: &mut Context, stream: StreamId) {
+        let Some(Serving { stage: Stage::Running(work), .. }) = self.serving.get(&stream) else { return };
+        let work = *work;
+        self.work_over(cx, stream, work, Ending::Aborted(Abort::Preempted));
     }
 
     pub(crate) fn stream_closed(&mut self, cx: &mut Context, stream: StreamId) {
@@ -148,13 +159,19 @@ impl Provider {
     pub(crate) fn overdue(&mut self, cx: &mut Context, stream: StreamId) {
         let Some(serving) = self.serving.get_mut(&stream) else { return };
         match &serving.stage {
+            Stage::Parked { .. } if self.sessions.contains_key(&serving.session) => self.admit(cx, stream),
             Stage::Parked { .. } => {
-                self.serving.remove(&stream);
-                admit::refuse(cx, stream, Refusal::UnknownSession);
+                let parked = self.serving.remove(&stream).expect("seen above");
+                self.refuse(cx, stream, &parked.open, Refusal::UnknownSession);
             }
             Stage::Delivered { .. } => self.forget(cx, stream),
             Stage::Running(_) | Stage::Draining => {
+                let early = self.sessions.get(&serving.session).and_then(|session| session.early.as_ref());
+                if early.is_some_and(|early| early.stream == stream && early.since.after(SESSION_WAIT) <= cx.now) {
+                    return self.cancel(cx, stream); // No top-up came: the voucher promises what is not there.
+                }
                 if serving.unpaid.is_some_and(|since| cx.now.since(since) >= cx.config.payment_wait) {
+                    cx.reputation.record(cx.now, serving.peer, Experience::Unpaid);
                     let stage = serving.stage.clone();
                     if let Stage::Running(work) = stage {
                         return self.stop(cx, stream, work, Ending::Aborted(Abort::Unpaid));
@@ -180,8 +197,33 @@ impl Provider {
     pub(crate) fn session_opened(&mut self, cx: &mut Context, record: Earning) {
         let id = record.session;
         // Not kept yet: the ledger tells it again after a restart, until there is something to claim.
-        let session = EarningSession { record, legs: Vec::new(), last_active: cx.now, settling: None };
-        self.sessions.entry(id).or_insert(session);
+        if self.sessions.contains_key(&id) {
+            return self.session_topped_up(cx, id, record.deposit);
+        }
+        self.sessions.insert(id, EarningSession::new(cx.now, record));
+        self.admit_waiting(cx, id);
+    }
+
+    /// The ledger raised what is locked in a session: vouchers that counted on it hold.
+    pub(crate) fn session_topped_up(&mut self, cx: &mut Context, id: SessionId, deposit: Credits) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        if deposit <= session.record.deposit {
+            return; // Told before.
+        }
+        session.record.deposit = deposit;
+        if let Some(early) = session.early.take_if(|early| early.total <= deposit) {
+            accept_voucher(session, early.total, early.voucher);
+        }
+        // As with an opening, the ledger tells it again until there is something to claim.
+        if session.record.voucher.is_some() {
+            self.keep(cx, id);
+        }
+        self.admit_waiting(cx, id);
+        self.flush_all(cx, id);
+    }
+
+    /// Looks again at the jobs that wait for what the ledger says of their session.
+    fn admit_waiting(&mut self, cx: &mut Context, id: SessionId) {
         let waiting: Vec<StreamId> = self
             .serving
             .iter()

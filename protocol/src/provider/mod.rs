@@ -4,16 +4,19 @@
 
 mod admit;
 mod close;
+mod load;
 
 use crate::consumer::{prompt_digest, transcript_digest};
 use crate::context::{Alarm, Context};
 use crate::event::{BackendError, Effect, LedgerCommand, ProbeId, StreamId, WorkId};
 use crate::job::{Kind, OUTPUT_UNITS_MAX};
 use crate::offer::{QUOTE_LIFETIME, Quote};
-use crate::own::WorkFor;
+use crate::own::{Start, WorkFor};
+use crate::prefix;
 use crate::record::{Earning, Record};
+use crate::selling::{Sell, Slots};
 use crate::time::Now;
-use crate::wire::{Abort, Frame, OpenJob, Probe, ProbeReply, Refusal};
+use crate::wire::{Abort, Frame, Load, OpenJob, Probe, ProbeReply, Refusal};
 use spillway_ledger::{
     CoSigned, Credits, Digest, JobId, NodeId, Price, Receipt, SessionId, Signature, Signed, SignedBytes, Usage,
     Voucher, merkle_root,
@@ -25,7 +28,7 @@ use std::time::Duration;
 const RECEIPTS_MAX: usize = 4096;
 /// Answer bytes held for one job while its consumer does not pay.
 const HELD_BYTES_MAX: usize = 16 << 20;
-/// How long a job may wait for its session to appear on this node's copy of the ledger.
+/// How long a job may wait for its session, or for a top-up that its vouchers count on, to appear on this node's copy of the ledger.
 const SESSION_WAIT: Duration = Duration::from_secs(3);
 /// How long to wait for the consumer's signature below a receipt.
 const CO_SIGN_WAIT: Duration = Duration::from_secs(10);
@@ -39,6 +42,10 @@ struct Serving {
     session: SessionId,
     price: Price,
     window: u64,
+    /// Input units that are billed at the cached price, by the quote.
+    cached: u64,
+    /// The names of the body's prefix blocks.
+    names: Vec<u64>,
     stage: Stage,
     /// When this leg began here.
     began: Now,
@@ -81,10 +88,14 @@ impl Serving {
         (self.open.body.len() + self.open.prefix.len()) as u64
     }
 
+    /// This much output, as it is billed.
+    fn usage(&self, output: u64) -> Usage {
+        let cached = self.cached.min(self.input());
+        Usage { input: self.input() - cached, cached, output }
+    }
+
     fn cost(&self, output: u64) -> Credits {
-        self.price
-            .cost(Usage { input: self.input(), cached: 0, output })
-            .expect("the worst case was computed on admission")
+        self.price.cost(self.usage(output)).expect("the worst case was computed on admission")
     }
 
     fn output_max(&self) -> u64 {
@@ -110,6 +121,7 @@ struct EarningSession {
     /// Legs running on it.
     legs: Vec<StreamId>,
     last_active: Now,
+    early: Option<Early>,
     /// The business id of the claim that the ledger has not answered yet.
     settling: Option<[u8; 16]>,
 }
@@ -121,6 +133,22 @@ pub(crate) struct Provider {
     sessions: BTreeMap<SessionId, EarningSession>,
 }
 
+/// A voucher above the deposit that this node's copy of the ledger shows. The top-up that it counts on may be on its way.
+#[derive(Debug)]
+struct Early {
+    total: Credits,
+    voucher: SignedBytes,
+    /// Which job brought the first such.
+    stream: StreamId,
+    since: Now,
+}
+
+impl EarningSession {
+    const fn new(now: Now, record: Earning) -> Self {
+        Self { record, legs: Vec::new(), last_active: now, early: None, settling: None }
+    }
+}
+
 fn add(a: Credits, b: Credits) -> Credits {
     a.checked_add(b).expect("bounded by the deposit")
 }
@@ -130,8 +158,7 @@ impl Provider {
     pub(crate) fn restore(&mut self, cx: &mut Context, record: Earning) {
         cx.timers.set(Alarm::Settle(record.session), cx.now);
         let session = record.session;
-        let session_state = EarningSession { record, legs: Vec::new(), last_active: cx.now, settling: None };
-        self.sessions.insert(session, session_state);
+        self.sessions.insert(session, EarningSession::new(cx.now, record));
     }
 
     // ---- a leg under way ----
@@ -144,8 +171,15 @@ impl Provider {
         let forged = voucher.signer() != session.record.voucher_key
             || value.network != cx.identity.network
             || value.session != session.record.session;
-        if forged || value.total > session.record.deposit {
+        if forged {
             return self.cancel(cx, stream);
+        }
+        if value.total > session.record.deposit {
+            // It counts for nothing yet. Without the top-up that it needs, `overdue` ends the job.
+            let first = session.early.take().filter(|early| self.serving.contains_key(&early.stream));
+            let (stream, since) = first.map_or((stream, cx.now), |early| (early.stream, early.since));
+            session.early = Some(Early { total: value.total, voucher: voucher.to_wire(), stream, since });
+            return;
         }
         let id = session.record.session;
         // The same again, or an older one, adds nothing to what is kept.
@@ -172,7 +206,7 @@ impl Provider {
         kept.spent = self.delivered(session);
         for serving in session.legs.iter().filter_map(|stream| self.serving.get(stream)) {
             if !serving.owed().is_zero() {
-                let usage = Usage { input: serving.input(), cached: 0, output: serving.sent };
+                let usage = serving.usage(serving.sent);
                 kept.usage = kept.usage.checked_add(usage).unwrap_or(kept.usage);
             }
         }

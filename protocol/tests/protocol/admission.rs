@@ -52,6 +52,8 @@ impl Bench {
             model: MODEL.into(),
             price: PRICE,
             window: 64,
+            cached: 0,
+            prefix: 0,
             valid_until_ms: START.after(Duration::from_secs(10)).ms(),
         };
         Bad {
@@ -83,6 +85,16 @@ impl Bench {
 
     /// Opens a job by hand; returns the stream and what the provider says first.
     fn open(&mut self, bad: &Bad) -> (spillway_protocol::StreamId, Frame) {
+        let (stream, open) = self.opening(bad);
+        let before = self.world.wire.len();
+        self.frame(stream, Frame::Open(open));
+        self.world.pass(Duration::from_secs(4));
+        let (_, _, answer) = self.world.wire.get(before).expect("an answer").clone();
+        (stream, answer)
+    }
+
+    /// A stream to the provider, and a job's first frame.
+    fn opening(&mut self, bad: &Bad) -> (spillway_protocol::StreamId, OpenJob) {
         self.next += 1;
         let stream = spillway_protocol::StreamId::In(1_000_000 + self.next);
         let here = spillway_protocol::StreamId::Out(1_000_000 + self.next);
@@ -96,14 +108,11 @@ impl Bench {
             body: b"{}".to_vec(),
             prefix: vec![],
             output_max: 1_000,
+            continuable: true,
             quote: Signed::sign(bad.quote.clone(), &bad.quote_key).to_wire(),
             voucher: Self::voucher(bad),
         };
-        let before = self.world.wire.len();
-        self.frame(stream, Frame::Open(open));
-        self.world.pass(Duration::from_secs(4));
-        let (_, _, answer) = self.world.wire.get(before).expect("an answer").clone();
-        (stream, answer)
+        (stream, open)
     }
 
     fn frame(&mut self, stream: spillway_protocol::StreamId, frame: Frame) {
@@ -128,7 +137,7 @@ impl Bench {
 fn a_good_opening_is_accepted() {
     let mut bench = Bench::new();
     let good = bench.good();
-    assert_eq!(bench.open(&good).1, Frame::Accepted);
+    assert!(matches!(bench.open(&good).1, Frame::Accepted { .. }));
     assert_eq!(bench.vouched(), Some(Credits::new(100)), "kept before it was accepted");
 }
 
@@ -161,7 +170,7 @@ fn each_bad_opening_is_refused_by_name() {
         // The next honest job is served as if nothing had been.
         let mut good = bench.good();
         good.quote.valid_until_ms = bench.world.now.after(Duration::from_secs(10)).ms();
-        assert_eq!(bench.open(&good).1, Frame::Accepted, "after {what}");
+        assert!(matches!(bench.open(&good).1, Frame::Accepted { .. }), "after {what}");
     }
 }
 
@@ -200,10 +209,46 @@ fn a_forged_or_overdrawn_voucher_ends_the_job_and_takes_nothing() {
         spoil(&mut bad, other);
         bench.frame(stream, Frame::Voucher(Bench::voucher(&bad)));
         assert_eq!(bench.vouched(), Some(Credits::new(100)), "{what}");
+        if what == "above the deposit" {
+            // A top-up might be on its way: for a while the job goes on with what is paid.
+            bench.world.pass(Duration::from_secs(4));
+            assert_eq!(bench.vouched(), Some(Credits::new(100)), "{what}");
+        }
         assert!(bench.world.nodes[bench.provider].work.is_empty(), "{what}: the backend is stopped");
         bench.world.pass(Duration::from_secs(30));
         let settled = bench.world.sessions[&bench.session].settled;
         let due = PRICE.cost(spillway_ledger::Usage { input: 2, cached: 0, output: 9 });
         assert_eq!(Some(settled), due, "{what}: what was delivered is claimed, and no more");
     }
+}
+
+/// The consumer may see a top-up before the provider does: what counts on it waits, and holds as soon as it is seen.
+#[test]
+fn a_voucher_that_is_ahead_of_the_ledger_waits_for_it() {
+    let raise = |bench: &mut Bench| {
+        let command = LedgerCommand::TopUp { session: bench.session, amount: Credits::new(500) };
+        bench.world.ledger_for(bench.consumer, command);
+    };
+    // In a running job.
+    let mut bench = Bench::new();
+    let good = bench.good();
+    let (stream, _) = bench.open(&good);
+    let voucher = Bench::voucher(&Bad { total: 1_400, ..bench.good() });
+    bench.frame(stream, Frame::Voucher(voucher));
+    bench.world.pass(Duration::from_secs(2));
+    assert_eq!(bench.vouched(), Some(Credits::new(100)), "it counts for nothing yet");
+    assert!(!bench.world.nodes[bench.provider].work.is_empty(), "the job goes on");
+    raise(&mut bench);
+    assert_eq!(bench.vouched(), Some(Credits::new(1_400)));
+    bench.world.pass(Duration::from_secs(4));
+    assert!(!bench.world.nodes[bench.provider].work.is_empty(), "the job goes on");
+
+    // In an opening.
+    let mut bench = Bench::new();
+    let (stream, open) = bench.opening(&Bad { total: 1_400, ..bench.good() });
+    bench.frame(stream, Frame::Open(open));
+    assert!(bench.world.wire.is_empty() && bench.world.nodes[bench.provider].work.is_empty(), "it waits");
+    raise(&mut bench);
+    assert!(matches!(bench.world.wire.last().expect("an answer").2, Frame::Accepted { .. }));
+    assert_eq!(bench.vouched(), Some(Credits::new(1_400)));
 }

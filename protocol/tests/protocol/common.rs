@@ -8,7 +8,7 @@ use spillway_protocol::{
     Capacity, Effect, Event, Frame, Identity, Job, Kind, LedgerCommand, MarketConfig, Now, Outcome, Peer, Prefer,
     Reason, Record, RecordKind, StreamId, WorkId,
 };
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 pub const MODEL: &str = "guide";
@@ -38,6 +38,10 @@ pub fn job(id: u8) -> Job {
         continuable: true,
         prefer: Prefer::OwnFirst,
         price_max: price(1_000_000, 10_000_000),
+        prefix: vec![],
+        alternatives: Vec::new(),
+        preferences: spillway_protocol::Preferences::default(),
+        target_ms: None,
     }
 }
 
@@ -78,6 +82,13 @@ pub struct World {
     pub muted: Vec<usize>,
     /// Vouchers after the first are lost.
     pub vouchers_lost: bool,
+    /// Every entry that a peer asked for: by whom, its business id, and what.
+    pub asked: Vec<(usize, [u8; 16], LedgerCommand)>,
+    /// The ledger answers only when it is told to, from here on.
+    pub ledger_waits: bool,
+    unanswered: VecDeque<(usize, [u8; 16], LedgerCommand)>,
+    /// Business ids of top-ups that are in.
+    raised: BTreeSet<[u8; 16]>,
 }
 
 impl World {
@@ -257,7 +268,14 @@ impl World {
                     self.queue.push_back((other, Event::OfferReceived(offer.clone())));
                 }
             }
-            Effect::Ledger { business, command } => self.ledger(index, business, command),
+            Effect::Ledger { business, command } => {
+                self.asked.push((index, business, command.clone()));
+                if self.ledger_waits {
+                    self.unanswered.push_back((index, business, command));
+                } else {
+                    self.ledger(index, business, command);
+                }
+            }
             Effect::Persist(record) => {
                 let key = record.key();
                 match record {
@@ -332,6 +350,17 @@ impl World {
                     self.queue.push_back((node, Event::SessionSettled { session, settled: claim, closed: last }));
                 }
             }
+            LedgerCommand::TopUp { session, amount } => {
+                if !self.raised.insert(business) {
+                    return; // Done before.
+                }
+                let state = self.sessions.get_mut(&session).expect("opened");
+                state.deposit = state.deposit.checked_add(amount).expect("small");
+                let deposit = state.deposit;
+                for node in [state.provider, state.consumer] {
+                    self.queue.push_back((node, Event::SessionToppedUp { session, deposit }));
+                }
+            }
             LedgerCommand::Refund { session } => {
                 let state = &self.sessions[&session];
                 for node in [state.provider, state.consumer] {
@@ -340,6 +369,18 @@ impl World {
                 }
             }
         }
+    }
+
+    /// The ledger answers what was asked while it waited: grants it, or refuses it.
+    pub fn answer(&mut self, grants: bool) {
+        for (index, business, command) in std::mem::take(&mut self.unanswered) {
+            if grants {
+                self.ledger(index, business, command);
+            } else {
+                self.queue.push_back((index, Event::EntryRefused { business, why: "no".into() }));
+            }
+        }
+        self.run();
     }
 
     /// Puts an entry on the ledger as if the node's machine had asked for it.
@@ -369,6 +410,7 @@ pub fn provider(output: u64) -> MarketConfig {
     }
 }
 
+/// One that opens sessions only when a job needs them.
 pub fn consumer() -> MarketConfig {
-    MarketConfig { window_start: 64, window_max: 256, ..MarketConfig::default() }
+    MarketConfig { window_start: 64, window_max: 256, sessions_ahead: 0, ..MarketConfig::default() }
 }

@@ -34,6 +34,7 @@ fn offer(provider: u32, account: u32, address: &str, models: &[&str]) -> Signed<
         meter: METER.into(),
         price: price(1, 2),
         slots: 1,
+        keeps_nothing: false,
     };
     let offer = Offer {
         network: network(),
@@ -43,6 +44,7 @@ fn offer(provider: u32, account: u32, address: &str, models: &[&str]) -> Signed<
         issued_ms: START.ms(),
         expires_ms: START.after(OFFER_LIFETIME).ms(),
         region: String::new(),
+        coordinate: spillway_protocol::router::Coordinate::default(),
         addresses: vec![address.to_owned()],
         models: models.iter().map(model).collect(),
     };

@@ -6,4 +6,6 @@ mod directory;
 mod discovery;
 mod market;
 mod offers;
+mod selling;
+mod sessions;
 mod wire;

@@ -2,7 +2,9 @@
 
 use crate::common::{MODEL, World, consumer, job, price, provider};
 use spillway_ledger::{CoSigned, Credits, Receipt, Signed, Usage};
-use spillway_protocol::{Abort, BackendError, Event, Frame, MarketConfig, Prefer, Reason, Record, Refusal, Route};
+use spillway_protocol::{
+    Abort, BackendError, Event, Frame, Load, MarketConfig, Prefer, Reason, Record, Refusal, Route, Sell, Selling,
+};
 use std::time::Duration;
 
 /// A gateway with one slot, and two strangers: a cheap one and a dear one.
@@ -261,27 +263,78 @@ fn a_busy_provider_refuses_and_the_next_is_asked() {
     let (first, second) = (world.submit(gateway, job(1)), world.submit(gateway, job(2)));
     assert_eq!((world.nodes[cheap].work.len(), world.nodes[dear].work.len()), (1, 1));
     let third = world.submit(gateway, job(3));
-    let failure = world.nodes[gateway].ended[&third].result.clone().expect_err("all are busy");
-    assert_eq!(failure.reason, Reason::ProviderRefused);
-    assert!(failure.retry_after_ms.is_some());
+    assert!(!world.nodes[gateway].ended.contains_key(&third), "all are busy: it waits");
+    world.say(cheap, "done");
+    world.finish(cheap);
+    // Its slot is free: the one that waits looks again soon, and gets it.
+    world.pass(Duration::from_secs(3));
+    assert_eq!((world.nodes[cheap].work.len(), world.nodes[dear].work.len()), (1, 1));
     for node in [cheap, dear] {
         world.say(node, "done");
         world.finish(node);
     }
-    for id in [first, second] {
+    for id in [first, second, third] {
         assert_eq!(world.nodes[gateway].ended[&id].result, Ok("stop".into()));
     }
+    assert_eq!(world.nodes[gateway].ended[&third].legs.len(), 1);
+}
+
+#[test]
+fn a_job_waits_for_a_strangers_slot_only_so_long_and_only_behind_so_many() {
+    let mut world = World::new();
+    let gateway = world.add(1, 0, MarketConfig { queue_max: 1, ..consumer() });
+    let only = world.add(2, 1, provider(200_000));
+    world.submit(gateway, job(1));
+    let (waits, surplus) = (world.submit(gateway, job(2)), world.submit(gateway, job(3)));
+    assert_eq!(world.nodes[only].work.len(), 1);
+    let failure = world.nodes[gateway].ended[&surplus].result.clone().expect_err("the queue is full");
+    assert_eq!(failure.reason, Reason::ProviderRefused);
+    assert!(failure.retry_after_ms.is_some_and(|ms| ms >= 1_000), "it is told when to come again");
+    for _ in 0..35 {
+        world.say(only, "goes on ");
+        world.pass(Duration::from_secs(1));
+    }
+    let failure = world.nodes[gateway].ended[&waits].result.clone().expect_err("no slot became free");
+    assert_eq!(failure.reason, Reason::ProviderRefused);
+    assert!(failure.retry_after_ms.is_some());
+}
+
+#[test]
+fn a_job_falls_back_to_its_next_model_and_keeps_to_its_preferences() {
+    let mut world = World::new();
+    let gateway = world.add(1, 0, consumer());
+    let cheap = world.add(2, 4, provider(200_000));
+    let dear = world.add(3, 4, provider(900_000));
+    let fallen = spillway_protocol::Job { model: "nobody".into(), alternatives: vec![MODEL.into()], ..job(1) };
+    world.submit(gateway, fallen);
+    assert_eq!(world.nodes[cheap].work.len(), 1);
+    let avoids = spillway_protocol::Preferences {
+        ignore: vec![world.nodes[cheap].id.to_string()],
+        ..spillway_protocol::Preferences::default()
+    };
+    world.submit(gateway, spillway_protocol::Job { preferences: avoids, ..job(2) });
+    assert_eq!((world.nodes[cheap].work.len(), world.nodes[dear].work.len()), (1, 1));
+    let nowhere = spillway_protocol::Preferences {
+        only: vec!["region:nowhere".into()],
+        ..spillway_protocol::Preferences::default()
+    };
+    let id = world.submit(gateway, spillway_protocol::Job { preferences: nowhere, ..job(3) });
+    assert_eq!(world.nodes[gateway].ended[&id].result.clone().expect_err("nobody").reason, Reason::PriceCap);
 }
 
 #[test]
 fn strangers_never_get_the_reserved_slot() {
     let mut world = World::new();
     let gateway = world.add(1, 0, consumer());
-    let owner = world.add(2, 2, MarketConfig { reserved_slots: 1, ..provider(200_000) });
+    let owner = world.add(
+        2,
+        2,
+        MarketConfig { selling: Selling { mode: Sell::Always, reserved_slots: 1 }, ..provider(200_000) },
+    );
     world.submit(gateway, job(1));
     let id = world.submit(gateway, job(2));
     assert_eq!(world.nodes[owner].work.len(), 1);
-    assert_eq!(world.nodes[gateway].ended[&id].result.clone().expect_err("full").reason, Reason::ProviderRefused);
+    assert!(!world.nodes[gateway].ended.contains_key(&id), "it waits");
     world.submit(owner, job(3));
     assert_eq!(world.nodes[owner].work.len(), 2, "the owner has it at once");
 }
@@ -316,7 +369,7 @@ fn a_receipt_that_overcounts_is_not_signed() {
         time_ms: 0,
     };
     let receipt = Signed::sign(receipt, &crate::common::secret(2, 2)).to_wire();
-    let frame = Frame::Done { finish: "stop".into(), receipt };
+    let frame = Frame::Done { finish: "stop".into(), receipt, load: Load::default() };
     let peer = world.nodes[cheap].id;
     world.event(gateway, Event::FrameReceived { stream, peer, frame, text: vec![] });
     let outcome = &world.nodes[gateway].ended[&id];

@@ -17,6 +17,7 @@ fn model(id: &str) -> ModelOffer {
         meter: METER.into(),
         price: price(1, 2),
         slots: 1,
+        keeps_nothing: false,
     }
 }
 
@@ -29,6 +30,7 @@ fn offer() -> Offer {
         issued_ms: START.ms(),
         expires_ms: START.after(OFFER_LIFETIME).ms(),
         region: "near".into(),
+        coordinate: spillway_protocol::router::Coordinate::default(),
         addresses: vec!["/ip4/127.0.0.1/tcp/1".into()],
         models: vec![model("guide")],
     }

@@ -2,13 +2,34 @@
 
 use rand::{Rng as _, RngExt as _, SeedableRng as _};
 use rand_chacha::ChaCha8Rng;
-use spillway_ledger::{CodecError, Digest, JobId, PublicKey, SecretKey, Signature, SignedBytes};
+use spillway_ledger::{
+    CodecError, Digest, JobId, NetworkId, PublicKey, SecretKey, Signature, SignedBytes, decode, encode,
+};
 use spillway_protocol::wire::{CHUNK_BYTES_MAX, FRAME_BYTES_MAX};
-use spillway_protocol::{Abort, Frame, Kind, OpenJob, Refusal};
+use spillway_protocol::{Abort, Frame, HotPrefix, Kind, Load, OpenJob, Probe, ProbeReply, Refusal};
 
 fn signed(byte: u8) -> SignedBytes {
     let signer: PublicKey = SecretKey::from_bytes(&[7; 32]).public();
     SignedBytes { signer, signature: Signature::from_bytes([byte; 64]), document: vec![byte; 3] }
+}
+
+const LOAD: Load = Load { slots_free: 1, pending: 2, running: 3, start_ms: 4, read_us_per_kilo: 5, per_unit_us: 6 };
+
+fn probe() -> Probe {
+    Probe {
+        network: NetworkId(Digest::from_bytes([9; 32])),
+        model: "guide".into(),
+        kind: Kind::Chat,
+        prompt_units: 5_000,
+        output_max: 99,
+        window_max: 1_024,
+        prefix: vec![0x0102_0304_0506_0708, 2],
+    }
+}
+
+fn probe_reply() -> ProbeReply {
+    let hot = vec![HotPrefix { name: 0x0102_0304_0506_0708, units: 2_048 }];
+    ProbeReply { load: LOAD, cached_units: 2_048, hot, retry_after_ms: 70, quote: Ok(signed(7)) }
 }
 
 fn every_frame() -> Vec<Frame> {
@@ -20,18 +41,19 @@ fn every_frame() -> Vec<Frame> {
         body: b"{}".to_vec(),
         prefix: b"so far".to_vec(),
         output_max: 99,
+        continuable: true,
         quote: signed(3),
         voucher: signed(4),
     };
     vec![
         Frame::Open(open),
-        Frame::Accepted,
-        Frame::Refused { refusal: Refusal::Busy, retry_after_ms: 1_000 },
+        Frame::Accepted { load: LOAD },
+        Frame::Refused { refusal: Refusal::Busy, retry_after_ms: 1_000, load: LOAD },
         Frame::Chunk { sequence: 5, offset: 6, bytes: b"text".to_vec() },
         Frame::Alive { held: 9 },
         Frame::Voucher(signed(5)),
         Frame::Cancel,
-        Frame::Done { finish: "stop".into(), receipt: signed(6) },
+        Frame::Done { finish: "stop".into(), receipt: signed(6), load: LOAD },
         Frame::Aborted { abort: Abort::Unpaid, receipt: None },
         Frame::Rejected { status: 400, message: "no".into() },
         Frame::CoSigned(Signature::from_bytes([8; 64])),
@@ -42,7 +64,10 @@ fn every_frame() -> Vec<Frame> {
 #[test]
 fn bytes_on_the_wire_are_frozen() {
     let wire: Vec<u8> = every_frame().iter().flat_map(Frame::to_wire).collect();
-    assert_eq!(hex::encode(Frame::Accepted.to_wire()), "0400000001000000");
+    assert_eq!(
+        hex::encode(Frame::Accepted { load: LOAD }.to_wire()),
+        "1c00000001000000".to_owned() + "010000000200000003000000040000000500000006000000"
+    );
     assert_eq!(
         hex::encode(Frame::Chunk { sequence: 5, offset: 6, bytes: b"text".to_vec() }.to_wire()),
         "1c000000030000000500000006000000000000000400000000000000".to_owned() + "74657874"
@@ -50,7 +75,33 @@ fn bytes_on_the_wire_are_frozen() {
     assert_eq!(Digest::of("test", &[&wire]).to_string(), FROZEN);
 }
 
-const FROZEN: &str = "f4f81f8c90eb67634b2987bc23cc32adb61b001d7acb0caa8d3cdb76e641202c";
+#[test]
+fn probes_are_frozen_and_bounded() {
+    let (asked, said) = (encode(&probe()), encode(&probe_reply()));
+    assert_eq!(Digest::of("test", &[&asked, &said]).to_string(), PROBES_FROZEN);
+    assert_eq!(decode::<Probe>(&asked), Ok(probe()));
+    assert_eq!(decode::<ProbeReply>(&said), Ok(probe_reply()));
+    for cut in 0..asked.len() {
+        assert_eq!(decode::<Probe>(&asked[..cut]), Err(CodecError::Malformed));
+    }
+    // The longest that is allowed fits, and one more of anything does not.
+    let most = Probe { model: "m".repeat(256), prefix: vec![1; 64], ..probe() };
+    assert_eq!(decode(&encode(&most)), Ok(most.clone()));
+    let more = Probe { prefix: vec![1; 65], ..probe() };
+    assert_eq!(decode::<Probe>(&encode(&more)), Err(CodecError::NotCanonical("prefix: more than 64 names")));
+    let hot = |count| ProbeReply { hot: vec![HotPrefix { name: 1, units: 1 }; count], ..probe_reply() };
+    assert_eq!(decode(&encode(&hot(16))), Ok(hot(16)));
+    assert_eq!(decode::<ProbeReply>(&encode(&hot(17))), Err(CodecError::NotCanonical("hot: more than 16 prefixes")));
+    // A prefix that says it holds 2^60 names.
+    let at = asked.len() - 3 * 8;
+    let hostile = [&asked[..at], &(1_u64 << 60).to_le_bytes(), &[0; 64]].concat();
+    assert_eq!(decode::<Probe>(&hostile), Err(CodecError::Malformed));
+    let long = vec![0; 1025];
+    assert_eq!(decode::<Probe>(&long), Err(CodecError::TooLong { max: 1024, got: 1025 }));
+}
+
+const PROBES_FROZEN: &str = "e036abd7221390ba96df4934108941689ad0cf6bf271260d31cb68e7bdb23f26";
+const FROZEN: &str = "37691a1d6e32d7672a45d87e3b6ceb9a6c7d821686170892e1714b8c46ad705b";
 
 #[test]
 fn frames_come_back_as_they_were() {
@@ -86,7 +137,7 @@ fn a_truncated_frame_is_malformed_at_every_cut() {
 #[test]
 fn a_field_above_its_limit_is_named() {
     let chunk = Frame::Chunk { sequence: 0, offset: 0, bytes: vec![0; CHUNK_BYTES_MAX + 1] };
-    let finish = Frame::Done { finish: "x".repeat(33), receipt: signed(1) };
+    let finish = Frame::Done { finish: "x".repeat(33), receipt: signed(1), load: LOAD };
     let status = Frame::Rejected { status: 200, message: String::new() };
     let cases = [(chunk, "bytes: over 256 KiB"), (finish, "finish: over 32 bytes"), (status, "status: not 400 to 499")];
     for (frame, why) in cases {

@@ -168,6 +168,7 @@ impl Node {
             meter: METER.into(),
             price: Price { input: Credits::new(50_000), cached: Credits::new(10_000), output },
             slots: 8,
+            keeps_nothing: false,
         };
         let host = format!("{}.{}.{}.{}", 11 + (a + b + c) % 90, d, e, 10);
         let offer = Offer {
@@ -178,6 +179,7 @@ impl Node {
             issued_ms: now.ms(),
             expires_ms: now.after(OFFER_LIFETIME).ms(),
             region: "eu-west".into(),
+            coordinate: spillway_protocol::router::Coordinate::default(),
             addresses: vec![format!("/ip4/{host}/udp/4600/quic-v1"), format!("/ip4/{host}/tcp/4600")],
             models: self.serves.iter().map(model).collect(),
         };

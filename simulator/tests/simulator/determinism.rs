@@ -7,8 +7,17 @@
 use spillway_simulator::Simulation;
 use std::fmt::Write as _;
 
-const CASES: [(&str, u64); 8] =
-    [("calm", 1), ("burst", 1), ("churn", 1), ("faults", 1), ("tight", 1), ("swarm", 1), ("swarm", 2), ("swarm", 3)];
+const CASES: [(&str, u64); 9] = [
+    ("calm", 1),
+    ("burst", 1),
+    ("churn", 1),
+    ("faults", 1),
+    ("tight", 1),
+    ("sold", 1),
+    ("swarm", 1),
+    ("swarm", 2),
+    ("swarm", 3),
+];
 
 fn hash(scenario: &str, seed: u64) -> String {
     Simulation::new(seed).named(scenario).run().hash

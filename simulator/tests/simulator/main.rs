@@ -4,4 +4,7 @@ mod cli;
 mod determinism;
 mod sabotage;
 mod seeds;
+mod sessions;
+mod sold;
 mod swarm;
+mod trials;

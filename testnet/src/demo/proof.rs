@@ -117,7 +117,8 @@ impl Run {
         })
         .await?;
         statement.check()?;
-        for (session, line) in &statement.sessions {
+        // Sessions that were opened ahead and never used have nothing to show.
+        for (session, line) in statement.sessions.iter().filter(|(_, line)| line.settlements > 0) {
             let provider = accounts.iter().find(|(_, account)| **account == line.provider);
             self.voice.say(&format!(
                 "session {}…  {:8} voucher no. {} redeemed, {} settled in {}",

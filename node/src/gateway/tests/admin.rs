@@ -6,12 +6,12 @@ use serde_json::{Value, json};
 use spillway_ledger::SecretKey;
 
 impl World {
-    async fn admin(&self, method: Method, path: &str, body: &str) -> Response {
+    pub(super) async fn admin(&self, method: Method, path: &str, body: &str) -> Response {
         let request = self.client.request(method, self.url(path)).bearer_auth(self.admin_token());
         request.body(body.to_owned()).send().await.expect("an answer")
     }
 
-    async fn admin_json(&self, path: &str) -> Value {
+    pub(super) async fn admin_json(&self, path: &str) -> Value {
         let response = self.admin(Method::GET, path, "").await;
         assert_eq!(response.status(), 200, "{path}");
         json_of(response).await

@@ -27,6 +27,7 @@ async fn every_route_but_two_wants_a_key() {
         "/v1/models/plain",
         "/metrics",
         "/admin/keys",
+        "/admin/jobs",
         "/admin/status",
         "/admin/market",
         "/admin/ledger/log",
@@ -154,7 +155,7 @@ async fn a_restart_frees_what_was_reserved_and_keeps_what_was_spent() {
     let (copy, key) = (tempfile::TempDir::new().expect("a folder"), world.key.clone());
     std::fs::copy(world.folder.path().join("node.redb"), copy.path().join("node.redb")).expect("copied");
     let store = Arc::new(Store::open(copy.path().join("node.redb")).expect("a store"));
-    let gateway = open(&copy, store, Market::start().0);
+    let gateway = open(&copy, store, Market::start().0, true);
     let view = gateway.0.keys.list().remove(0);
     assert_eq!((view.spent_micro, view.reserved_micro), (Credits::new(1234), Credits::ZERO));
     assert!(gateway.authenticate(&key).is_ok());

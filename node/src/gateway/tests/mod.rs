@@ -4,6 +4,7 @@ mod admin;
 mod limits;
 mod market;
 mod responses;
+mod wishes;
 
 use super::desk::{AccountStatus, BackendStatus, Done, Mint, NodeStatus, ReceiptView, Wish};
 use super::ledger_log::LogQuery;
@@ -44,7 +45,7 @@ impl World {
         let folder = TempDir::new().expect("a folder");
         let store = Arc::new(Store::open(folder.path().join("node.redb")).expect("a store"));
         let (jobs, market) = Market::start();
-        let gateway = open(&folder, store, jobs);
+        let gateway = open(&folder, store, jobs, true);
         let serving = gateway.serve("127.0.0.1:0").await.expect("a port");
         let (_, secret) = gateway.0.keys.create(terms).await.expect("a key");
         let client = Client::builder().no_proxy().build().expect("a client");
@@ -81,7 +82,7 @@ impl World {
     }
 }
 
-fn open(folder: &TempDir, store: Arc<Store>, jobs: Jobs) -> Gateway {
+fn open(folder: &TempDir, store: Arc<Store>, jobs: Jobs, job_log: bool) -> Gateway {
     let desk = Arc::new(TestDesk);
     let metrics = Arc::new(Metrics::new());
     Gateway::open(Parts {
@@ -91,6 +92,7 @@ fn open(folder: &TempDir, store: Arc<Store>, jobs: Jobs) -> Gateway {
         desk,
         metrics,
         price_max: PRICE_MAX,
+        job_log,
         promised: BTreeMap::new(),
     })
     .expect("a gateway")

@@ -23,7 +23,7 @@ async fn a_stream_is_the_backends_own_bytes() {
     assert_eq!(header("x-spillway-job"), Some(job.id.to_string()));
     assert_eq!(
         String::from_utf8(job.body).expect("JSON"),
-        r#"{"model":"plain","messages":[{"role":"user","content":"hi"}],"max_tokens":1,"stream":true,"x_mine":1e400,"stream_options":{"include_usage":true}}"#
+        r#"{"messages":[{"role":"user","content":"hi"}],"model":"plain","max_tokens":1,"stream":true,"x_mine":1e400,"stream_options":{"include_usage":true}}"#
     );
     assert_eq!((job.output_max, job.continuable), (8, true));
     let text = response.text().await.expect("a stream");

@@ -1,0 +1,388 @@
+//! Which provider: weighs price, predicted time, load, distance, prefix and standing of those that may serve a job.
+//! Invariants: hard limits come first and are the caller's; an estimate alone never turns a job away; nothing here knows
+//! what names a provider, so that the node (by node id) and the simulator (by number) run the same code.
+//!
+//! One [`Router`] holds what is known of a model's providers. A caller asks [`Router::decide`], probes whom it is told to,
+//! feeds the answers to [`Router::reported`] and asks again, until it says where to go or that nobody is left.
+//! `docs/routing.md`, "Choosing a provider".
+
+mod ask;
+pub mod coordinate;
+mod estimate;
+mod holders;
+mod known;
+pub mod preference;
+pub mod spill;
+
+pub use ask::{ALL_MAX, Ask, CHEAPEST, Candidate, DRAWN, Market, Weights};
+pub use coordinate::Coordinate;
+pub use estimate::{Certainty, Estimate};
+pub use holders::Holders;
+pub use known::{Report, Served};
+pub use preference::{Preferences, Sort};
+pub use spill::{Gate, OwnView};
+
+use crate::time::Now;
+use estimate::{Target, better};
+use known::{Known, Typical};
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+/// What a router may be told to do otherwise. The defaults are the shipped ones.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RouterRules {
+    /// Providers probed at once for one job.
+    pub probes_max: usize,
+    /// Providers whose load is kept fresh beyond single jobs. Prequal (NSDI'24) uses 16.
+    pub pool_max: usize,
+    /// A load older than this is no ground to send a job without asking again. Prequal drops its probes after 1 s, too.
+    pub fresh_for: Duration,
+    /// Of the candidates' loads, those above this quantile are left out while others are free. Prequal uses 0.84.
+    pub hot_quantile: f64,
+    /// From this share of a prompt in a provider's prefix cache on, the conversation stays there. llm-d uses 0.8.
+    pub affinity_gate: f64,
+    /// Unless staying costs that many more milliseconds than going; or, where that is more, than going costs those whose jobs
+    /// run there already: a prompt that is read anew holds up each of them.
+    pub affinity_bound_ms: f64,
+    /// How many jobs of a thousand go to a provider drawn at random within the limits.
+    pub explore_per_mille: u32,
+    /// How much of a target's time is used up at most by prediction; the rest is for what predictions miss.
+    pub target_share: f64,
+    /// Providers probed in the background after a job was placed without asking.
+    pub refresh_max: usize,
+}
+
+impl Default for RouterRules {
+    fn default() -> Self {
+        Self {
+            probes_max: 3,
+            pool_max: 16,
+            fresh_for: Duration::from_secs(1),
+            hot_quantile: 0.84,
+            affinity_gate: 0.8,
+            affinity_bound_ms: 1_000.0,
+            explore_per_mille: 10,
+            target_share: 0.8,
+            refresh_max: 1,
+        }
+    }
+}
+
+/// Providers of one model that are remembered; the one not heard of for longest makes room.
+pub const KNOWN_MAX: usize = 16_384;
+
+/// Where a job goes next.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Decision<P> {
+    /// There. Tell the router by [`Router::sent`].
+    Go {
+        /// The provider.
+        to: P,
+        /// What is expected of it.
+        expected: Estimate,
+        /// Whom to probe in the background, so that the next job finds their loads fresh.
+        refresh: Vec<P>,
+    },
+    /// Probe these, then decide again. At most [`RouterRules::probes_max`].
+    Probe(Vec<P>),
+    /// Nobody who may serve it is free, or nobody may.
+    Nobody {
+        /// When the first of those that are busy expects a free slot; `None` if nobody said.
+        free_at: Option<Now>,
+    },
+}
+
+/// What is known of one model's providers.
+#[derive(Clone, Debug)]
+pub struct Router<P> {
+    rules: RouterRules,
+    known: BTreeMap<P, Known>,
+    /// Providers with a recent load, newest last.
+    pool: Vec<P>,
+    /// The next time the pool is full, its worst goes instead of its oldest.
+    drop_worst: bool,
+    holders: Holders<P>,
+    typical: Typical,
+    /// Room for candidates, so that a decision allocates nothing.
+    proposed: Vec<P>,
+}
+
+impl<P: Copy + Ord> Router<P> {
+    /// Knows nobody yet.
+    #[must_use]
+    pub const fn new(rules: RouterRules) -> Self {
+        Self {
+            rules,
+            known: BTreeMap::new(),
+            pool: Vec::new(),
+            drop_worst: false,
+            holders: Holders::new(),
+            typical: Typical::new(),
+            proposed: Vec::new(),
+        }
+    }
+
+    /// Decides where a job goes, given whom `asked` names as probed for this job already.
+    ///
+    /// Goes at once if a provider with a fresh load suits and no other is likely to suit so much better that asking is
+    /// worth the wait; otherwise names whom to probe.
+    pub fn decide(
+        &mut self,
+        now: Now,
+        ask: &Ask<'_>,
+        asked: &[P],
+        market: &impl Market<P>,
+        rng: &mut impl rand::Rng,
+    ) -> Decision<P> {
+        let mut proposed = std::mem::take(&mut self.proposed);
+        proposed.clear();
+        proposed.extend(self.pool.iter().copied());
+        self.holders.of(ask.prefix, &mut proposed);
+        let busy = |id: &P| !ask.thorough && self.known.get(id).is_some_and(|known| known.is_busy(now));
+        market.propose(&mut proposed, busy, rng);
+        // Later finds are as good as earlier ones: the order of a set, so that it depends on nothing but who they are.
+        proposed.sort_unstable();
+        proposed.dedup();
+        let decision = self.weigh(now, ask, asked, &proposed, market, rng);
+        self.proposed = proposed;
+        decision
+    }
+
+    fn weigh(
+        &mut self,
+        now: Now,
+        ask: &Ask<'_>,
+        asked: &[P],
+        proposed: &[P],
+        market: &impl Market<P>,
+        rng: &mut impl rand::Rng,
+    ) -> Decision<P> {
+        let mut sure: Vec<(P, Estimate)> = Vec::new();
+        let mut unsure: Vec<(P, Estimate)> = Vec::new();
+        let mut free_at: Option<Now> = None;
+        for id in proposed {
+            let Some(candidate) = market.candidate(id) else { continue };
+            let known = self.known.get(id);
+            let held = self.holders.held(ask.prefix, id).min(ask.units);
+            let estimate = estimate::estimate(now, ask, &candidate, known, held, &self.typical, &self.rules);
+            match estimate.certainty {
+                Certainty::Sure => sure.push((*id, estimate)),
+                Certainty::Busy(at) => free_at = Some(free_at.map_or(at, |first| first.min(at))),
+                // Who was asked for this job and did not say yes is not asked again.
+                Certainty::Unsure if asked.contains(id) => {}
+                Certainty::Unsure => unsure.push((*id, estimate)),
+            }
+        }
+        let target = Target::of(ask, self.rules.target_share);
+        if target.is_none() {
+            // With a target, who is too hot to meet it comes last anyway, and who meets it may be filled up.
+            cool(&mut sure, self.rules.hot_quantile);
+        }
+        let by_worth = |a: &(P, Estimate), b: &(P, Estimate)| better(&a.1, &b.1, target).then(a.0.cmp(&b.0));
+        // Equals are drawn for: otherwise the lowest name would get all the work.
+        shuffle(&mut sure, rng);
+        sure.sort_by(|a, b| better(&a.1, &b.1, target));
+        unsure.sort_by(by_worth);
+        let best = self.settled(ask, &sure, target, rng);
+        match (best, unsure.first()) {
+            (None, None) => Decision::Nobody { free_at },
+            (Some((to, expected)), None) => Decision::Go { to, expected, refresh: Vec::new() },
+            (Some((to, expected)), Some((_, other))) if !worth_asking(&expected, other, target) => {
+                let refresh = draw(&mut unsure, self.rules.refresh_max, rng);
+                Decision::Go { to, expected, refresh }
+            }
+            (_, Some(_)) => {
+                // The best on paper, and one drawn from the rest, so that newcomers are seen.
+                let probes = self.rules.probes_max.max(1);
+                let mut chosen: Vec<P> = unsure.iter().take(probes.saturating_sub(1).max(1)).map(|it| it.0).collect();
+                unsure.drain(..chosen.len());
+                chosen.extend(draw(&mut unsure, probes - chosen.len(), rng));
+                Decision::Probe(chosen)
+            }
+        }
+    }
+
+    /// The one to go to among those that are sure: the holder of most of the prompt's prefix unless that is too slow, now
+    /// and then anyone, else the best.
+    fn settled(
+        &self,
+        ask: &Ask<'_>,
+        sure: &[(P, Estimate)],
+        target: Option<Target>,
+        rng: &mut impl rand::Rng,
+    ) -> Option<(P, Estimate)> {
+        let best = *sure.first()?;
+        let units = ask.units.max(1);
+        let keeps = |cached: u64| cached as f64 >= self.rules.affinity_gate * units as f64;
+        let holder = sure.iter().filter(|(_, it)| keeps(it.cached) && it.rank == best.1.rank);
+        let holder = holder.min_by(|a, b| better(&a.1, &b.1, target));
+        if self.rules.explore_per_mille > 0 && below(rng, 1000) < u64::from(self.rules.explore_per_mille) {
+            let index = usize::try_from(below(rng, sure.len() as u64)).expect("below a length");
+            let drawn = sure[index];
+            // Exploring is for knowledge: never at the price of a target that another meets, nor of a prefix that another holds:
+            // the copy would push out of the drawn one's cache what is wanted there.
+            let meets = target.is_none_or(|it| it.met_by(&drawn.1) || !it.met_by(&best.1));
+            if meets && holder.is_none() && drawn.1.rank == best.1.rank {
+                return Some(drawn);
+            }
+        }
+        match holder {
+            Some(holder) if holder.1.first_ms <= best.1.first_ms + self.bound_ms(&holder.1, &best.1) => Some(*holder),
+            Some(_) | None => Some(best),
+        }
+    }
+
+    /// How many milliseconds a job may wait longer to stay where its prefix is.
+    const fn bound_ms(&self, stay: &Estimate, go: &Estimate) -> f64 {
+        self.rules.affinity_bound_ms.max(go.delays_ms - stay.delays_ms)
+    }
+
+    /// A provider told its load.
+    pub fn reported(&mut self, now: Now, id: P, report: Report) {
+        self.typical.learn(&report);
+        let known = self.entry(now, id);
+        known.report(now, report);
+        if let Some(index) = self.pool.iter().position(|other| *other == id) {
+            self.pool.remove(index);
+        }
+        self.pool.push(id);
+        if self.pool.len() > self.rules.pool_max.max(1) {
+            let index = if self.drop_worst { self.worst() } else { 0 };
+            self.drop_worst = !self.drop_worst;
+            self.pool.remove(index);
+        }
+    }
+
+    /// A provider told which prefixes its cache holds, by name and units.
+    pub fn holds(&mut self, id: P, prefixes: impl IntoIterator<Item = (u64, u64)>) {
+        for (name, units) in prefixes {
+            self.holders.insert(name, units, id);
+        }
+    }
+
+    /// A probe had no answer, or a stream could not be opened: what was known of its load no longer counts.
+    pub fn silent(&mut self, id: &P) {
+        self.pool.retain(|other| other != id);
+        if let Some(known) = self.known.get_mut(id) {
+            known.forget_load();
+        }
+    }
+
+    /// A job was sent there.
+    pub fn sent(&mut self, now: Now, id: P, ask: &Ask<'_>, cached: u64) {
+        let known = self.entry(now, id);
+        known.sent(now, ask.units.saturating_sub(cached));
+        for (index, name) in ask.prefix.iter().enumerate() {
+            self.holders.insert(*name, (index as u64 + 1) * ask.prefix_units, id);
+        }
+    }
+
+    /// It turned a job away though its load had looked free; `free_at` is when it said to come again.
+    pub fn refused(&mut self, now: Now, id: P, free_at: Now) {
+        let known = self.entry(now, id);
+        known.ended();
+        known.busy_until(now, free_at);
+    }
+
+    /// A job there is over, well or not; `served` has what was measured, if anything was delivered.
+    pub fn ended(&mut self, now: Now, id: P, served: Option<Served>) {
+        if let Some(served) = &served {
+            self.typical.served(served);
+        }
+        let usual = self.typical.usual_output();
+        let known = self.entry(now, id);
+        known.ended();
+        if let Some(served) = served {
+            known.served(&served, usual);
+        }
+    }
+
+    /// The output of a job of this model that is to be expected, in units.
+    #[must_use]
+    pub fn output_expected(&self, output_max: u64) -> u64 {
+        self.typical.output().min(output_max)
+    }
+
+    /// Jobs of this router under way there.
+    #[must_use]
+    pub fn in_flight(&self, id: &P) -> u32 {
+        self.known.get(id).map_or(0, Known::in_flight)
+    }
+
+    /// The last load that it told, however old.
+    #[must_use]
+    pub fn report(&self, id: &P) -> Option<&Report> {
+        self.known.get(id)?.last()
+    }
+
+    fn worst(&self) -> usize {
+        let score = |id: &P| self.known.get(id).map_or(f64::MAX, Known::last_score);
+        let worst = self.pool.iter().enumerate().max_by(|a, b| score(a.1).total_cmp(&score(b.1)));
+        worst.map_or(0, |(index, _)| index)
+    }
+
+    fn entry(&mut self, now: Now, id: P) -> &mut Known {
+        if !self.known.contains_key(&id) && self.known.len() >= KNOWN_MAX {
+            let oldest = self.known.iter().min_by_key(|(_, known)| known.heard()).map(|(id, _)| *id);
+            if let Some(oldest) = oldest {
+                self.known.remove(&oldest);
+                self.pool.retain(|other| *other != oldest);
+            }
+        }
+        let known = self.known.entry(id).or_default();
+        known.touch(now);
+        known
+    }
+}
+
+/// Leaves out those whose load is above the quantile, as long as others remain.
+fn cool<P>(sure: &mut Vec<(P, Estimate)>, quantile: f64) {
+    if sure.len() < 4 {
+        return;
+    }
+    let mut loads: Vec<f64> = sure.iter().map(|(_, it)| it.load).collect();
+    loads.sort_by(f64::total_cmp);
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a rank within a short list")]
+    let rank = (quantile.clamp(0.0, 1.0) * (loads.len() - 1) as f64).ceil() as usize;
+    let hot = loads[rank];
+    // Who holds the prompt's prefix is warm for a reason; the bound on its time decides about it.
+    sure.retain(|(_, it)| it.load <= hot || it.cached > 0);
+}
+
+/// Whether asking somebody promises enough to wait for the answer.
+fn worth_asking(sure: &Estimate, unsure: &Estimate, target: Option<Target>) -> bool {
+    if unsure.rank != sure.rank {
+        return unsure.rank < sure.rank;
+    }
+    let asked = Estimate { first_ms: unsure.first_ms + unsure.distance_ms, ..*unsure };
+    match target {
+        Some(target) if target.met_by(sure) => target.met_by(&asked) && unsure.money < sure.money * 0.9,
+        Some(target) if target.met_by(&asked) => true,
+        Some(_) | None => unsure.score + unsure.distance_ms * unsure.ms_worth < sure.score * 0.9,
+    }
+}
+
+/// Takes up to `count` at random.
+fn draw<P>(from: &mut Vec<(P, Estimate)>, count: usize, rng: &mut impl rand::Rng) -> Vec<P> {
+    let mut drawn = Vec::with_capacity(count.min(from.len()));
+    while drawn.len() < count && !from.is_empty() {
+        let index = usize::try_from(below(rng, from.len() as u64)).expect("below a length");
+        drawn.push(from.swap_remove(index).0);
+    }
+    drawn
+}
+
+fn shuffle<T>(items: &mut [T], rng: &mut impl rand::Rng) {
+    for last in (1..items.len()).rev() {
+        let other = usize::try_from(below(rng, last as u64 + 1)).expect("at most a length");
+        items.swap(last, other);
+    }
+}
+
+/// A number below `end`, by the upper half of a product: the same on every machine, with no loop.
+fn below(rng: &mut impl rand::Rng, end: u64) -> u64 {
+    u64::try_from((u128::from(rng.next_u64()) * u128::from(end)) >> 64).expect("the upper half of 128 bits")
+}
+
+#[cfg(test)]
+mod tests;
