@@ -8,8 +8,8 @@ use spillway_ledger::{
 };
 use spillway_protocol::discovery::{
     ANSWER_BYTES_MAX, ASK_BYTES_MAX, Answer, Ask, Beat, Chain, ContentId, Effect, Event, FAREWELL, Fault, Judgement,
-    LIVES, LOBBY_NOTICES, Mark, ModelTag, NOTICE_BYTES_MAX, News, Notice, PERIOD_MAX, PERIOD_MIN, RECENT, Shard, Token,
-    Verify, period,
+    LIVES, LOBBY_NOTICES, Mark, ModelTag, NOTICE_BYTES_MAX, News, Notice, PERIOD_MAX, PERIOD_MIN, RECENT, Section,
+    Shard, Token, Told, Verify, period,
 };
 use spillway_protocol::offer::{METER, OFFER_LIFETIME, OFFER_PERIOD};
 use spillway_protocol::{Discovery, DiscoverySettings, ModelOffer, Now, Offer};
@@ -620,7 +620,7 @@ fn bytes_on_the_wire_are_frozen() {
         }),
         encode(&Answer::Offers(vec![wire])),
     ];
-    assert_eq!(all.each_ref().map(Vec::len), [72, 176, 46, 28, 131, 187, 118]);
+    assert_eq!(all.each_ref().map(Vec::len), [72, 176, 46, 28, 143, 187, 118]);
     let digest = Digest::of("test", &all.each_ref().map(Vec::as_slice));
     assert_eq!(digest.to_string(), FROZEN, "a change is a new version: OFFERS_PROTOCOL and the domains must say so");
     let tag = |model| format!("{:?} {}", ModelTag::of(&network(), model), Shard::of(&network(), model).number());
@@ -628,6 +628,6 @@ fn bytes_on_the_wire_are_frozen() {
     let _: NetworkId = network();
 }
 
-const FROZEN: &str = "c1e303e61de602c67f64d81b53c123e59c0098379c81a36cc985cbd767d556b3";
+const FROZEN: &str = "fb5cbeebbc5002e4af09dd98caa8de1aec8914b0853521c8babc98ef4515a4b7";
 const TAG_A: &str = "ModelTag(733311444) 20";
 const TAG_B: &str = "ModelTag(1860684434) 18";
