@@ -1,7 +1,7 @@
 //! What peers ask each other about offers, and the answers.
 //! Invariant: an answer holds no more than was asked for, and both are bounded before they are read.
 
-use super::notice::{Beat, ContentId, Link, NOTICE_MODELS_MAX, SHARDS};
+use super::notice::{Beat, ContentId, Link, SHARDS};
 use spillway_ledger::{Document, SignedBytes};
 
 /// The protocol name of these calls; the version is negotiated by it.
@@ -47,7 +47,7 @@ pub enum Ask {
     /// Which of these offers do you have?
     Offers(Vec<ContentId>),
     /// No question: news of the asking peer's own offers. Answered by nothing.
-    Tell(Vec<Told>),
+    Tell(Vec<News>),
 }
 
 impl Document for Ask {
@@ -69,10 +69,7 @@ impl Document for Ask {
                 Ok(())
             }
             Self::Offers(contents) if contents.len() > CONTENTS_MAX => Err("contents: more than 32"),
-            Self::Tell(all) if all.len() > TELL_MAX => Err("told: more than 4"),
-            Self::Tell(all) if all.iter().any(|told| told.shards.len() > NOTICE_MODELS_MAX + 1) => {
-                Err("told.shards: more than 9")
-            }
+            Self::Tell(news) if news.len() > TELL_MAX => Err("news: more than 4"),
             Self::Offers(_) | Self::Tell(_) => Ok(()),
         }
     }
@@ -89,26 +86,6 @@ pub struct News {
     pub link: Link,
 }
 
-/// News of an own offer.
-#[derive(Clone, Debug, PartialEq, Eq, wincode::SchemaRead, wincode::SchemaWrite)]
-pub struct Told {
-    /// The shards that it is on, by number.
-    pub shards: Vec<u16>,
-    /// The news.
-    pub news: News,
-}
-
-/// What changed in one shard.
-#[derive(Clone, Debug, PartialEq, Eq, wincode::SchemaRead, wincode::SchemaWrite)]
-pub struct Section {
-    /// How far this goes.
-    pub mark: Mark,
-    /// Notices that are new since, and those that were lost.
-    pub news: Vec<News>,
-    /// Signs of life of notices that are older than that.
-    pub beats: Vec<Beat>,
-}
-
 /// An answer.
 #[derive(Clone, Debug, PartialEq, Eq, wincode::SchemaRead, wincode::SchemaWrite)]
 pub enum Answer {
@@ -116,10 +93,14 @@ pub enum Answer {
     News {
         /// Which log the places are of.
         log: u64,
+        /// How far this answer goes, for the shards that were asked about and that the peer knows.
+        marks: Vec<Mark>,
         /// Whether there is more behind that.
         more: bool,
-        /// By shard, of those that were asked about and that the peer is on.
-        sections: Vec<Section>,
+        /// Notices that are new since, and those that were lost.
+        news: Vec<News>,
+        /// Signs of life of notices that are older than that.
+        beats: Vec<Beat>,
     },
     /// Those that are at hand, of the offers asked for.
     Offers(Vec<SignedBytes>),
@@ -131,7 +112,7 @@ impl Document for Answer {
 
     fn check(&self) -> Result<(), &'static str> {
         match self {
-            Self::News { sections, .. } if sections.len() > MARKS_MAX => Err("sections: more than 16"),
+            Self::News { marks, .. } if marks.len() > MARKS_MAX => Err("marks: more than 16"),
             Self::Offers(offers) if offers.len() > CONTENTS_MAX => Err("offers: more than 32"),
             Self::News { .. } | Self::Offers(_) => Ok(()),
         }

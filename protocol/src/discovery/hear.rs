@@ -108,48 +108,57 @@ impl<O: Opener> Discovery<O> {
         }
     }
 
-    /// Takes what a peer's log of a shard said. Gives the notices of which it showed signs only.
-    ///
-    /// # Errors
-    /// If the peer broke the rules; it has been blamed for it.
-    pub(super) fn read(
-        &mut self,
-        shard: Shard,
-        from: NodeId,
-        news: Vec<News>,
-        beats: &[Beat],
-    ) -> Result<BTreeSet<u32>, Fault> {
-        let blame = |machine: &mut Self, fault| {
-            machine.blame(from, fault);
-            Err(fault)
-        };
+    /// Takes what a peer's log said.
+    pub(super) fn read(&mut self, shards: &[Shard], from: NodeId, news: Vec<News>, beats: &[Beat]) -> BTreeSet<u32> {
         for item in news {
-            let Ok(notice) = self.opener.notice(item.notice) else { return blame(self, Fault::Malformed) };
-            if notice.value().market != self.market || !notice.value().is_of(shard) {
-                return blame(self, Fault::Misplaced);
+            let Ok(notice) = self.opener.notice(item.notice) else {
+                self.blame(from, Fault::Malformed);
+                return BTreeSet::new();
+            };
+            if notice.value().market != self.market {
+                self.blame(from, Fault::Misplaced);
+                return BTreeSet::new();
             }
             let node = NodeId(notice.signer());
             if node == self.node || self.liars.has(self.now, &node) {
                 continue;
             }
-            if self.tell(shard, notice, item.number, item.link, &from) == Told::Forged {
-                return blame(self, Fault::Forged);
+            for shard in shards.iter().filter(|shard| notice.value().is_of(**shard)) {
+                if self.tell(*shard, Arc::clone(&notice), item.number, item.link, &from) == Told::Forged {
+                    self.blame(from, Fault::Forged);
+                    return BTreeSet::new();
+                }
             }
         }
         let key = node_key(&from);
         let mut lost = BTreeSet::new();
         for beat in beats {
-            let Some(topic) = self.topics.get_mut(&shard) else { break };
-            match topic.table.beat(self.now, *beat, key) {
-                Told::New => self.renewed(shard, beat.tag, None),
-                Told::Unknown if beat.number != FAREWELL && topic.table.is_roomy() => {
+            let mut told = Told::Unknown;
+            for shard in shards {
+                let Some(topic) = self.topics.get_mut(shard) else { continue };
+                let here = topic.table.beat(self.now, *beat, key);
+                match here {
+                    Told::Unknown if told == Told::Unknown && !topic.table.is_roomy() => told = Told::NoRoom,
+                    Told::Unknown => {}
+                    Told::New => {
+                        told = here;
+                        self.renewed(*shard, beat.tag, None);
+                    }
+                    Told::Known | Told::Untimely | Told::NoRoom | Told::Forged => told = here,
+                }
+            }
+            match told {
+                Told::Unknown if beat.number != FAREWELL => {
                     lost.insert(beat.tag);
                 }
-                Told::Forged => return blame(self, Fault::Forged),
-                Told::Unknown | Told::Known | Told::Untimely | Told::NoRoom => {}
+                Told::Forged => {
+                    self.blame(from, Fault::Forged);
+                    return BTreeSet::new();
+                }
+                Told::New | Told::Known | Told::Untimely | Told::NoRoom | Told::Unknown => {}
             }
         }
-        Ok(lost)
+        lost
     }
 }
 

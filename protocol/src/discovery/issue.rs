@@ -1,7 +1,7 @@
 //! Own offers: notices of them, and the signs of life that keep those.
 //! Invariant: an offer is shown to be alive exactly as long as the market issues it anew.
 
-use super::ask::{Ask, TELL_MAX, Told};
+use super::ask::{Ask, TELL_MAX};
 use super::machine::{Asking, Discovery, Opener, Topic};
 use super::notice::{Chain, ContentId, FAREWELL, LOBBY_NOTICES, ModelTag, Notice, Shard};
 use super::table::node_key;
@@ -224,28 +224,28 @@ impl<O: Opener> Discovery<O> {
 
     /// Tells some peers of each shard of own offers: perhaps none of them reads this node's log.
     fn tell_peers(&mut self, all: &[&Own], peers_max: usize) {
-        let mut plans: BTreeMap<NodeId, Vec<Told>> = BTreeMap::new();
+        let mut told: BTreeMap<NodeId, Vec<News>> = BTreeMap::new();
         for own in all {
             let news = News { notice: own.notice.to_wire(), number: own.number, link: own.chain.link(own.number) };
             for shard in &own.shards {
                 let mut peers: Vec<NodeId> = self.peers_on(*shard).collect();
-                for at in 0..peers_max.min(peers.len()) {
-                    // Who is told of another shard's is told of this too.
-                    let planned = (at..peers.len()).find(|peer| plans.contains_key(&peers[*peer]));
+                // Who is told of another shard's is told of this too.
+                let (mut left, mut at) = (peers_max, 0);
+                while left > 0 && at < peers.len() {
+                    let planned = (at..peers.len()).find(|peer| told.contains_key(&peers[*peer]));
                     let drawn = self.rng.random_range(at as u64..peers.len() as u64);
-                    let chosen = planned.unwrap_or_else(|| usize::try_from(drawn).expect("below a length"));
-                    peers.swap(at, chosen);
-                    let plan = plans.entry(peers[at]).or_default();
-                    if let Some(told) = plan.iter_mut().find(|told| told.news == news) {
-                        told.shards.push(shard.number());
-                    } else if plan.len() < TELL_MAX {
-                        plan.push(Told { shards: vec![shard.number()], news: news.clone() });
+                    let peer = planned.unwrap_or_else(|| usize::try_from(drawn).expect("below a length"));
+                    peers.swap(at, peer);
+                    let items = told.entry(peers[at]).or_default();
+                    if items.len() < TELL_MAX && !items.contains(&news) {
+                        items.push(news.clone());
                     }
+                    (left, at) = (left - 1, at + 1);
                 }
             }
         }
-        for (peer, plan) in plans {
-            self.ask(peer, &Ask::Tell(plan), Asking::Nothing);
+        for (peer, news) in told {
+            self.ask(peer, &Ask::Tell(news), Asking::Nothing);
         }
     }
 }

@@ -485,22 +485,18 @@ impl<O: Opener> Discovery<O> {
                 let mut room = Room { left: ANSWER_BYTES_MAX / 2, ..Room::default() };
                 let asker = node_key(&from);
                 let mut more = false;
-                let mut sections = Vec::new();
-                let lost: BTreeSet<u32> = lost.into_iter().collect();
                 for mark in &marks {
                     let Some(shard) = Shard::new(mark.shard) else { continue };
                     let Some(topic) = self.topics.get(&shard) else { continue };
                     let place = if log == self.log || mark.place == super::RECENT { mark.place } else { 0 };
                     let (place, rest) = topic.table.since(place, asker, &mut room);
                     more |= rest;
+                    room.marks.push(super::Mark { shard: mark.shard, place, size: topic.table.size() });
                     for tag in &lost {
                         topic.table.find(*tag, &mut room);
                     }
-                    let mark = super::Mark { shard: mark.shard, place, size: topic.table.size() };
-                    let (news, beats) = (std::mem::take(&mut room.news), std::mem::take(&mut room.beats));
-                    sections.push(super::Section { mark, news, beats });
                 }
-                Answer::News { log: self.log, more, sections }
+                Answer::News { log: self.log, marks: room.marks, more, news: room.news, beats: room.beats }
             }
             Ask::Offers(contents) => {
                 let own = |content: &ContentId| self.own.iter().find(|own| own.content == *content);
@@ -509,19 +505,12 @@ impl<O: Opener> Discovery<O> {
                 };
                 Answer::Offers(contents.iter().filter_map(find).map(|offer| offer.to_wire()).collect())
             }
-            Ask::Tell(all) => {
-                for told in all {
-                    if told.news.notice.signer != from.0 {
-                        self.blame(from, Fault::Unasked);
-                        break;
-                    }
-                    for shard in told.shards.iter().filter_map(|shard| Shard::new(*shard)) {
-                        if self.topics.contains_key(&shard)
-                            && self.read(shard, from, vec![told.news.clone()], &[]).is_err()
-                        {
-                            return Vec::new();
-                        }
-                    }
+            Ask::Tell(news) => {
+                if news.iter().any(|item| item.notice.signer != from.0) {
+                    self.blame(from, Fault::Unasked);
+                } else {
+                    let shards: Vec<Shard> = self.topics.keys().copied().collect();
+                    self.read(&shards, from, news, &[]);
                 }
                 return Vec::new();
             }
@@ -561,8 +550,8 @@ impl<O: Opener> Discovery<O> {
             self.blame(peer, Fault::Malformed);
         }
         match (pending.what, answer.and_then(Result::ok)) {
-            (Asking::News(shards), Some(Answer::News { log, more, sections })) => {
-                self.news_came(peer, &shards, log, more, sections);
+            (Asking::News(shards), Some(Answer::News { log, marks, more, news, beats })) => {
+                self.news_came(peer, &shards, log, &marks, more, news, &beats);
             }
             (Asking::Offers(contents), Some(Answer::Offers(offers))) => self.offers_came(peer, contents, offers),
             (Asking::Nothing, _) => {}

@@ -18,7 +18,7 @@ mod table;
 
 pub use ask::{
     ANSWER_BYTES_MAX, ASK_BYTES_MAX, Answer, Ask, CONTENTS_MAX, LOST_MAX, MARKS_MAX, Mark, News, OFFERS_PROTOCOL,
-    RECENT, Section, TELL_MAX, Told,
+    RECENT, TELL_MAX,
 };
 pub use machine::{Discovery, Opener, Settings, Verify};
 pub use notice::{

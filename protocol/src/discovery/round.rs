@@ -5,7 +5,7 @@
 use super::ask::{Ask, LOST_MAX, MARKS_MAX, Mark, RECENT};
 use super::machine::{Asking, Discovery, Opener};
 use super::notice::Shard;
-use super::{Effect, Fault, Section};
+use super::{Beat, Effect, Fault, News};
 use crate::time::Now;
 use rand::RngExt as _;
 use spillway_ledger::NodeId;
@@ -175,23 +175,29 @@ impl<O: Opener> Discovery<O> {
         self.topics.get_mut(&shard)?.partners.iter_mut().find(|partner| partner.peer == *peer)
     }
 
+    #[expect(clippy::too_many_arguments, reason = "an answer's parts")]
     pub(super) fn news_came(
         &mut self,
         peer: NodeId,
         shards: &[Shard],
         log: u64,
+        marks: &[Mark],
         more: bool,
-        mut sections: Vec<Section>,
+        news: Vec<News>,
+        beats: &[Beat],
     ) {
+        let before = self.faults().values().sum::<u64>();
+        let told = news.len();
+        let lost = self.read(shards, peer, news, beats);
+        if self.faults().values().sum::<u64>() > before {
+            return self.no_news(peer, shards);
+        }
         for shard in shards {
-            let at = sections.iter().position(|section| section.mark.shard == shard.number());
-            let Some(Section { mark, news, beats }) = at.map(|at| sections.swap_remove(at)) else {
+            let Some(mark) = marks.iter().find(|mark| mark.shard == shard.number()) else {
                 // It is not on the shard after all.
                 self.no_news(peer, &[*shard]);
                 continue;
             };
-            let told = news.len();
-            let Ok(lost) = self.read(*shard, peer, news, &beats) else { return self.no_news(peer, shards) };
             let size = self.topics.get(shard).map_or(0, |topic| topic.table.size());
             let Some(partner) = self.partner_mut(*shard, &peer) else { continue };
             partner.log = log;
@@ -203,20 +209,21 @@ impl<O: Opener> Discovery<O> {
                 partner.is_due = true;
             }
             // What it was asked for and did not have, it showed signs of for nothing.
-            let is_baseless = partner.asked > 0 && told == 0;
+            let baseless = partner.asked > 0 && told == 0;
             for _ in 0..partner.asked {
                 partner.lost.pop_first();
             }
             partner.asked = 0;
-            partner.lost.extend(lost);
+            partner.lost.extend(lost.iter().copied());
             while partner.lost.len() > LOST_KEPT {
                 partner.lost.pop_last();
             }
             partner.follow_ups += 1;
-            if (more || !partner.lost.is_empty()) && partner.follow_ups < FOLLOW_UPS_MAX {
+            let again = more || (!partner.lost.is_empty() && !baseless);
+            if again && partner.follow_ups < FOLLOW_UPS_MAX {
                 partner.is_due = true;
             }
-            if is_baseless {
+            if baseless {
                 self.blame(peer, Fault::Baseless);
             } else if !more && let Some(topic) = self.topics.get_mut(shard) {
                 topic.is_filled = true;

@@ -3,7 +3,7 @@
 //! are one, the newest.
 
 use super::NODE_NOTICES_MAX;
-use super::ask::{News, RECENT};
+use super::ask::{Mark, News, RECENT};
 use super::notice::{Beat, ContentId, FAREWELL, Link, ModelTag, Notice};
 use crate::time::Now;
 use spillway_ledger::{NodeId, Signed};
@@ -291,7 +291,7 @@ impl Table {
         (self.end, false)
     }
 
-    /// Adds a notice that a peer lost, if it is here and there is room.
+    /// Adds a notice that a peer lost.
     pub(super) fn find(&self, tag: u32, room: &mut Room) {
         if let Some(entry) = self.entries.get(&tag).filter(|entry| entry.number != FAREWELL) {
             room.news(entry.news());
@@ -302,6 +302,7 @@ impl Table {
 /// An answer that is being filled.
 #[derive(Debug, Default)]
 pub(super) struct Room {
+    pub(super) marks: Vec<Mark>,
     pub(super) news: Vec<News>,
     pub(super) beats: Vec<Beat>,
     pub(super) left: usize,

@@ -8,8 +8,8 @@ use spillway_ledger::{
 };
 use spillway_protocol::discovery::{
     ANSWER_BYTES_MAX, ASK_BYTES_MAX, Answer, Ask, Beat, Chain, ContentId, Effect, Event, FAREWELL, Fault, Judgement,
-    LIVES, LOBBY_NOTICES, Mark, ModelTag, NOTICE_BYTES_MAX, News, Notice, PERIOD_MAX, PERIOD_MIN, RECENT, Section,
-    Shard, Token, Told, Verify, period,
+    LIVES, LOBBY_NOTICES, Mark, ModelTag, NOTICE_BYTES_MAX, News, Notice, PERIOD_MAX, PERIOD_MIN, RECENT, Shard, Token,
+    Verify, period,
 };
 use spillway_protocol::offer::{METER, OFFER_LIFETIME, OFFER_PERIOD};
 use spillway_protocol::{Discovery, DiscoverySettings, ModelOffer, Now, Offer};
@@ -464,8 +464,8 @@ fn signs_of_life_count_in_order_in_time_and_of_the_chain_only() {
             .find_map(|second| question(&mut machine, at(second)).filter(|(_, _, ask)| matches!(ask, Ask::News { .. })))
             .expect("it reads the peer's log");
         assert_eq!(to, peer);
-        let mark = Mark { shard: shard.number(), place: 9, size: 1 };
-        let answer = Answer::News { log: 1, more: false, sections: vec![Section { mark, news: Vec::new(), beats }] };
+        let marks = vec![Mark { shard: shard.number(), place: 9, size: 1 }];
+        let answer = Answer::News { log: 1, marks, more: false, news: Vec::new(), beats };
         machine.handle(at(seconds), Event::Answered { ask, bytes: Some(encode(&answer)) });
         assert_eq!(machine.knows("a", &id(1)), until.map(|until| at(until).ms()), "{what}");
         assert_eq!(machine.faults().contains_key(&Fault::Forged), what == "forged", "{what}");
@@ -605,22 +605,17 @@ fn bytes_on_the_wire_are_frozen() {
         signed.to_bytes(),
         encode(&Ask::News { log: 1, marks: vec![Mark { shard: 2, place: RECENT, size: 0 }], lost: vec![4] }),
         encode(&Ask::Offers(vec![notice.content])),
-        encode(&Ask::Tell(vec![Told {
-            shards: vec![2, 64],
-            news: News { notice: wire.clone(), number: FAREWELL, link: chain.link(FAREWELL) },
-        }])),
+        encode(&Ask::Tell(vec![News { notice: wire.clone(), number: FAREWELL, link: chain.link(FAREWELL) }])),
         encode(&Answer::News {
             log: 1,
+            marks: vec![Mark { shard: 2, place: 3, size: 1 }],
             more: true,
-            sections: vec![Section {
-                mark: Mark { shard: 2, place: 3, size: 1 },
-                news: vec![News { notice: wire.clone(), number: 3, link: chain.link(3) }],
-                beats: vec![beat],
-            }],
+            news: vec![News { notice: wire.clone(), number: 3, link: chain.link(3) }],
+            beats: vec![beat],
         }),
         encode(&Answer::Offers(vec![wire])),
     ];
-    assert_eq!(all.each_ref().map(Vec::len), [72, 176, 46, 28, 143, 187, 118]);
+    assert_eq!(all.each_ref().map(Vec::len), [72, 176, 46, 28, 131, 187, 118]);
     let digest = Digest::of("test", &all.each_ref().map(Vec::as_slice));
     assert_eq!(digest.to_string(), FROZEN, "a change is a new version: OFFERS_PROTOCOL and the domains must say so");
     let tag = |model| format!("{:?} {}", ModelTag::of(&network(), model), Shard::of(&network(), model).number());
@@ -628,6 +623,6 @@ fn bytes_on_the_wire_are_frozen() {
     let _: NetworkId = network();
 }
 
-const FROZEN: &str = "fb5cbeebbc5002e4af09dd98caa8de1aec8914b0853521c8babc98ef4515a4b7";
+const FROZEN: &str = "c1e303e61de602c67f64d81b53c123e59c0098379c81a36cc985cbd767d556b3";
 const TAG_A: &str = "ModelTag(733311444) 20";
 const TAG_B: &str = "ModelTag(1860684434) 18";
