@@ -95,6 +95,7 @@ impl World {
                     self.idle.over(self.line.now(), link, id, provider);
                 }
                 self.network.close(link, side);
+                self.idle.arrives(self.line.now(), link);
                 self.checks.leg_over(id, stream);
             }
             Effect::SendProbe { probe, peer, request, .. } => {
@@ -198,6 +199,7 @@ impl World {
             self.network.close(link, 1);
             return self.send_parcel(link, 0, Parcel::Closed);
         }
+        self.idle.leaves(self.line.now(), link, id, to);
         self.send_parcel(link, 1, Parcel::Knock);
         self.line.after(IDLE_US, Happening::CallOver(link));
     }

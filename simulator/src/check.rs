@@ -2,6 +2,7 @@
 //! Invariant: nothing here asks a peer what it thinks; jobs, text and money are counted anew from what crosses the world.
 
 use crate::adversary::Adversary;
+use crate::course::Course;
 use crate::idle::Need;
 use crate::network::HostId;
 use crate::oracle::{self, Answer};
@@ -352,6 +353,7 @@ pub struct Checks {
     waited: BTreeSet<(HostId, StreamId)>,
     ledger: LedgerWaits,
     seen: Vec<JobSeen>,
+    course: Course,
 }
 
 impl Checks {
@@ -378,6 +380,7 @@ impl Checks {
             waited: BTreeSet::new(),
             ledger: LedgerWaits { spilled: Vec::new(), waited: Vec::new() },
             seen: Vec::new(),
+            course: Course::new(),
         }
     }
 
@@ -446,6 +449,7 @@ impl Checks {
     pub fn turned_away(&mut self) {
         self.total += 1;
         *self.went.entry(Went::Failed).or_default() += 1;
+        self.course.ended(self.now, Went::Failed);
     }
 
     /// A client leaves. Gives its gateway, unless the job is over.
@@ -460,6 +464,7 @@ impl Checks {
         for track in self.jobs.values_mut().filter(|track| track.host == host && !track.over) {
             (track.over, track.answer) = (true, None);
             *self.went.entry(Went::Failed).or_default() += 1;
+            self.course.ended(self.now, Went::Failed);
         }
     }
 
@@ -490,6 +495,7 @@ impl Checks {
             let first = now.since(track.submitted);
             track.first_us = Some(first.as_micros() as u64);
             self.first_ms.push((host, u64::try_from(first.as_millis()).unwrap_or(u64::MAX)));
+            self.course.first(now, first);
         }
     }
 
@@ -540,6 +546,7 @@ impl Checks {
             Err(_) => Went::Failed,
         };
         *self.went.entry(went).or_default() += 1;
+        self.course.ended(self.now, went);
         // An owner may take the slot of a job at any time. One that nobody else can go on with then ends, and so does one
         // whose gateway has no money left for another provider, or that has waited for one as long as it may.
         let excused = taken
@@ -747,12 +754,6 @@ impl Checks {
         &self.legs_seen
     }
 
-    /// Whether a leg has reached its provider and is under way there.
-    #[must_use]
-    pub fn has_arrived(&self, host: HostId, stream: StreamId) -> bool {
-        self.legs.contains_key(&(host, stream))
-    }
-
     /// Whether a consumer's stream carries a leg already.
     #[must_use]
     pub fn has_reserved(&self, host: HostId, stream: StreamId) -> bool {
@@ -795,6 +796,8 @@ impl Checks {
         for (id, SessionTrack { agreed, bound, shared, .. }) in sessions {
             let Some((paid, honest)) = settled(&id) else { continue };
             let paid = paid.micro();
+            // Each leg's cost is rounded up, and a leg that breaks may have been billed before its cached part was known.
+            let bound = bound + bound / 50 + 16;
             self.hold(Rule::ConsumerExposed, shared || paid <= bound, || {
                 format!("{} was settled for {paid} micro-credits, its consumer is bound for {bound} at most", id.0)
             });
@@ -854,6 +857,12 @@ impl Checks {
     #[must_use]
     pub fn seen(&self) -> &[JobSeen] {
         &self.seen
+    }
+
+    /// How it went over time.
+    #[must_use]
+    pub const fn course(&self) -> &Course {
+        &self.course
     }
 
     /// What all jobs cost, in micro-credits.

@@ -258,6 +258,7 @@ pub fn crash(world: &mut World, id: HostId, silent: bool, length: Option<u64>) {
         let side = usize::from(world.network.link(link).is_some_and(|found| found.ends[1].host == id));
         let stream = world.network.link(link).map(|found| found.ends[side].stream);
         world.network.close(link, side);
+        world.idle.arrives(world.line.now(), link);
         if let Some(stream) = stream {
             world.checks.leg_over(id, stream);
         }

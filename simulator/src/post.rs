@@ -27,12 +27,16 @@ impl World {
                 Parcel::Knock if self.hosts[host].silent => {} // Until the caller gives up.
                 Parcel::Knock => {
                     self.network.close(link, 1);
+                    self.idle.arrives(self.line.now(), link);
                     self.send_parcel(link, 0, Parcel::Closed);
                 }
                 Parcel::Opened => self.deliver(host, life, Event::StreamOpened(stream)),
                 Parcel::Frame(bytes) => {
                     let frame = Frame::from_wire(&bytes[4..]).expect("checked when it was sent");
                     self.frame_arrives(from, host, stream, &frame);
+                    if matches!(frame, Frame::Open(_)) {
+                        self.idle.arrives(self.line.now(), link);
+                    }
                     if side == 0 {
                         self.idle.hears(link, &frame);
                     }
@@ -108,6 +112,7 @@ impl World {
         let Some(found) = self.network.link(link) else { return };
         let (host, stream) = (found.ends[side].host, found.ends[side].stream);
         let provider = found.ends[1].host;
+        self.idle.arrives(self.line.now(), link);
         if self.network.close(link, side) {
             if side == 0 {
                 self.idle.ends(host, stream, link, provider);

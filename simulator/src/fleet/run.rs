@@ -370,7 +370,14 @@ impl Fleet {
             let queue = &mut self.gateways[at.index()].queue;
             let place = queue.iter().position(|it| *it == key).expect("a queued job is in its gateway's queue");
             queue.remove(place);
-            self.refuse(key);
+            // A last try, of all.
+            let job = self.job_mut(key);
+            job.refused_by.clear();
+            job.not_before_us = 0;
+            match self.ask(key) {
+                Choice::Wait => self.refuse(key),
+                choice => self.carry(key, choice),
+            }
         }
     }
 
@@ -430,9 +437,11 @@ impl Fleet {
         let ask = ask_of(key, job, setting);
         let backs_off = job.not_before_us > *now_us;
         let mut candidates = if backs_off { &gateway.own[..] } else { &gateway.all[..] };
+        let open = |id: &ReplicaId| replicas[id.index()].rules().kv_tokens > ask.input && !job.refused_by.contains(id);
         chosen.clear();
         if setting.own_first && !policy.places_own() {
-            chosen.extend(gateway.own.iter().copied().filter(|own| free(&replicas[own.index()], &ask)));
+            let own = gateway.own.iter().copied().filter(open);
+            chosen.extend(own.filter(|own| free(&replicas[own.index()], &ask)));
             if !chosen.is_empty() || backs_off {
                 candidates = chosen;
             } else if !gateway.network.is_empty() {
@@ -441,8 +450,6 @@ impl Fleet {
         }
         // What is too long for some replica, or was refused by some, goes to the others.
         if ask.input >= *context_min || !job.refused_by.is_empty() {
-            let open =
-                |id: &ReplicaId| replicas[id.index()].rules().kv_tokens > ask.input && !job.refused_by.contains(id);
             let left: Vec<_> = candidates.iter().copied().filter(open).collect();
             *chosen = left;
             candidates = chosen;

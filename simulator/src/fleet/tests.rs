@@ -247,3 +247,72 @@ fn what_does_not_hold_is_named() {
         assert!(error.contains(says), "{from} -> {to} says: {error}");
     }
 }
+
+#[test]
+fn every_built_in_reads() {
+    for setting in built_in() {
+        assert_eq!(named(&setting.name).unwrap(), setting);
+    }
+    let error = named("nowhere").unwrap_err().to_string();
+    assert!(error.contains("spillover, corner"), "{error}");
+}
+
+#[test]
+fn a_drawn_market_follows_from_its_seed_and_is_sized_for_the_mean() {
+    let corner = named("corner").unwrap();
+    let [one, again, other] = [1, 1, 2].map(|seed| corner.drawn(seed).unwrap());
+    assert_eq!(one, again);
+    assert_ne!(one.replicas, other.replicas);
+    assert_eq!(one.gateways.len(), 3);
+    let own = |setting: &Setting| {
+        setting.replicas.iter().filter(|it| it.owner.starts_with("organisation")).map(|it| it.count).sum::<u32>()
+    };
+    let rules = corner.market.clone().unwrap();
+    let mut lavish = corner.clone();
+    lavish.market = Some(MarketRules { utilisation_percent: rules.utilisation_percent / 4, ..rules });
+    assert!(own(&lavish.drawn(1).unwrap()) > own(&one), "a fleet that is to be less used is larger");
+    // Every seller asks what a host in the table asks.
+    let hosts = crate::data::prices::prices("llama-3.1-8b");
+    for replica in one.replicas.iter().filter(|replica| replica.sells) {
+        let price = replica.price;
+        let known = hosts.iter().any(|it| (it.input_micro, it.output_micro) == (price.input_micro, price.output_micro));
+        assert!(known, "{price:?}");
+    }
+}
+
+#[test]
+fn a_comparison_is_the_same_on_any_number_of_cores() {
+    let corner = named("corner").unwrap();
+    let entries = ["two-choices", "oracle"].map(|name| policies::named(name).unwrap());
+    let [one, three] = [1, 3].map(|threads| {
+        let pool = rayon::ThreadPoolBuilder::new().num_threads(threads).build().unwrap();
+        pool.install(|| compare(&corner, &entries, 3..5, |_, _| {})).unwrap()
+    });
+    assert_eq!(one, three);
+    assert_eq!((one.policies.len(), one.seeds), (2, [3, 5]));
+}
+
+#[test]
+fn nobody_keeps_more_promises_than_the_oracle_that_minds_no_cost() {
+    let corner = named("corner").unwrap();
+    let names = ["oracle-fast", "oracle", "random", "least-load", "prequal", "skywalker", "gorgo", "openrouter"];
+    let entries = names.map(|name| policies::named(name).unwrap());
+    let comparison = compare(&corner, &entries, 0..2, |_, _| {}).unwrap();
+    let best = comparison.policies[0].slo.mean;
+    for row in &comparison.policies {
+        assert!(row.slo.mean <= best, "{} keeps {}, the oracle {best}", row.policy, row.slo.mean);
+    }
+}
+
+#[test]
+fn who_sees_all_refuses_only_when_all_is_full() {
+    // Four slots for a load of many times that.
+    let toml = OWN_AND_STRANGER.replace("own_first = true", "queue = { length_max = 5, wait_ms = 2000 }");
+    let setting = setting(&toml);
+    for seed in 0..20 {
+        let outcome = run(seed, &setting, poisson(seed, 120, 3, 100), "oracle");
+        assert!(outcome.jobs.refused > 10, "seed {seed}: {:?}", outcome.jobs);
+        // At the very end of a wait, the slot that has just become free is the next one's.
+        assert!(outcome.jobs.refused_while_free * 10 <= outcome.jobs.refused, "seed {seed}: {:?}", outcome.jobs);
+    }
+}
