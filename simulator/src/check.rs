@@ -30,8 +30,8 @@ pub enum Rule {
     /// No honest provider settles more than it delivered.
     OverClaim,
     /// No consumer pays more than what it got, and for each leg that broke off a prompt and one window; or one event, where
-    /// its provider said that a larger one waits. Where legs run at once on a session, its provider may use for one what
-    /// was promised for another: such sessions are not judged, see [`LegSeen`] for figures.
+    /// its provider said that a larger one waits. Where legs ran at once between the two, what was paid ahead for any of
+    /// them may have gone to one that broke off: there it is a window for each leg.
     ConsumerExposed,
     /// No provider delivers what is not promised.
     DeliveredUnpaid,
@@ -124,9 +124,11 @@ pub struct LegSeen {
     pub end: LegEnd,
     /// Text that arrived, in bytes.
     pub received: u64,
-    /// What that costs.
+    /// Output paid ahead by the quote, in units.
+    pub window: u64,
+    /// What the received costs.
     pub worth: Credits,
-    /// The most that the consumer may ever pay for it: what arrived, and unless both signed a window more.
+    /// The most that the consumer may ever pay for it, as in [`Rule::ConsumerExposed`].
     pub bound: Credits,
 }
 
@@ -245,8 +247,6 @@ struct SessionTrack {
     agreed: u64,
     /// The most that its consumer may have to pay for all legs that are over.
     bound: u64,
-    /// Two legs may have run on it at once.
-    shared: bool,
 }
 
 /// A leg as its provider sees it open.
@@ -310,19 +310,17 @@ impl Bought {
         if nothing { Credits::ZERO } else { self.cost(self.received) }
     }
 
-    /// The most that its consumer may have to pay if it pays `ahead` units ahead.
-    fn bound(&self, ahead: u64) -> Credits {
-        match self.end {
-            Some(LegEnd::Agreed) => self.worth(),
-            Some(LegEnd::Refused | LegEnd::Broken) | None => {
-                self.cost(self.received.saturating_add(ahead).min(self.output_max))
-            }
-        }
+    /// The most that its consumer ever promised for it: a window ahead, or one event that is larger.
+    fn ahead(&self) -> Credits {
+        self.cost(self.received.saturating_add(self.window.max(self.held)).min(self.output_max))
     }
 
-    /// As the protocol is: an event that is larger than the window is paid ahead, whole.
-    fn exposed(&self) -> Credits {
-        self.bound(self.window.max(self.held))
+    /// The most that its consumer may have to pay if nothing else ran on its session.
+    fn bound(&self) -> Credits {
+        match self.end {
+            Some(LegEnd::Agreed) => self.worth(),
+            Some(LegEnd::Refused | LegEnd::Broken) | None => self.ahead(),
+        }
     }
 }
 
@@ -694,11 +692,10 @@ impl Checks {
         self.legs.remove(&(host, stream));
         self.out.remove(&(host, stream));
         let Some(bought) = self.bought.remove(&(host, stream)) else { return };
-        let bound = bought.exposed();
         let shared = self.shared.contains(&(host, bought.provider));
+        let bound = if shared { bought.ahead() } else { bought.bound() };
         let track = self.sessions.entry(bought.session).or_default();
         track.bound = track.bound.saturating_add(bound.micro());
-        track.shared |= shared;
         self.legs_seen.push(LegSeen {
             job: bought.job,
             consumer: host,
@@ -708,8 +705,9 @@ impl Checks {
             over: self.now,
             end: bought.end.unwrap_or(LegEnd::Broken),
             received: bought.received,
+            window: bought.window,
             worth: bought.worth(),
-            bound: bought.bound(bought.window),
+            bound,
         });
     }
 
@@ -793,12 +791,12 @@ impl Checks {
     /// `settled` tells what a session paid, if its consumer is honest, and whether its provider is, too.
     pub fn all_settled(&mut self, settled: impl Fn(&SessionId) -> Option<(Credits, bool)>) {
         let sessions: Vec<_> = self.sessions.iter().map(|(id, track)| (*id, *track)).collect();
-        for (id, SessionTrack { agreed, bound, shared, .. }) in sessions {
+        for (id, SessionTrack { agreed, bound, .. }) in sessions {
             let Some((paid, honest)) = settled(&id) else { continue };
             let paid = paid.micro();
             // Each leg's cost is rounded up, and a leg that breaks may have been billed before its cached part was known.
             let bound = bound + bound / 50 + 16;
-            self.hold(Rule::ConsumerExposed, shared || paid <= bound, || {
+            self.hold(Rule::ConsumerExposed, paid <= bound, || {
                 format!("{} was settled for {paid} micro-credits, its consumer is bound for {bound} at most", id.0)
             });
             self.hold(Rule::Unclaimed, !honest || agreed <= paid, || {

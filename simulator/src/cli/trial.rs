@@ -79,7 +79,7 @@ pub fn run(args: &TrialArgs) -> anyhow::Result<ExitCode> {
         }
         Trial::Adversaries(common) => {
             let result = adversaries::adversaries(common.seeds(3), |what| eprintln!("{what}"));
-            common.show(&result, result.failures.is_empty())
+            common.show(&result, result.held())
         }
     }
 }

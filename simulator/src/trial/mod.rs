@@ -2,6 +2,7 @@
 //! Invariant: a trial that promises a bound fails if a run exceeds it, and names the command that replays that run.
 
 pub mod adversaries;
+pub mod bound;
 pub mod overload;
 pub mod streams;
 

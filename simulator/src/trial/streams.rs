@@ -2,8 +2,9 @@
 //! replaced by a newcomer. Half of them vanish without a word, as in a power cut.
 //! Invariant: whether an answer is whole is judged by the rules of every run, byte by byte against the oracle.
 
+use super::bound::{Bound, Side};
 use super::{Failure, Spread};
-use crate::check::{LegEnd, Went};
+use crate::check::{LegEnd, Rule, Went};
 use crate::network::Nat;
 use crate::scenario::{
     Arrivals, Clients, FaultRules, Fleet, GpuRules, MarketRules, NetworkRules, Preference, Scenario,
@@ -13,10 +14,10 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-/// The least share of streams that must survive, in percent, and the longest that a death may go unnoticed.
+/// The least share of streams that must survive, in percent.
 pub const SURVIVE_PERCENT: f64 = 99.0;
-/// See [`SURVIVE_PERCENT`].
-pub const NOTICE_MS: u64 = 2000;
+/// A death is noticed sooner than this, on a stream that was under way, in milliseconds.
+pub const NOTICE_MS: f64 = 2000.0;
 
 /// One rate of churn.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
@@ -35,6 +36,8 @@ pub struct Row {
     pub hit: u64,
     /// How many of a hundred of these ended whole all the same.
     pub survived_percent: f64,
+    /// Runs in which a client's text was not the oracle's, byte for byte.
+    pub text_broken: u64,
     /// From a provider's death to the moment in which its consumer gives it up, on streams that were under way.
     pub noticed: Spread,
     /// From a provider's death to the opening of the next leg.
@@ -50,17 +53,55 @@ pub struct Streams {
     pub seeds: u64,
     /// By rate of churn.
     pub rows: Vec<Row>,
+    /// What is promised.
+    pub bounds: Vec<Bound>,
     /// Runs in which a rule did not hold.
     pub failures: Vec<Failure>,
 }
 
 impl Streams {
-    /// Whether every rule and both bounds held.
+    /// Whether every rule and every bound held.
     #[must_use]
     pub fn held(&self) -> bool {
-        let row = |row: &Row| row.survived_percent >= SURVIVE_PERCENT && row.noticed.max_ms < NOTICE_MS;
-        self.failures.is_empty() && self.rows.iter().all(row)
+        self.failures.is_empty() && self.bounds.iter().all(|bound| bound.held)
     }
+}
+
+/// What is promised of a row.
+#[must_use]
+pub fn bounds(row: &Row) -> Vec<Bound> {
+    let churn = format!("{:.0} % an hour", row.replaced_percent_per_hour);
+    let of = |count: u64, figure: f64| (count > 0).then_some(figure);
+    vec![
+        Bound::new(
+            format!("{churn}, answers that end whole"),
+            of(row.streams, row.whole_percent),
+            Side::AtLeast,
+            SURVIVE_PERCENT,
+            "%",
+        ),
+        Bound::new(
+            format!("{churn}, of those hit in the midst"),
+            of(row.hit, row.survived_percent),
+            Side::AtLeast,
+            SURVIVE_PERCENT,
+            "%",
+        ),
+        Bound::new(
+            format!("{churn}, runs with bytes lost or doubled"),
+            of(row.streams, row.text_broken as f64),
+            Side::AtMost,
+            0.0,
+            "runs",
+        ),
+        Bound::new(
+            format!("{churn}, longest until a death is noticed"),
+            of(row.noticed.count, row.noticed.max_ms as f64),
+            Side::Below,
+            NOTICE_MS,
+            "ms",
+        ),
+    ]
 }
 
 /// Two gateways without hardware and 24 providers in four regions, about half of whose slots are taken by answers of half a
@@ -145,6 +186,7 @@ struct Tally {
     whole: u64,
     hit: u64,
     survived: u64,
+    text_broken: u64,
     noticed: Vec<u64>,
     opened: Vec<u64>,
     went_on: Vec<u64>,
@@ -153,6 +195,8 @@ struct Tally {
 impl Tally {
     fn add(&mut self, run: &Observed) {
         self.deaths += run.hosts.iter().filter(|host| host.left.is_some()).count() as u64;
+        let text = |rule| matches!(rule, Rule::TextDiffers | Rule::TextMissing);
+        self.text_broken += u64::from(run.report.violations.iter().any(|one| text(one.rule)));
         let mut hit = BTreeMap::new();
         for (index, leg) in run.legs.iter().enumerate() {
             let Some(left) = run.hosts[leg.provider].left else { continue };
@@ -196,6 +240,7 @@ pub fn of_runs(runs: &[Observed]) -> Row {
         whole_percent: percent(tally.whole, tally.streams),
         hit: tally.hit,
         survived_percent: percent(tally.survived, tally.hit),
+        text_broken: tally.text_broken,
         noticed: Spread::of(tally.noticed),
         opened: Spread::of(tally.opened),
         went_on: Spread::of(tally.went_on),
@@ -226,7 +271,8 @@ pub fn streams(seeds: Range<u64>, progress: impl Fn(u64) + Sync) -> Streams {
         row.hours = (count * duration_s) as f64 / 3600.0;
         rows.push(row);
     }
-    Streams { seeds: count, rows, failures }
+    let bounds = rows.iter().flat_map(bounds).collect();
+    Streams { seeds: count, rows, bounds, failures }
 }
 
 impl std::fmt::Display for Streams {
@@ -237,11 +283,14 @@ impl std::fmt::Display for Streams {
                 "{:.0} % of providers replaced an hour, {:.1} hours, {} deaths",
                 row.replaced_percent_per_hour, row.hours, row.deaths
             )?;
-            writeln!(f, "  streams         {}, {:.3} % whole", row.streams, row.whole_percent)?;
-            writeln!(f, "  hit in the midst {}, {:.2} % survived", row.hit, row.survived_percent)?;
-            writeln!(f, "  noticed         {}", row.noticed)?;
-            writeln!(f, "  next leg opened {}", row.opened)?;
-            writeln!(f, "  text went on    {}", row.went_on)?;
+            writeln!(f, "  streams           {}, {:.3} % whole", row.streams, row.whole_percent)?;
+            writeln!(f, "  hit in the midst  {}, {:.2} % survived", row.hit, row.survived_percent)?;
+            writeln!(f, "  noticed           {}", row.noticed)?;
+            writeln!(f, "  next leg opened   {}", row.opened)?;
+            writeln!(f, "  text went on      {}", row.went_on)?;
+        }
+        for bound in &self.bounds {
+            writeln!(f, "{bound}")?;
         }
         for failure in &self.failures {
             writeln!(f, "seed {}: {}\n  replay: {}", failure.seed, failure.what, failure.replay)?;
