@@ -31,7 +31,8 @@ pub enum Rule {
     OverClaim,
     /// No consumer pays more than what it got, and for each leg that broke off a prompt and one window; or one event, where
     /// its provider said that a larger one waits. Where legs ran at once between the two, what was paid ahead for any of
-    /// them may have gone to one that broke off: there it is a window for each leg.
+    /// them may have gone to one that broke off: there it is a window for each leg, and each time that one breaks off a
+    /// window for each that runs beside it.
     ConsumerExposed,
     /// No provider delivers what is not promised.
     DeliveredUnpaid,
@@ -694,6 +695,10 @@ impl Checks {
         let Some(bought) = self.bought.remove(&(host, stream)) else { return };
         let shared = self.shared.contains(&(host, bought.provider));
         let bound = if shared { bought.ahead() } else { bought.bound() };
+        let broke = bought.end != Some(LegEnd::Agreed);
+        let beside = self.bought.values().filter(|other| broke && other.session == bought.session);
+        let ahead = beside.map(|other| other.ahead().micro().saturating_sub(other.worth().micro())).sum::<u64>();
+        let bound = Credits::new(bound.micro().saturating_add(ahead));
         let track = self.sessions.entry(bought.session).or_default();
         track.bound = track.bound.saturating_add(bound.micro());
         self.legs_seen.push(LegSeen {

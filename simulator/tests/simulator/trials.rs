@@ -18,23 +18,16 @@ fn overloaded_nobody_is_turned_away_while_a_slot_stands_idle() {
 
 #[test]
 fn among_adversaries_the_bounds_hold_and_the_honest_are_served() {
-    let mut rows = Vec::new();
+    let (mut rows, mut failures) = (Vec::new(), Vec::new());
     for adversary in Adversary::PROVIDERS.into_iter().chain(Adversary::CONSUMERS) {
         // A third of them. Longer, and at other shares: `spillway-sim trial adversaries`.
-        let (row, failures) = adversaries::one(adversary, 10, 12, seeds(1));
-        assert!(failures.is_empty(), "{failures:?}");
+        let (row, failed) = adversaries::one(adversary, 10, 12, seeds(1));
+        failures.extend(failed);
         assert!(row.jobs > 15, "{row:?}");
         rows.push(row);
     }
+    assert!(failures.is_empty(), "{failures:#?}");
     let broken: Vec<_> = adversaries::bounds(&rows).into_iter().filter(|bound| !bound.held).collect();
-    assert!(broken.is_empty(), "{broken:?}\n{rows:#?}");
-}
-
-#[test]
-fn a_hundred_names_of_one_owner_gain_no_rank() {
-    let (rows, failures) = adversaries::many_names(100, 12, seeds(1), |_| {});
-    assert!(failures.is_empty(), "{failures:?}");
-    let broken: Vec<_> = adversaries::sybil_bounds(&rows).into_iter().filter(|bound| !bound.held).collect();
     assert!(broken.is_empty(), "{broken:?}\n{rows:#?}");
 }
 
