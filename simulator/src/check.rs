@@ -550,7 +550,9 @@ impl Checks {
         // whose gateway has no money left for another provider, or that has waited for one as long as it may.
         let excused = taken
             && matches!(&outcome.result, Err(failure)
-                if failure.reason == Reason::NoDeposit || (failure.reason == Reason::ProviderPreempted && (single || failure.retry_after_ms.is_some())));
+                if failure.reason == Reason::NoDeposit
+                    || (failure.reason == Reason::ProviderPreempted && single)
+                    || (matches!(failure.reason, Reason::ProviderPreempted | Reason::ProviderRefused) && failure.retry_after_ms.is_some()));
         let excused = excused || met || self.adversaries[host].is_some();
         let needless = went == Went::Failed && submitted >= self.calm && !excused;
         let (now, given_units) = (self.now, given as u64);

@@ -232,11 +232,13 @@ impl World {
             .map(|(id, seen)| (*id, (seen.settled, self.honest(&seen.provider) && !self.left(&seen.provider))))
             .collect();
         self.checks.all_settled(|session| paid.get(session).copied());
-        // What was opened for jobs that never came ends, too.
+        // What was opened for jobs that never came ends, too. Whose clock is ahead asks too early, and again a minute later.
+        let again = if self.scenario.faults.clock_skew_ms > 0 { SETTLING } else { Duration::ZERO };
         let mut back = settled;
         loop {
             let last = self.authority.sessions().map(|(_, seen)| seen.expires_ms).max().unwrap_or_default();
-            let due = Now::from_ms(last).after(Duration::from_secs(self.scenario.market.grace_s)).after(SETTLING);
+            let due =
+                Now::from_ms(last).after(Duration::from_secs(self.scenario.market.grace_s)).after(SETTLING + again);
             if due <= back {
                 break;
             }

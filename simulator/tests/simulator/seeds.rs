@@ -32,6 +32,15 @@ fn seeds_that_failed_once_pass() {
         ("swarm", 1790, "as 589"),
         ("swarm", 2019, "as 589"),
         ("swarm", 2327, "as 589, and the provider then refused the earlier job"),
+        (
+            "swarm",
+            1331,
+            "an owner took a job's slot when it had waited as long as it may, and the next provider turned it down",
+        ),
+        ("swarm", 1450, "a node whose clock is ahead asked for its deposit too early"),
+        ("swarm", 35, "a leg that broke off took what was paid ahead for one beside it"),
+        ("swarm", 161, "as 35"),
+        ("swarm", 73, "as 35"),
         ("faults", 1, "a claim for what a frozen provider delivered on a stream that had ended"),
     ] {
         let report = Simulation::new(seed).named(scenario).run();
