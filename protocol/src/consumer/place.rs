@@ -3,7 +3,7 @@
 
 use super::market::{Eligible, quote_of, report_of, window_for};
 use super::*;
-use crate::router::{Ask, Decision, Served, Weights};
+use crate::router::{Ask, Decision, Served, Weights, spill};
 
 /// Rounds of probes in one look at the market.
 const ROUNDS_MAX: u32 = 8;
@@ -35,7 +35,8 @@ impl Consumer {
         let any = eligible.any();
         match decision {
             Decision::Go { to, expected, refresh } => {
-                let own_is_sooner = active.own_first_ms.is_some_and(|ms| ms <= expected.first_ms);
+                let own_is_sooner =
+                    active.own_first_ms.is_some_and(|ms| spill::waits(ms, expected.first_ms, ask.target_ms));
                 let over = active.queued_until.is_some_and(|until| cx.now >= until);
                 if own_is_sooner && !over && self.queue.len() < cx.config.queue_max {
                     self.stop_probing(id);

@@ -108,16 +108,25 @@ pub(super) fn estimate(
 pub(super) struct Target {
     first_ms: f64,
     per_unit_us: f64,
+    load_weight: f64,
 }
 
 impl Target {
-    /// What a job asks for, less the share that is kept for what predictions miss.
-    pub(super) fn of(ask: &Ask<'_>, share: f64) -> Option<Self> {
+    /// What a job asks for; of the time to the first text, less the share that is kept for what predictions miss.
+    pub(super) fn of(ask: &Ask<'_>, rules: &RouterRules) -> Option<Self> {
         if ask.target_ms.is_none() && ask.rate_us.is_none() {
             return None;
         }
-        let most = |wish: Option<f64>| wish.map_or(f64::MAX, |wish| wish * share);
-        Some(Self { first_ms: most(ask.target_ms), per_unit_us: most(ask.rate_us) })
+        Some(Self {
+            first_ms: ask.target_ms.map_or(f64::MAX, |wish| wish * rules.target_share),
+            per_unit_us: ask.rate_us.unwrap_or(f64::MAX),
+            load_weight: rules.load_weight,
+        })
+    }
+
+    /// What the job costs there, with what it costs those that run there already.
+    fn laden(self, it: &Estimate) -> f64 {
+        it.money * (1.0 + self.load_weight * it.load)
     }
 
     /// Whether that is expected to meet it.
@@ -126,13 +135,12 @@ impl Target {
     }
 }
 
-/// Which of two is better. With a target the cheapest that meets it, of equals the fullest; otherwise the lower score.
+/// Which of two is better. With a target the cheapest that meets it, load counted; otherwise the lower score.
 pub(super) fn better(a: &Estimate, b: &Estimate, target: Option<Target>) -> Ordering {
     let by_rank = a.rank.cmp(&b.rank);
     let Some(target) = target else { return by_rank.then(a.score.total_cmp(&b.score)) };
     by_rank.then(match (target.met_by(a), target.met_by(b)) {
-        // Best fit: what is fast stays free for whoever needs it.
-        (true, true) => a.money.total_cmp(&b.money).then(b.load.total_cmp(&a.load)),
+        (true, true) => target.laden(a).total_cmp(&target.laden(b)).then(a.load.total_cmp(&b.load)),
         (true, false) => Ordering::Less,
         (false, true) => Ordering::Greater,
         (false, false) => a.first_ms.total_cmp(&b.first_ms),

@@ -46,8 +46,12 @@ pub struct RouterRules {
     pub affinity_bound_ms: f64,
     /// How many jobs of a thousand go to a provider drawn at random within the limits.
     pub explore_per_mille: u32,
-    /// How much of a target's time is used up at most by prediction; the rest is for what predictions miss.
+    /// How much of the time to the first text that a target allows is used up at most by prediction; the rest is for what
+    /// predictions miss.
     pub target_share: f64,
+    /// Of those that meet a target, how much dearer one counts whose slots are all taken, as a share of its price: a batch
+    /// that fills up slows everyone in it.
+    pub load_weight: f64,
     /// Providers probed in the background after a job was placed without asking.
     pub refresh_max: usize,
 }
@@ -62,7 +66,8 @@ impl Default for RouterRules {
             affinity_gate: 0.8,
             affinity_bound_ms: 1_000.0,
             explore_per_mille: 10,
-            target_share: 0.8,
+            target_share: 0.5,
+            load_weight: 0.5,
             refresh_max: 1,
         }
     }
@@ -173,7 +178,7 @@ impl<P: Copy + Ord> Router<P> {
                 Certainty::Unsure => unsure.push((*id, estimate)),
             }
         }
-        let target = Target::of(ask, self.rules.target_share);
+        let target = Target::of(ask, &self.rules);
         if target.is_none() {
             // With a target, who is too hot to meet it comes last anyway, and who meets it may be filled up.
             cool(&mut sure, self.rules.hot_quantile);

@@ -98,8 +98,22 @@ fn the_best_of_those_that_are_free() {
             1,
         ),
         (
-            "of equals that meet the target the fuller one",
+            "of equals that meet the target the emptier one",
             vec![(1, cheap), (2, cheap)],
+            vec![(1, report(1, 50)), (2, report(4, 50))],
+            Some(1000.0),
+            2,
+        ),
+        (
+            "an empty one that is a little dearer than a full one",
+            vec![(1, candidate(1_000_000, 20.0)), (2, candidate(1_200_000, 20.0))],
+            vec![(1, report(1, 50)), (2, report(4, 50))],
+            Some(1000.0),
+            2,
+        ),
+        (
+            "a full one that is much cheaper than an empty one",
+            vec![(1, candidate(1_000_000, 20.0)), (2, candidate(1_600_000, 20.0))],
             vec![(1, report(1, 50)), (2, report(4, 50))],
             Some(1000.0),
             1,

@@ -261,7 +261,7 @@ impl Policy for Spillway {
         match self.router.decide(Now(now_us), &ask, &look.asked, &stalls, &mut self.rng) {
             Decision::Go { to, expected, refresh } => {
                 self.looks.remove(&job.job);
-                if own_first_ms.is_some_and(|ms| ms <= expected.first_ms && ms <= target_ms) {
+                if own_first_ms.is_some_and(|ms| spill::waits(ms, expected.first_ms, Some(target_ms))) {
                     return Choice::Wait;
                 }
                 self.router.sent(Now(now_us), to, &ask, expected.cached);
