@@ -67,9 +67,8 @@ impl Consumer {
                 let quoted = Quoted { candidate, quote, expected };
                 self.next_quote(cx, id, vec![quoted], reason);
             }
-            Decision::Probe(who) if active.rounds < ROUNDS_MAX => self.ask_all(cx, id, who, reason),
-            Decision::Probe(_) | Decision::Nobody { .. } => {
-                let free_at = if let Decision::Nobody { free_at } = decision { free_at } else { None };
+            Decision::Probe(who) => self.ask_all(cx, id, who, reason),
+            Decision::Nobody { free_at } => {
                 if let Stage::Probing { waiting, sent, .. } = &active.stage
                     && !waiting.is_empty()
                 {
@@ -355,6 +354,7 @@ pub(super) fn ask(active: &Active, output: u64, second_worth: Credits) -> Ask<'_
         rate_us: active.job.preferences.preferred_min_throughput.map(|rate| 1e6 / f64::from(rate.max(1))),
         weights: Weights::new(second_worth, active.job.preferences.sort),
         thorough: active.thorough,
+        settled: active.rounds >= ROUNDS_MAX,
     }
 }
 

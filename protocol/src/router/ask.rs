@@ -23,6 +23,8 @@ pub struct Ask<'a> {
     pub weights: Weights,
     /// Whether those that said they are busy are asked again: a job's last look before it is turned away.
     pub thorough: bool,
+    /// Whether it has asked around enough: it goes to the best of those whose load is known, and nobody is probed for it.
+    pub settled: bool,
 }
 
 /// What is weighed against what, in micro-credits.

@@ -102,7 +102,7 @@ pub enum Decision<P> {
 pub struct Router<P> {
     rules: RouterRules,
     known: BTreeMap<P, Known>,
-    /// Providers with a recent load, newest last.
+    /// Providers whose last word was that a slot is free, the newest last.
     pool: Vec<P>,
     /// The next time the pool is full, its worst goes instead of its oldest.
     drop_worst: bool,
@@ -192,7 +192,8 @@ impl<P: Copy + Ord> Router<P> {
         match (best, unsure.first()) {
             (None, None) => Decision::Nobody { free_at },
             (Some((to, expected)), None) => Decision::Go { to, expected, refresh: Vec::new() },
-            (Some((to, expected)), Some((_, other))) if !worth_asking(&expected, other, target) => {
+            (None, Some(_)) if ask.settled => Decision::Nobody { free_at },
+            (Some((to, expected)), Some((_, other))) if ask.settled || !worth_asking(&expected, other, target) => {
                 let refresh = draw(&mut unsure, self.rules.refresh_max, rng);
                 Decision::Go { to, expected, refresh }
             }
@@ -250,6 +251,10 @@ impl<P: Copy + Ord> Router<P> {
         if let Some(index) = self.pool.iter().position(|other| *other == id) {
             self.pool.remove(index);
         }
+        // A full one would only take the room of one that is not, and what is free but dear would be forgotten in a rush.
+        if report.slots_free == 0 {
+            return;
+        }
         self.pool.push(id);
         if self.pool.len() > self.rules.pool_max.max(1) {
             let index = if self.drop_worst { self.worst() } else { 0 };
@@ -284,6 +289,7 @@ impl<P: Copy + Ord> Router<P> {
 
     /// It turned a job away though its load had looked free; `free_at` is when it said to come again.
     pub fn refused(&mut self, now: Now, id: P, free_at: Now) {
+        self.pool.retain(|other| *other != id);
         let known = self.entry(now, id);
         known.ended();
         known.busy_until(now, free_at);
@@ -363,7 +369,8 @@ fn worth_asking(sure: &Estimate, unsure: &Estimate, target: Option<Target>) -> b
     match target {
         Some(target) if target.met_by(sure) => target.met_by(&asked) && unsure.money < sure.money * 0.9,
         Some(target) if target.met_by(&asked) => true,
-        Some(_) | None => unsure.score + unsure.distance_ms * unsure.ms_worth < sure.score * 0.9,
+        Some(_) => asked.first_ms < sure.first_ms * 0.9,
+        None => unsure.score + unsure.distance_ms * unsure.ms_worth < sure.score * 0.9,
     }
 }
 

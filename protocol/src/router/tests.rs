@@ -55,6 +55,7 @@ fn ask(target_ms: Option<f64>) -> Ask<'static> {
         rate_us: None,
         weights: Weights::new(Credits::new(1000), None),
         thorough: false,
+        settled: false,
     }
 }
 

@@ -876,10 +876,10 @@ impl Fleet {
         let seen = probe.answer.expect("an answer was sent");
         known.learned(seen);
         known.banned_until_us = 0;
+        self.tell_probe(probe.gateway, probe.replica, &News::Probed { seen });
         // After the limit it is late, not wrong: what it says is kept, and its job no longer waits for it.
         if probe.out {
             self.probes[index as usize].out = false;
-            self.tell_probe(probe.gateway, probe.replica, &News::Probed { seen });
             self.probe_ended(probe);
         } else {
             self.probes_free.push(index);
@@ -899,7 +899,7 @@ impl Fleet {
         if probe.answer.is_none() {
             self.probes_free.push(index);
         }
-        self.tell_probe(probe.gateway, probe.replica, &News::ProbeLost);
+        self.tell_probe(probe.gateway, probe.replica, &News::ProbeLost { after_us: self.now_us - probe.sent_us });
         self.probe_ended(probe);
     }
 
