@@ -39,6 +39,8 @@ pub struct Estimate {
     pub distance_ms: f64,
     /// Jobs there for each slot.
     pub load: f64,
+    /// Jobs that wait there, as it told.
+    pub pending: u32,
     /// Milliseconds that reading what is not cached takes from the jobs that run there, all together.
     pub delays_ms: f64,
     /// Money and the worth of time over standing, in micro-credits.
@@ -96,6 +98,7 @@ pub(super) fn estimate(
         money: money / candidate.standing.clamp(0.01, 1.0),
         distance_ms,
         load: f64::from(known.map_or(0, Known::requests)) / f64::from(candidate.slots.max(1)),
+        pending: told.map_or(0, |(_, report)| report.pending),
         delays_ms,
         score: worth / candidate.standing.clamp(0.01, 1.0),
         ms_worth: weights.first_ms,

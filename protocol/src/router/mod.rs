@@ -42,7 +42,7 @@ pub struct RouterRules {
     /// From this share of a prompt in a provider's prefix cache on, the conversation stays there. llm-d uses 0.8.
     pub affinity_gate: f64,
     /// Unless staying costs that many more milliseconds than going; or, where that is more, than going costs those whose jobs
-    /// run there already: a prompt that is read anew holds up each of them.
+    /// run there already: a prompt that is read anew holds up each of them. Nothing where jobs wait already, and elsewhere not.
     pub affinity_bound_ms: f64,
     /// How many jobs of a thousand go to a provider drawn at random within the limits.
     pub explore_per_mille: u32,
@@ -233,14 +233,23 @@ impl<P: Copy + Ord> Router<P> {
             }
         }
         match holder {
-            Some(holder) if holder.1.first_ms <= best.1.first_ms + self.bound_ms(&holder.1, &best.1) => Some(*holder),
+            Some(holder) if self.stays(&holder.1, &best.1, target) => Some(*holder),
             Some(_) | None => Some(best),
         }
     }
 
-    /// How many milliseconds a job may wait longer to stay where its prefix is.
-    const fn bound_ms(&self, stay: &Estimate, go: &Estimate) -> f64 {
-        self.rules.affinity_bound_ms.max(go.delays_ms - stay.delays_ms)
+    /// Whether a job stays where its prefix is rather than go, though it waits longer there: reading it anew would hold up those
+    /// whose jobs run elsewhere. Not where jobs wait already while nobody waits elsewhere.
+    fn stays(&self, stay: &Estimate, go: &Estimate, target: Option<Target>) -> bool {
+        if target.is_some_and(|target| target.met_by(go) && !target.met_by(stay)) {
+            return false;
+        }
+        let bound_ms = if stay.pending > 0 && go.pending == 0 {
+            0.0
+        } else {
+            self.rules.affinity_bound_ms.max(go.delays_ms - stay.delays_ms)
+        };
+        stay.first_ms <= go.first_ms + bound_ms
     }
 
     /// A provider told its load.
