@@ -6,14 +6,17 @@ use crate::backend::{BackendEvent, Backends, Running};
 use crate::books::{BookEvent, Books};
 use crate::jobs::{Command, JobEvent, JobRequest, Jobs};
 use crate::market_view::market_view;
-use crate::network::{CallKind, FrameReader, FrameWriter, JobStream, Network, NetworkEvent, Reply, Topic};
+use crate::network::{CallKind, FrameReader, FrameWriter, JobStream, Network, NetworkEvent, Reply, Topic, Verdict};
 use crate::openai::measure::text_of_event;
+use crate::peers::PeerCache;
 use crate::records;
 use anyhow::Context as _;
 use spillway_ledger::store::{Batch, Store};
 use spillway_ledger::{Action, Applied, Digest, JobId, NodeId, Signed, decode, encode};
+use spillway_protocol::discovery::{self, Judgement, Token};
 use spillway_protocol::{
-    Capacity, Effect, Event, Frame, Kind, LedgerCommand, Now, Offer, Peer, Probe, ProbeId, ProbeReply, StreamId, WorkId,
+    Capacity, Discovery, Effect, Event, Frame, Kind, LedgerCommand, Now, Offer, Outcome, Peer, Probe, ProbeId,
+    ProbeReply, StreamId, WorkId,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -29,6 +32,17 @@ const OUTBOX_MAX: usize = 4096;
 const BATCH_MAX: usize = 512;
 /// How long a probe or an opening may take on the network; the market has limits of its own.
 const NETWORK_WAIT: Duration = Duration::from_secs(5);
+/// While it knows fewer offers than this, a node asks each new peer for some.
+const FEW_OFFERS: usize = 64;
+/// Offers that one answer to that carries.
+const EXCHANGED_MAX: usize = 64;
+/// Models that count as used, the last ones; and for how long.
+const USES_MAX: usize = 64;
+const USED_FOR: Duration = Duration::from_secs(24 * 3600);
+/// Peers that are known to be good.
+const ANCHORS_MAX: usize = 32;
+/// How long it may take to tell peers that this node leaves.
+const FAREWELL_WAIT: Duration = Duration::from_millis(500);
 /// How often the snapshot of the market is renewed at the least.
 const VIEW_EVERY: Duration = Duration::from_secs(2);
 /// How soon after a change.
@@ -37,6 +51,7 @@ const VIEW_AFTER: Duration = Duration::from_millis(100);
 /// What other tasks tell the driver.
 enum Inbox {
     Event(Event),
+    Discovery(discovery::Event),
     Opened(StreamId, NodeId, JobStream),
     Frame(StreamId, NodeId, Frame),
 }
@@ -45,6 +60,10 @@ enum Inbox {
 pub struct Parts {
     /// The market.
     pub peer: Peer,
+    /// How it learns of offers, and others of its own.
+    pub discovery: Discovery,
+    /// The peers to come back to.
+    pub known: PeerCache,
     /// Where records go.
     pub store: Arc<Store>,
     /// Peers.
@@ -66,6 +85,7 @@ pub struct Parts {
 }
 
 struct Client {
+    model: String,
     events: mpsc::Sender<JobEvent>,
     /// Keeps room for the end, however slowly the client reads.
     end: mpsc::OwnedPermit<JobEvent>,
@@ -86,6 +106,12 @@ struct Driver {
     streams: HashMap<StreamId, StreamTask>,
     work: HashMap<WorkId, Running>,
     probes: HashMap<ProbeId, Reply>,
+    /// Gossiped messages and questions of which discovery has yet to say what becomes of them.
+    verdicts: HashMap<Token, Verdict>,
+    questions: HashMap<Token, Reply>,
+    next_token: u64,
+    /// The models that own jobs asked for, and when they last did.
+    uses: BTreeMap<String, Instant>,
     own_offers: BTreeMap<String, Signed<Offer>>,
     next_stream: u64,
     next_probe: u64,
@@ -134,6 +160,10 @@ pub async fn drive(
         streams: HashMap::new(),
         work: HashMap::new(),
         probes: HashMap::new(),
+        verdicts: HashMap::new(),
+        questions: HashMap::new(),
+        next_token: 0,
+        uses: BTreeMap::new(),
         own_offers: BTreeMap::new(),
         next_stream: 0,
         next_probe: 0,
@@ -147,7 +177,10 @@ pub async fn drive(
     loop {
         let wake = driver.wake_at();
         tokio::select! {
-            () = &mut stop => return Ok(()),
+            () = &mut stop => {
+                driver.leave().await;
+                return Ok(());
+            }
             Some(message) = inbound.recv() => {
                 driver.take(message);
                 for _ in 1..BATCH_MAX {
@@ -164,7 +197,10 @@ pub async fn drive(
             }
             Some(command) = driver.parts.commands.recv() => driver.command(command),
             Ok(()) = driver.parts.capacity.changed() => driver.capacity_changed(),
-            () = tokio::time::sleep_until(wake.into()) => driver.handle(Event::Tick),
+            () = tokio::time::sleep_until(wake.into()) => {
+                driver.handle(Event::Tick);
+                driver.discover(discovery::Event::Tick);
+            }
         }
         driver.drain()?;
         driver.renew_view();
@@ -179,7 +215,8 @@ impl Driver {
 
     fn wake_at(&self) -> Instant {
         let view = self.view_at + if self.view_dirty { VIEW_AFTER } else { VIEW_EVERY };
-        self.parts.peer.deadline().map_or(view, |at| self.clock.instant(at).min(view))
+        let deadlines = self.parts.peer.deadline().into_iter().chain(self.parts.discovery.deadline());
+        deadlines.map(|at| self.clock.instant(at)).fold(view, Instant::min)
     }
 
     /// Tells the market what has been true before it started: sessions, balance, addresses, backends.
@@ -222,6 +259,8 @@ impl Driver {
         for event in events {
             self.handle(event);
         }
+        self.discover(discovery::Event::Uses(Vec::new()));
+        self.discover(discovery::Event::Anchors(self.parts.known.anchors(ANCHORS_MAX)));
         self.capacity_changed();
     }
 
@@ -233,9 +272,11 @@ impl Driver {
 
     fn command(&mut self, command: Command) {
         match command {
-            Command::Submit(JobRequest { job, events }) => {
+            Command::Submit(request) => {
+                let JobRequest { job, events } = *request;
                 let Ok(end) = events.clone().try_reserve_owned() else { return };
-                self.clients.insert(job.id, Client { events, end });
+                self.clients.insert(job.id, Client { model: job.model.clone(), events, end });
+                self.uses(&job.model);
                 self.handle(Event::Submit(job));
             }
             Command::ClientLeft(job) => self.handle(Event::ClientLeft(job)),
@@ -250,6 +291,7 @@ impl Driver {
                 }
                 self.handle(event);
             }
+            Inbox::Discovery(event) => self.discover(event),
             Inbox::Opened(stream, peer, job_stream) => {
                 self.attach(stream, peer, job_stream);
                 self.handle(Event::StreamOpened(stream));
@@ -288,22 +330,20 @@ impl Driver {
             }
             NetworkEvent::PeerLost(peer) => {
                 self.peers = self.peers.saturating_sub(1);
+                self.discover(discovery::Event::PeerLost(peer));
                 self.handle(Event::PeerLost(peer));
             }
+            NetworkEvent::TopicJoined { peer, shard } => self.discover(discovery::Event::Joined { peer, shard }),
+            NetworkEvent::TopicLeft { peer, shard } => self.discover(discovery::Event::Parted { peer, shard }),
             NetworkEvent::Rtt { .. } => {} // Probes measure the whole way; a ping sees less than a job does.
-            NetworkEvent::Gossip { topic: Topic::Offers, bytes, verdict } => {
-                match Signed::<Offer>::from_bytes(&bytes) {
-                    Ok(offer) => {
-                        verdict.accept();
-                        self.offer(offer);
-                    }
-                    Err(error) => {
-                        tracing::debug!(%error, "an offer that does not hold was dropped");
-                        verdict.reject();
-                    }
-                }
+            NetworkEvent::Gossip { topic: Topic::Notices(shard), from, bytes, verdict } => {
+                let message = self.token();
+                self.verdicts.insert(message, verdict);
+                self.discover(discovery::Event::Heard { message, shard, from, bytes });
             }
-            NetworkEvent::Gossip { topic: Topic::Blocks, bytes, verdict } => self.parts.books.gossip(bytes, verdict),
+            NetworkEvent::Gossip { topic: Topic::Blocks, bytes, verdict, .. } => {
+                self.parts.books.gossip(bytes, verdict);
+            }
             NetworkEvent::Call { kind: CallKind::Probe, peer, request, reply } => {
                 let Ok(request) = decode::<Probe>(&request) else { return }; // Dropping the reply refuses the call.
                 let probe = ProbeId(self.next_probe);
@@ -311,7 +351,14 @@ impl Driver {
                 self.probes.insert(probe, reply);
                 self.handle(Event::ProbeReceived { probe, peer, request });
             }
-            NetworkEvent::Call { kind: CallKind::Offers, reply, .. } => reply.send(self.offers_for_exchange()),
+            NetworkEvent::Call { kind: CallKind::Offers, request, reply, .. } if request.is_empty() => {
+                reply.send(self.offers_for_exchange());
+            }
+            NetworkEvent::Call { kind: CallKind::Offers, peer, request, reply } => {
+                let call = self.token();
+                self.questions.insert(call, reply);
+                self.discover(discovery::Event::Asked { call, from: peer, bytes: request });
+            }
             NetworkEvent::Call { kind: CallKind::Ledger, peer, request, reply } => {
                 self.parts.books.call(peer, request, reply);
             }
@@ -323,13 +370,11 @@ impl Driver {
         }
     }
 
-    fn offer(&mut self, offer: Signed<Offer>) {
-        self.handle(Event::OfferReceived(offer));
-        self.view_dirty = true;
-    }
-
-    /// Asks a new peer for the offers it knows.
+    /// Asks a new peer for some offers that it knows, while this node knows few.
     fn exchange_offers(&self, peer: NodeId) {
+        if self.parts.peer.directory().len() >= FEW_OFFERS {
+            return;
+        }
         let (network, inbox) = (self.parts.network.clone(), self.inbox.clone());
         tokio::spawn(async move {
             let Ok(bytes) = network.call(peer, &[], CallKind::Offers, Vec::new(), NETWORK_WAIT).await else { return };
@@ -341,7 +386,7 @@ impl Driver {
         });
     }
 
-    /// Own offers first, then others', as many as a call may carry: each with its length before it.
+    /// Own offers first, then others', at most [`EXCHANGED_MAX`]: each with its length before it.
     fn offers_for_exchange(&self) -> Vec<u8> {
         let now = self.clock.now();
         let mut bytes = Vec::new();
@@ -352,13 +397,124 @@ impl Driver {
                 continue;
             }
             let encoded = offer.to_bytes();
-            if bytes.len() + 4 + encoded.len() > CallKind::Offers.response_bytes_max() {
+            let room = CallKind::Offers.response_bytes_max();
+            if seen.len() > EXCHANGED_MAX || bytes.len() + 4 + encoded.len() > room {
                 break;
             }
             bytes.extend_from_slice(&u32::try_from(encoded.len()).expect("at most 1 KiB").to_le_bytes());
             bytes.extend_from_slice(&encoded);
         }
         bytes
+    }
+
+    // ---- discovery ----
+
+    const fn token(&mut self) -> Token {
+        self.next_token += 1;
+        Token(self.next_token)
+    }
+
+    /// Tells discovery something, and does what it asks for.
+    fn discover(&mut self, event: discovery::Event) {
+        let now = self.clock.now();
+        self.parts.discovery.handle(now, event);
+        while let Some(effect) = self.parts.discovery.poll() {
+            self.perform_discovery(effect);
+        }
+    }
+
+    fn perform_discovery(&mut self, effect: discovery::Effect) {
+        let network = &self.parts.network;
+        match effect {
+            discovery::Effect::Join(shard) => network.join(shard),
+            discovery::Effect::Part(shard) => network.part(shard),
+            discovery::Effect::Seek(shard) => network.seek(shard),
+            discovery::Effect::Gossip { shard, bytes } => network.publish(Topic::Notices(shard), bytes),
+            discovery::Effect::Judge { message, judgement } => {
+                let Some(verdict) = self.verdicts.remove(&message) else { return };
+                match judgement {
+                    Judgement::Accept => verdict.accept(),
+                    Judgement::Ignore => verdict.ignore(),
+                    Judgement::Reject => verdict.reject(),
+                }
+            }
+            discovery::Effect::Ask { ask, peer, bytes } => {
+                let (network, inbox) = (network.clone(), self.inbox.clone());
+                tokio::spawn(async move {
+                    let answer = network.call(peer, &[], CallKind::Offers, bytes, NETWORK_WAIT).await;
+                    let bytes = match answer {
+                        Ok(bytes) => Some(bytes),
+                        Err(error) => {
+                            tracing::debug!(%peer, %error, "a question about offers went unanswered");
+                            None
+                        }
+                    };
+                    let answered = discovery::Event::Answered { ask, bytes };
+                    let _ = inbox.send(Inbox::Discovery(answered)).await;
+                });
+            }
+            discovery::Effect::Answer { call, bytes } => {
+                if let Some(reply) = self.questions.remove(&call) {
+                    reply.send(bytes);
+                }
+            }
+            discovery::Effect::Hold { offer, until_ms } => {
+                self.handle(Event::OfferHeld { offer, until_ms });
+                self.view_dirty = true;
+            }
+            discovery::Effect::Blame { peer, fault } => {
+                tracing::debug!(%peer, ?fault, "a peer broke the rules of discovery");
+            }
+        }
+    }
+
+    /// Notes that an own job asks for a model, so that its offers are followed from now on.
+    fn uses(&mut self, model: &str) {
+        let now = Instant::now();
+        if let Some(last) = self.uses.get_mut(model) {
+            *last = now;
+            return;
+        }
+        self.uses.retain(|_, last| now.duration_since(*last) < USED_FOR);
+        if self.uses.len() >= USES_MAX
+            && let Some(oldest) = self.uses.iter().min_by_key(|(_, last)| **last).map(|(model, _)| model.clone())
+        {
+            self.uses.remove(&oldest);
+        }
+        self.uses.insert(model.to_owned(), now);
+        self.discover(discovery::Event::Uses(self.uses.keys().cloned().collect()));
+    }
+
+    /// Remembers the providers that served a job.
+    fn remember(&mut self, model: &str, outcome: &Outcome) {
+        if outcome.result.is_err() {
+            return;
+        }
+        let now = self.clock.now();
+        let mut is_news = false;
+        for node in outcome.legs.iter().filter(|leg| leg.usage.output > 0).filter_map(|leg| leg.provider) {
+            let listing = self.parts.peer.directory().get(model, &node);
+            let addresses = listing.map(|listing| listing.offer.value().addresses.clone()).unwrap_or_default();
+            is_news |= self.parts.known.served(now, node, &addresses);
+        }
+        if is_news {
+            self.discover(discovery::Event::Anchors(self.parts.known.anchors(ANCHORS_MAX)));
+        }
+    }
+
+    /// Takes own offers back, and waits a moment until peers have heard of it.
+    async fn leave(&mut self) {
+        let now = self.clock.now();
+        self.parts.discovery.handle(now, discovery::Event::Leave);
+        let mut told = Vec::new();
+        while let Some(effect) = self.parts.discovery.poll() {
+            if let discovery::Effect::Ask { peer, bytes, .. } = effect {
+                let network = self.parts.network.clone();
+                told.push(async move { network.call(peer, &[], CallKind::Offers, bytes, FAREWELL_WAIT).await });
+            }
+        }
+        let _ = tokio::time::timeout(FAREWELL_WAIT, futures::future::join_all(told)).await;
+        self.parts.known.flush();
     }
 
     fn attach(&mut self, id: StreamId, peer: NodeId, stream: JobStream) {
@@ -470,22 +626,28 @@ impl Driver {
 
     /// Carries out what the market asks for: first all that must be on disk, then the rest in order.
     fn drain(&mut self) -> anyhow::Result<()> {
-        let mut effects = Vec::new();
-        let mut batch = Batch::new();
-        while let Some(effect) = self.parts.peer.poll() {
-            match effect {
-                Effect::Persist(record) => records::keep(&mut batch, &record),
-                other => effects.push(other),
+        loop {
+            let mut effects = Vec::new();
+            let mut batch = Batch::new();
+            while let Some(effect) = self.parts.peer.poll() {
+                match effect {
+                    Effect::Persist(record) => records::keep(&mut batch, &record),
+                    other => effects.push(other),
+                }
+            }
+            if !batch.is_empty() {
+                let store = &self.parts.store;
+                tokio::task::block_in_place(|| store.commit(batch))
+                    .context("node.redb: what is owed cannot be kept")?;
+            }
+            if effects.is_empty() {
+                return Ok(());
+            }
+            // What discovery says of an own offer may be news to the market.
+            for effect in effects {
+                self.perform(effect);
             }
         }
-        if !batch.is_empty() {
-            let store = &self.parts.store;
-            tokio::task::block_in_place(|| store.commit(batch)).context("node.redb: what is owed cannot be kept")?;
-        }
-        for effect in effects {
-            self.perform(effect);
-        }
-        Ok(())
     }
 
     fn perform(&mut self, effect: Effect) {
@@ -497,6 +659,7 @@ impl Driver {
             Effect::Ended { job, outcome } => {
                 self.parts.jobs.ended(job, &outcome);
                 if let Some(client) = self.clients.remove(&job) {
+                    self.remember(&client.model, &outcome);
                     client.end.send(JobEvent::Ended(outcome));
                 }
             }
@@ -559,7 +722,7 @@ impl Driver {
     }
 
     fn publish(&mut self, offer: Signed<Offer>) {
-        self.parts.network.publish(Topic::Offers, offer.to_bytes());
+        self.discover(discovery::Event::Publish(Arc::new(offer.clone())));
         let models: Vec<String> = offer.value().models.iter().map(|model| model.id.clone()).collect();
         self.own_offers.insert(models.first().cloned().unwrap_or_default(), offer);
         let sequence = self.own_offers.values().map(|offer| offer.value().sequence).max().unwrap_or(0);

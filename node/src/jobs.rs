@@ -51,7 +51,7 @@ pub struct JobRequest {
 #[derive(Debug)]
 pub enum Command {
     /// A new job.
-    Submit(JobRequest),
+    Submit(Box<JobRequest>),
     /// The client of a job is gone.
     ClientLeft(JobId),
 }
@@ -212,7 +212,7 @@ impl Jobs {
         };
         // Noted first: the job may be over before this returns.
         self.shared.log.lock().expect("no holder panics").insert(id, entry);
-        if self.commands.try_send(Command::Submit(JobRequest { job, events })).is_err() {
+        if self.commands.try_send(Command::Submit(Box::new(JobRequest { job, events }))).is_err() {
             self.shared.log.lock().expect("no holder panics").remove(&id);
             return Err(JobsFull);
         }
@@ -311,10 +311,9 @@ fn wishes(job: &Job) -> Option<String> {
         }
     }
     let mut words = words.join("; ");
-    if let Some((end, _)) = words.char_indices().take_while(|(at, _)| *at <= WISHES_BYTES_MAX - 3).last()
-        && words.len() > WISHES_BYTES_MAX
-    {
-        words.truncate(end);
+    if words.len() > WISHES_BYTES_MAX {
+        let end = (0..=WISHES_BYTES_MAX - '…'.len_utf8()).rev().find(|end| words.is_char_boundary(*end));
+        words.truncate(end.unwrap_or(0));
         words.push('…');
     }
     (!words.is_empty()).then_some(words)

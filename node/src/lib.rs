@@ -13,5 +13,6 @@ pub mod metrics;
 pub mod network;
 pub mod openai;
 pub mod payouts;
+pub mod peers;
 pub mod records;
 pub mod run;

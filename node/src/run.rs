@@ -12,13 +12,15 @@ use crate::keystore;
 use crate::metrics::Metrics;
 use crate::network::{Network, NetworkSettings, node_of};
 use crate::payouts::cash::{self, Cash};
+use crate::peers::PeerCache;
 use crate::records;
 use anyhow::{Context as _, ensure};
 use serde::{Deserialize, Serialize};
 use spillway_ledger::store::Store;
 use spillway_ledger::{Genesis, NodeId};
 use spillway_protocol::config::LedgerRole;
-use spillway_protocol::{Identity, NodeConfig, Peer};
+use spillway_protocol::discovery::Verify;
+use spillway_protocol::{Discovery, DiscoverySettings, Identity, NodeConfig, Peer};
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
@@ -96,10 +98,12 @@ pub async fn run(
 
     let mut bootstrap = genesis.bootstrap.clone();
     bootstrap.extend(config.network.bootstrap.iter().cloned());
+    let known = PeerCache::open(&folder.join("cache"));
     let settings = NetworkSettings {
         network: genesis.network_id(),
         listen: config.network.listen.clone(),
         bootstrap,
+        known: known.addresses(),
         mdns: config.network.mdns,
         emulated_rtt: Duration::from_millis(u64::from(config.network.emulated_rtt_ms)),
     };
@@ -126,12 +130,21 @@ pub async fn run(
     let jobs = Jobs::new(commands_in);
     let mut market = config.market()?;
     market.session_grace = Duration::from_millis(genesis.grace_ms);
+    let discovery = Discovery::new(
+        genesis.network_id(),
+        node_key.clone(),
+        DiscoverySettings::default(),
+        Verify,
+        driver::new_seed()?,
+    );
     let identity = Identity { network: genesis.network_id(), node: node_key.clone(), account: account_key };
     let peer = Peer::new(market, identity, driver::new_seed()?, restored.clone());
     let (node, account) = (peer.node(), peer.account());
 
     let parts = Parts {
         peer,
+        discovery,
+        known,
         store: Arc::clone(&store),
         network: network.clone(),
         network_events,

@@ -9,6 +9,7 @@ use crate::wire::{Frame, Probe, ProbeReply};
 use spillway_ledger::{
     Account, Credits, Digest, JobId, NodeId, Price, PublicKey, SessionId, Signed, SignedBytes, Usage,
 };
+use std::sync::Arc;
 use std::time::Duration;
 
 /// A job's stream to or from another peer.
@@ -138,6 +139,14 @@ pub enum Event {
         peer: NodeId,
         /// How long.
         rtt: Duration,
+    },
+    /// An offer is good until then (Unix milliseconds), though it says less itself: its issuer has shown signs of life
+    /// since. A moment that is past takes it back. As [`Directory::hold`](crate::Directory::hold).
+    OfferHeld {
+        /// The offer; already checked to be signed.
+        offer: Arc<Signed<Offer>>,
+        /// When it lapses.
+        until_ms: u64,
     },
     /// A peer is gone: no connection to it is left.
     PeerLost(NodeId),

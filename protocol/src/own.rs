@@ -107,6 +107,8 @@ pub(crate) struct Own {
     work: BTreeMap<WorkId, Work>,
     /// The owner's jobs that wait for a slot, by model.
     pub(crate) waiting: BTreeMap<String, u32>,
+    /// A slot may have become free since this was last looked at.
+    pub(crate) freed: bool,
     next: u64,
 }
 
@@ -145,6 +147,7 @@ impl Model {
 impl Own {
     /// Replaces the list of models; what was learned of known ones is kept. A backend that does not answer has lost its cache.
     pub(crate) fn set(&mut self, now: Now, capacities: Vec<Capacity>, cache_units: u64) {
+        self.freed = true;
         let mut old = std::mem::take(&mut self.models);
         let names_max = usize::try_from(cache_units / PREFIX_UNITS as u64).unwrap_or(usize::MAX);
         for capacity in capacities {
@@ -304,6 +307,7 @@ impl Own {
 
     /// Gives the slot back.
     pub(crate) fn finish(&mut self, now: Now, id: WorkId) {
+        self.freed = true;
         let Some(work) = self.release(now, id) else { return };
         let Some(model) = self.models.get_mut(&work.model) else { return };
         if let Some(mark) = work.mark {

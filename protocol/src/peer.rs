@@ -255,6 +255,11 @@ impl Peer {
                 }
             }
             Event::RoundTrip { peer, rtt } => cx.measured(peer, rtt),
+            Event::OfferHeld { offer, until_ms } => {
+                if offer.value().node != cx.node && cx.directory.hold(cx.now, offer, until_ms).is_ok() {
+                    cx.timers.set_earlier(Alarm::Sweep, cx.now.after(SWEEP_EVERY));
+                }
+            }
             Event::PeerLost(peer) => {
                 self.consumer.peer_lost(cx, peer);
                 self.provider.peer_lost(cx, peer);

@@ -19,17 +19,18 @@ fn main() {
         "hours",
         "requests",
         "events",
-        "seconds",
+        "core s",
+        "wall s",
         "events/s",
         "x real time each",
         "alive max",
         "peak MiB"
     );
     measure("two-choices", 100, 24, 0.1 * scale);
-    for policy in ["random", "two-choices", "prequal", "sglang", "least-load"] {
+    for policy in ["spillway", "random", "two-choices", "prequal", "sglang", "least-load"] {
         measure(policy, 1000, 2, scale);
     }
-    measure("two-choices", 1000, 24, scale);
+    measure("spillway", 1000, 24, scale);
 }
 
 /// That many replicas in three regions, and a gateway in each.

@@ -39,7 +39,8 @@ pub struct Seen {
     pub consumer: Account,
     /// Who is paid.
     pub provider: Account,
-    voucher_key: PublicKey,
+    /// Whose vouchers count.
+    pub voucher_key: PublicKey,
     /// What was locked, top-ups counted.
     pub deposit: Credits,
     /// The highest price it may pay.

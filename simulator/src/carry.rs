@@ -1,12 +1,12 @@
 //! Carries out what peers ask for, as a node's driver would: in order, and records before what comes after them.
 //! Invariant: everything on the wire and on disk goes through the shipped encodings.
 
-use crate::check::{Opened, Rule};
+use crate::check::{Bought, LegEnd, Opened, Rule};
 use crate::gpu::Taken;
 use crate::network::{HostId, IDLE_US, Parcel};
 use crate::oracle;
 use crate::world::{Happening, World};
-use spillway_ledger::{Credits, Signed, SignedBytes, Usage, Voucher, encode};
+use spillway_ledger::{Credits, Signed, SignedBytes, Voucher, encode};
 use spillway_protocol::{Abort, BackendError, Effect, Event, Frame, LedgerCommand, Quote, Record, StreamId, WorkId};
 use std::time::Duration;
 
@@ -22,7 +22,13 @@ impl World {
                 eprintln!("{at:>10.6} {name:<12} -> {}", crate::log::brief(&effect));
             }
             let kept = matches!(effect, Effect::Persist(_));
-            self.carry_one(id, effect);
+            if self.hosts[id].adversary.is_some() {
+                for effect in self.twist(id, effect) {
+                    self.carry_one(id, effect);
+                }
+            } else {
+                self.carry_one(id, effect);
+            }
             let faulty = self.line.elapsed() < Duration::from_secs(self.scenario.faults.until_s);
             if kept && let Some((silent, length)) = self.hosts[id].torn.take().filter(|_| faulty) {
                 // What was decided but not carried out is lost, though the record of it is kept, up to the next record.
@@ -39,7 +45,7 @@ impl World {
         }
     }
 
-    fn carry_one(&mut self, id: HostId, effect: Effect) {
+    pub(crate) fn carry_one(&mut self, id: HostId, effect: Effect) {
         let life = self.hosts[id].life;
         match effect {
             Effect::Placed { job, route, .. } => self.checks.placed(id, &job, route),
@@ -53,8 +59,14 @@ impl World {
                     self.checks.broken(Rule::WrongfulRefusal, what);
                 }
             }
-            Effect::Run { work, body, prefix, .. } => self.run_work(id, work, &body, &prefix),
+            Effect::Run { work, body, prefix, own, .. } => {
+                if !own {
+                    self.hosts[id].for_strangers.insert(work);
+                }
+                self.run_work(id, work, &body, &prefix);
+            }
             Effect::Stop(work) => {
+                self.hosts[id].for_strangers.remove(&work);
                 if let Some(gpu) = &mut self.hosts[id].gpu {
                     gpu.stop(work);
                 }
@@ -77,6 +89,7 @@ impl World {
                     self.idle.over(self.line.now(), link, id, provider);
                 }
                 self.network.close(link, side);
+                self.idle.arrives(self.line.now(), link);
                 self.checks.leg_over(id, stream);
             }
             Effect::SendProbe { probe, peer, request, .. } => {
@@ -108,8 +121,8 @@ impl World {
                 let host = &mut self.hosts[id];
                 host.offers.retain(|old| models(old) != models(&offer));
                 host.offers.push(offer.clone());
-                for to in (0..self.hosts.len()).filter(|to| *to != id) {
-                    if self.passes(id, to) {
+                for to in 0..self.hosts.len() {
+                    if to != id && !self.is_deaf(to) && self.passes(id, to) {
                         let wait = self.network.delay(id, to, 1024);
                         self.line.after(wait, Happening::Offered(id, to, Box::new(offer.clone())));
                     }
@@ -173,41 +186,63 @@ impl World {
         };
         self.hosts[to].called += 1;
         let link = self.network.open((id, stream), (to, StreamId::In(self.hosts[to].called)));
+        self.idle.leaves(self.line.now(), link, id, to);
         self.send_parcel(link, 1, Parcel::Knock);
         self.line.after(IDLE_US, Happening::CallOver(link));
     }
 
     fn send(&mut self, id: HostId, stream: StreamId, frame: &Frame) {
         self.count_work(id, stream, frame, true);
+        let honest = self.hosts[id].adversary.is_none();
         match frame {
-            Frame::Open(open) => {
+            // What a peer knows nothing of is no job of its clients.
+            Frame::Open(open) if self.checks.knows(&open.job) => {
                 let provider = self.network.find(id, stream).and_then(|(link, side)| {
                     let link = self.network.link(link)?;
-                    Some(self.hosts[link.ends[1 - side].host].node)
+                    Some(link.ends[1 - side].host)
                 });
                 let price = quote_of(&open.quote).map(|quote| quote.price).unwrap_or_default();
                 if let Some(provider) = provider {
-                    self.checks.opens(&open.job, &provider, &price, open.prefix.len());
+                    let node = self.hosts[provider].node;
+                    self.checks.opens(&open.job, &node, provider, &price, open.prefix.len());
                     self.checks.spills(id, stream, &open.job);
                 }
                 self.checks.opened_on(id, stream, open.job);
-                self.check_voucher(&open.voucher);
-                if let Some((session, _)) = voucher_of(&open.voucher) {
-                    let usage = Usage {
+                if honest {
+                    self.check_voucher(&open.voucher);
+                }
+                if let (Some((session, _)), Some(provider), Some(quote)) =
+                    (voucher_of(&open.voucher), provider, quote_of(&open.quote))
+                {
+                    let seller = &self.hosts[provider];
+                    let event = seller.gpu.as_ref().map_or(0, |gpu| gpu.rules().event_bytes + 4);
+                    let bought = Bought {
+                        job: open.job,
+                        provider,
+                        session,
+                        price,
+                        cached: quote.cached_of(&spillway_protocol::prefix::names(&open.model, &open.body)),
                         input: (open.body.len() + open.prefix.len()) as u64,
-                        cached: 0,
-                        output: open.output_max,
+                        window: if seller.adversary.is_none() { quote.window.max(event) } else { quote.window },
+                        output_max: open.output_max.saturating_sub(open.prefix.len() as u64),
+                        opened: self.line.now(),
+                        first: None,
+                        received: 0,
+                        end: None,
                     };
-                    self.checks.reserves(id, stream, session, price.cost(usage).unwrap_or_default());
+                    self.checks.buys(id, stream, bought);
                 }
             }
-            Frame::Voucher(voucher) => self.check_voucher(voucher),
+            Frame::Voucher(voucher) if honest => self.check_voucher(voucher),
             Frame::CoSigned(_) => {
+                self.checks.bought_ends(id, stream, LegEnd::Agreed);
                 if let Some((link, _)) = self.network.find(id, stream) {
                     self.idle.agrees(link);
                 }
             }
-            Frame::Accepted { .. }
+            Frame::Open(_)
+            | Frame::Voucher(_)
+            | Frame::Accepted { .. }
             | Frame::Refused { .. }
             | Frame::Chunk { .. }
             | Frame::Alive { .. }
@@ -248,6 +283,7 @@ impl World {
         match frame {
             Frame::Chunk { bytes, .. } => {
                 let units = oracle::text_of(bytes).len() as u64;
+                self.hosts[id].sent += units;
                 self.checks.works(id, stream, units, false, sent);
             }
             Frame::Done { .. } => self.checks.works(id, stream, 0, true, sent),
@@ -263,28 +299,44 @@ impl World {
         }
     }
 
-    /// Counts what reaches a provider.
-    pub(crate) fn frame_arrives(&mut self, id: HostId, stream: StreamId, frame: &Frame) {
+    /// Whether a voucher is worth something to the provider that it is sent to. What honest consumers send is.
+    fn holds(&self, from: HostId, provider: HostId, wire: &SignedBytes) -> bool {
+        if self.hosts[from].adversary.is_none() {
+            return true;
+        }
+        let Ok(voucher) = Signed::<Voucher>::open(wire.clone()) else { return false };
+        self.authority.session(&voucher.value().session).is_some_and(|seen| {
+            seen.provider == self.hosts[provider].account
+                && seen.voucher_key == voucher.signer()
+                && voucher.value().total <= seen.deposit
+        })
+    }
+
+    /// Counts what reaches a node.
+    pub(crate) fn frame_arrives(&mut self, from: HostId, id: HostId, stream: StreamId, frame: &Frame) {
         match frame {
             Frame::Open(open) => {
                 let (Some((session, vouched)), Some(quote)) = (voucher_of(&open.voucher), quote_of(&open.quote)) else {
                     return;
                 };
+                let vouched = if self.holds(from, id, &open.voucher) { vouched } else { Credits::ZERO };
                 let input = (open.body.len() + open.prefix.len()) as u64;
                 let cached = quote.cached_of(&spillway_protocol::prefix::names(&open.model, &open.body));
                 let price = quote.price;
                 self.checks.arrives(id, stream, Opened { session, price, input, cached, vouched });
             }
             Frame::Voucher(voucher) => {
-                if let Some((session, total)) = voucher_of(voucher) {
+                if let Some((session, total)) = voucher_of(voucher)
+                    && self.holds(from, id, voucher)
+                {
                     self.checks.vouched(session, total);
                 }
             }
             Frame::CoSigned(_) => self.checks.agrees(id, stream),
+            Frame::Chunk { bytes, .. } => self.checks.receives(id, stream, oracle::text_of(bytes).len() as u64),
+            Frame::Refused { .. } => self.checks.bought_ends(id, stream, LegEnd::Refused),
             Frame::Aborted { abort: Abort::Preempted, .. } => self.checks.taken(id, stream),
             Frame::Accepted { .. }
-            | Frame::Refused { .. }
-            | Frame::Chunk { .. }
             | Frame::Alive { .. }
             | Frame::Cancel
             | Frame::Done { .. }

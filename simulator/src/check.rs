@@ -1,6 +1,8 @@
 //! What must hold: safety after each step, liveness once the faults have stopped.
 //! Invariant: nothing here asks a peer what it thinks; jobs, text and money are counted anew from what crosses the world.
 
+use crate::adversary::Adversary;
+use crate::course::Course;
 use crate::idle::Need;
 use crate::network::HostId;
 use crate::oracle::{self, Answer};
@@ -25,8 +27,11 @@ pub enum Rule {
     SettledAboveDeposit,
     /// No voucher promises more than the deposit.
     VoucherAboveDeposit,
-    /// No provider settles more than it delivered.
+    /// No honest provider settles more than it delivered.
     OverClaim,
+    /// No consumer pays more than what it got, and when a leg breaks off a prompt and one window for each leg that runs on
+    /// its session.
+    ConsumerExposed,
     /// No provider delivers what is not promised.
     DeliveredUnpaid,
     /// What was delivered and agreed upon is settled in the end.
@@ -88,6 +93,42 @@ impl std::fmt::Display for Violation {
     }
 }
 
+/// What became of a leg, as its consumer sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum LegEnd {
+    /// Turned down.
+    Refused,
+    /// Ended, and both have signed.
+    Agreed,
+    /// Broke off, or the two did not agree.
+    Broken,
+}
+
+/// A leg that is over, for figures.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LegSeen {
+    /// Whose part it was.
+    pub job: JobId,
+    /// Who asked.
+    pub consumer: HostId,
+    /// Who was asked.
+    pub provider: HostId,
+    /// When the opening was sent.
+    pub opened: Now,
+    /// When its first text arrived, if any did.
+    pub first: Option<Now>,
+    /// When it was over.
+    pub over: Now,
+    /// How.
+    pub end: LegEnd,
+    /// Text that arrived, in bytes.
+    pub received: u64,
+    /// What that costs.
+    pub worth: Credits,
+    /// The most that the consumer may ever pay for it: what arrived, and unless both signed a window more.
+    pub bound: Credits,
+}
+
 /// A job that is over, for figures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct JobSeen {
@@ -138,6 +179,9 @@ struct Track {
     price_max: Price,
     cost_max: Credits,
     need: Need,
+    /// A leg was at an adversary; the last was at one with another model.
+    met: bool,
+    other: bool,
     continuable: bool,
     left: bool,
     /// A provider's owner took its slot.
@@ -196,6 +240,8 @@ struct SessionTrack {
     vouched: Credits,
     sent: u64,
     agreed: u64,
+    /// The most that its consumer may have to pay for all legs that are over.
+    bound: u64,
 }
 
 /// A leg as its provider sees it open.
@@ -213,6 +259,60 @@ pub struct Opened {
     pub vouched: Credits,
 }
 
+/// A leg as its consumer sees it.
+#[derive(Clone, Copy, Debug)]
+pub struct Bought {
+    /// Whose part it is.
+    pub job: JobId,
+    /// Who is asked.
+    pub provider: HostId,
+    /// The session that pays.
+    pub session: SessionId,
+    /// At what price.
+    pub price: Price,
+    /// Prompt and prefix, in units.
+    pub input: u64,
+    /// How much of that is billed as cached.
+    pub cached: u64,
+    /// Output paid ahead, in units: the quote's window, or an honest provider's largest event if that is more.
+    pub window: u64,
+    /// Most output of this leg, in units.
+    pub output_max: u64,
+    /// When the opening was sent.
+    pub opened: Now,
+    /// When its first text arrived, if any did.
+    pub first: Option<Now>,
+    /// Text that arrived, in units.
+    pub received: u64,
+    /// How it ended, if that is known.
+    pub end: Option<LegEnd>,
+}
+
+impl Bought {
+    fn cost(&self, output: u64) -> Credits {
+        let usage = Usage { input: self.input.saturating_sub(self.cached), cached: self.cached, output };
+        self.price.cost(usage).unwrap_or(Credits::new(u64::MAX))
+    }
+
+    fn worst(&self) -> Credits {
+        self.cost(self.output_max)
+    }
+
+    fn worth(&self) -> Credits {
+        let nothing = self.received == 0 && self.end != Some(LegEnd::Agreed);
+        if nothing { Credits::ZERO } else { self.cost(self.received) }
+    }
+
+    fn bound(&self) -> Credits {
+        match self.end {
+            Some(LegEnd::Agreed) => self.worth(),
+            Some(LegEnd::Refused | LegEnd::Broken) | None => {
+                self.cost(self.received.saturating_add(self.window).min(self.output_max))
+            }
+        }
+    }
+}
+
 /// Everything that is watched.
 #[derive(Debug)]
 pub struct Checks {
@@ -225,8 +325,10 @@ pub struct Checks {
     legs: BTreeMap<(HostId, StreamId), LegTrack>,
     /// Consumers' ends of open legs.
     out: BTreeMap<(HostId, StreamId), JobId>,
-    /// What each leg may cost its consumer at most, until its consumer's side is over.
-    reserved: BTreeMap<(HostId, StreamId), (SessionId, Credits)>,
+    /// Legs as their consumers see them.
+    bought: BTreeMap<(HostId, StreamId), Bought>,
+    legs_seen: Vec<LegSeen>,
+    adversaries: Vec<Option<Adversary>>,
     sessions: BTreeMap<SessionId, SessionTrack>,
     went: BTreeMap<Went, u64>,
     total: u64,
@@ -236,12 +338,13 @@ pub struct Checks {
     waited: BTreeSet<(HostId, StreamId)>,
     ledger: LedgerWaits,
     seen: Vec<JobSeen>,
+    course: Course,
 }
 
 impl Checks {
-    /// Nothing seen yet; jobs that come after `calm` may not be broken off.
+    /// Nothing seen yet; jobs that come after `calm` may not be broken off. `adversaries` are by node.
     #[must_use]
-    pub const fn new(seed: u64, calm: Now) -> Self {
+    pub const fn new(seed: u64, calm: Now, adversaries: Vec<Option<Adversary>>) -> Self {
         Self {
             seed,
             calm,
@@ -250,7 +353,9 @@ impl Checks {
             jobs: BTreeMap::new(),
             legs: BTreeMap::new(),
             out: BTreeMap::new(),
-            reserved: BTreeMap::new(),
+            bought: BTreeMap::new(),
+            legs_seen: Vec::new(),
+            adversaries,
             sessions: BTreeMap::new(),
             went: BTreeMap::new(),
             total: 0,
@@ -259,6 +364,7 @@ impl Checks {
             waited: BTreeSet::new(),
             ledger: LedgerWaits { spilled: Vec::new(), waited: Vec::new() },
             seen: Vec::new(),
+            course: Course::new(),
         }
     }
 
@@ -311,6 +417,8 @@ impl Checks {
                 output_max: job.output_max,
                 submitted: self.now,
             },
+            met: false,
+            other: false,
             continuable: job.continuable,
             left: false,
             taken: false,
@@ -325,6 +433,7 @@ impl Checks {
     pub fn turned_away(&mut self) {
         self.total += 1;
         *self.went.entry(Went::Failed).or_default() += 1;
+        self.course.ended(self.now, Went::Failed);
     }
 
     /// A client leaves. Gives its gateway, unless the job is over.
@@ -339,6 +448,7 @@ impl Checks {
         for track in self.jobs.values_mut().filter(|track| track.host == host && !track.over) {
             (track.over, track.answer) = (true, None);
             *self.went.entry(Went::Failed).or_default() += 1;
+            self.course.ended(self.now, Went::Failed);
         }
     }
 
@@ -357,7 +467,8 @@ impl Checks {
             return self.broken(Rule::BadRequestServed, format!("job {job} gets {} bytes", text.len()));
         };
         let (from, to) = (track.given, track.given + text.len());
-        if answer.get(from..to) != Some(text) {
+        let other = track.other && answer.get(from..to).is_some_and(|should| oracle::agrees(text, should));
+        if answer.get(from..to) != Some(text) && !other {
             let again = answer[..from].ends_with(text);
             let how = if again { "bytes given before come again" } else { "other bytes come" };
             return self.broken(Rule::TextDiffers, format!("job {job} at byte {from}: {how} ({} bytes)", text.len()));
@@ -368,7 +479,14 @@ impl Checks {
             let first = now.since(track.submitted);
             track.first_us = Some(first.as_micros() as u64);
             self.first_ms.push((host, u64::try_from(first.as_millis()).unwrap_or(u64::MAX)));
+            self.course.first(now, first);
         }
+    }
+
+    /// Whether a client of somebody's brought that job.
+    #[must_use]
+    pub fn knows(&self, job: &JobId) -> bool {
+        self.jobs.contains_key(job)
     }
 
     /// A job is over. Gives what it needed, if it was turned away.
@@ -383,7 +501,7 @@ impl Checks {
         let (answer, given, left, cost_max) = (track.answer.take(), track.given, track.left, track.cost_max);
         let (submitted, single, taken) = (track.submitted, !track.continuable, track.taken);
         let need = track.need.clone();
-        let (begun, first_us) = (track.begun, track.first_us);
+        let (begun, first_us, met) = (track.begun, track.first_us, track.met);
         let sound = matches!(answer, Some(Answer::Text(_)));
         let continued = !track.continuable && outcome.legs.iter().filter(|leg| leg.usage.output > 0).count() > 1;
         self.hold(Rule::Continued, !continued, || format!("job {job} was served in parts"));
@@ -412,11 +530,13 @@ impl Checks {
             Err(_) => Went::Failed,
         };
         *self.went.entry(went).or_default() += 1;
+        self.course.ended(self.now, went);
         // An owner may take the slot of a job at any time. One that nobody else can go on with then ends, and so does one
         // whose gateway has no money left for another provider, or that has waited for one as long as it may.
         let excused = taken
             && matches!(&outcome.result, Err(failure)
                 if failure.reason == Reason::NoDeposit || (failure.reason == Reason::ProviderPreempted && (single || failure.retry_after_ms.is_some())));
+        let excused = excused || met || self.adversaries[host].is_some();
         let needless = went == Went::Failed && submitted >= self.calm && !excused;
         let (now, given_units) = (self.now, given as u64);
         self.seen.push(JobSeen {
@@ -432,7 +552,8 @@ impl Checks {
         self.hold(Rule::NeedlessFailure, !needless, || {
             format!("job {job}: {:?}, legs {:?}", outcome.result, outcome.legs)
         });
-        (sound && !begun && matches!(went, Went::Refused | Went::Failed)).then_some(need)
+        let honest = self.adversaries[host].is_none();
+        (honest && sound && !begun && matches!(went, Went::Refused | Went::Failed)).then_some(need)
     }
 
     fn under_way(&mut self, host: HostId, job: &JobId, what: &str) -> Option<&mut Track> {
@@ -478,12 +599,15 @@ impl Checks {
     // ---- legs ----
 
     /// A consumer opens a leg.
-    pub fn opens(&mut self, job: &JobId, provider: &NodeId, price: &Price, prefix: usize) {
-        let Some(track) = self.jobs.get(job) else {
+    pub fn opens(&mut self, job: &JobId, provider: &NodeId, at: HostId, price: &Price, prefix: usize) {
+        let adversary = self.adversaries.get(at).copied().flatten();
+        let Some(track) = self.jobs.get_mut(job) else {
             return self
                 .broken(Rule::EventOutsideJob, format!("job {job} is opened at {provider}, and nobody asked for it"));
         };
         let (own, within, given) = (track.prefer == Prefer::Own, price.within(&track.price_max), track.given);
+        track.met |= adversary.is_some();
+        track.other = adversary == Some(Adversary::OtherText);
         let continued = !track.continuable && prefix > 0;
         self.hold(Rule::OwnJobLeft, !own, || format!("job {job} is sent to {provider}"));
         self.hold(Rule::OverPrice, within, || format!("job {job} is opened above its price limit"));
@@ -532,7 +656,7 @@ impl Checks {
         track.sent += more;
         let (owed, promised) = (track.sent, track.vouched.micro());
         // An empty answer's end tells the price of its prompt, and delivers nothing.
-        if sent && units > 0 {
+        if sent && units > 0 && self.adversaries[host].is_none() {
             self.hold(Rule::DeliveredUnpaid, owed <= promised, || {
                 format!("node {host} has delivered {owed} micro-credits on {}, vouchers promise {promised}", session.0)
             });
@@ -552,24 +676,61 @@ impl Checks {
     pub fn leg_over(&mut self, host: HostId, stream: StreamId) {
         self.legs.remove(&(host, stream));
         self.out.remove(&(host, stream));
-        self.reserved.remove(&(host, stream));
+        let Some(bought) = self.bought.remove(&(host, stream)) else { return };
+        let bound = bought.bound();
+        // A provider may have used what was promised for any of the session's legs for the one that broke off.
+        let broke = bought.end != Some(LegEnd::Agreed);
+        let others = self.bought.values().filter(|other| broke && other.session == bought.session);
+        let ahead = others.map(|other| other.bound().micro().saturating_sub(other.worth().micro())).sum::<u64>();
+        let track = self.sessions.entry(bought.session).or_default();
+        track.bound = track.bound.saturating_add(bound.micro()).saturating_add(ahead);
+        self.legs_seen.push(LegSeen {
+            job: bought.job,
+            consumer: host,
+            provider: bought.provider,
+            opened: bought.opened,
+            first: bought.first,
+            over: self.now,
+            end: bought.end.unwrap_or(LegEnd::Broken),
+            received: bought.received,
+            worth: bought.worth(),
+            bound,
+        });
     }
 
-    /// A consumer begins a leg that may cost it so much.
-    pub fn reserves(&mut self, host: HostId, stream: StreamId, session: SessionId, worst: Credits) {
-        self.reserved.insert((host, stream), (session, worst));
+    /// A consumer sends an opening.
+    pub fn buys(&mut self, host: HostId, stream: StreamId, mut bought: Bought) {
+        bought.opened = self.now;
+        self.bought.insert((host, stream), bought);
     }
 
-    /// Whether a leg has reached its provider and is under way there.
+    /// Text reaches a consumer.
+    pub fn receives(&mut self, host: HostId, stream: StreamId, units: u64) {
+        if let Some(bought) = self.bought.get_mut(&(host, stream)) {
+            if units > 0 {
+                bought.first.get_or_insert(self.now);
+            }
+            bought.received += units;
+        }
+    }
+
+    /// A consumer learns that it is turned down, or signs the receipt.
+    pub fn bought_ends(&mut self, host: HostId, stream: StreamId, end: LegEnd) {
+        if let Some(bought) = self.bought.get_mut(&(host, stream)) {
+            bought.end = Some(end);
+        }
+    }
+
+    /// Every leg that is over, in the order in which their consumers saw the end.
     #[must_use]
-    pub fn has_arrived(&self, host: HostId, stream: StreamId) -> bool {
-        self.legs.contains_key(&(host, stream))
+    pub fn legs_seen(&self) -> &[LegSeen] {
+        &self.legs_seen
     }
 
     /// Whether a consumer's stream carries a leg already.
     #[must_use]
     pub fn has_reserved(&self, host: HostId, stream: StreamId) -> bool {
-        self.reserved.contains_key(&(host, stream))
+        self.bought.contains_key(&(host, stream))
     }
 
     /// A consumer promises so much in all.
@@ -582,31 +743,36 @@ impl Checks {
     #[must_use]
     pub fn uses_at_most(&self, session: &SessionId) -> Credits {
         let promised = self.sessions.get(session).map_or(Credits::ZERO, |track| track.promised);
-        let running = self.reserved.values().filter(|(id, _)| id == session).map(|(_, worst)| *worst);
+        let running = self.bought.values().filter(|bought| bought.session == *session).map(Bought::worst);
         running.fold(promised, |sum, worst| sum.checked_add(worst).unwrap_or(Credits::new(u64::MAX)))
     }
 
     // ---- money ----
 
-    /// A session was settled up to `claim`, of which its provider had `provider` in all.
-    pub fn settled(&mut self, session: SessionId, deposit: Credits, claim: Credits, provider: Credits) {
+    /// A session was settled up to `claim`, of which its provider had `provider` in all; whether that one is honest.
+    pub fn settled(&mut self, session: SessionId, deposit: Credits, claim: Credits, provider: Credits, honest: bool) {
         let delivered = self.sessions.get(&session).map_or(0, |track| track.sent);
         let (id, claimed) = (session.0, claim.micro());
         self.hold(Rule::SettledAboveDeposit, claim <= deposit, || format!("{id} settles {claim} of {deposit}"));
         self.hold(Rule::ProviderShare, u128::from(provider.micro()) * 10 >= u128::from(claimed) * 7, || {
             format!("{id} has paid {provider} of {claim} to its provider")
         });
-        self.hold(Rule::OverClaim, claimed <= delivered, || {
+        self.hold(Rule::OverClaim, !honest || claimed <= delivered, || {
             format!("{id} settles {claimed} micro-credits, {delivered} were delivered")
         });
     }
 
-    /// The run is long over: what was agreed upon must have been paid.
-    pub fn all_settled(&mut self, settled: impl Fn(&SessionId) -> Credits) {
-        let sessions: Vec<_> = self.sessions.iter().map(|(id, track)| (*id, track.agreed)).collect();
-        for (id, agreed) in sessions {
-            let paid = settled(&id).micro();
-            self.hold(Rule::Unclaimed, agreed <= paid, || {
+    /// The run is long over: what was agreed upon must have been paid, and nobody paid for more than a window too much.
+    /// `settled` tells what a session paid, if its consumer is honest, and whether its provider is, too.
+    pub fn all_settled(&mut self, settled: impl Fn(&SessionId) -> Option<(Credits, bool)>) {
+        let sessions: Vec<_> = self.sessions.iter().map(|(id, track)| (*id, track.agreed, track.bound)).collect();
+        for (id, agreed, bound) in sessions {
+            let Some((paid, honest)) = settled(&id) else { continue };
+            let paid = paid.micro();
+            self.hold(Rule::ConsumerExposed, paid <= bound, || {
+                format!("{} was settled for {paid} micro-credits, its consumer is bound for {bound} at most", id.0)
+            });
+            self.hold(Rule::Unclaimed, !honest || agreed <= paid, || {
                 format!("{} was settled for {paid} micro-credits, both have signed for {agreed}", id.0)
             });
         }
@@ -659,6 +825,12 @@ impl Checks {
     #[must_use]
     pub fn seen(&self) -> &[JobSeen] {
         &self.seen
+    }
+
+    /// How it went over time.
+    #[must_use]
+    pub const fn course(&self) -> &Course {
+        &self.course
     }
 
     /// What all jobs cost, in micro-credits.

@@ -2,13 +2,16 @@
 //! Invariant: what is asked for goes to standard output, progress to standard error.
 
 mod compare;
+mod output;
+mod replay;
 mod trial;
 
+use crate::page::{self, Origin};
 use crate::scenario::{SWARM, Scenario, built_in};
 use crate::swarm::swarm;
 use crate::{Report, Simulation};
 use anyhow::Context as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// Runs Spillway's market in virtual time.
@@ -33,9 +36,14 @@ enum Command {
         /// Prints every event and effect to standard error.
         #[arg(long)]
         trace: bool,
+        /// Writes a page with charts and the JSON into this folder.
+        #[arg(long, value_name = "DIR")]
+        report: Option<PathBuf>,
     },
     /// Compares routing policies on one workload, over seeds.
     Compare(compare::Args),
+    /// Plays a gateway's own log of jobs, and says what its day would have cost and earned under each policy.
+    Replay(replay::Args),
     /// Runs many seeds, each with a scenario of its own; fails if any check does not hold.
     Swarm {
         /// First seed, and the one after the last: `0..200`.
@@ -87,8 +95,13 @@ fn parse_seeds(text: &str) -> Result<Seeds, String> {
 /// If the scenario does not exist, does not read, or does not hold; the error names the field.
 pub fn run(args: Args) -> anyhow::Result<ExitCode> {
     match args.command {
-        Command::Run { scenario, seed, json, trace } => {
+        Command::Run { scenario, seed, json, trace, report: folder } => {
+            let folder = folder.as_deref().map(output::Folder::new).transpose()?;
             let report = run_one(&scenario, seed, trace)?;
+            if let Some(folder) = folder {
+                let origin = Origin { command: output::command(), setting: toml::to_string(&read(&scenario, seed)?)? };
+                folder.write(&page::report(&report, &origin), &report)?;
+            }
             if json {
                 println!("{}", serde_json::to_string(&report)?);
             } else {
@@ -101,6 +114,7 @@ pub fn run(args: Args) -> anyhow::Result<ExitCode> {
             Ok(ExitCode::SUCCESS)
         }
         Command::Compare(args) => compare::run(&args),
+        Command::Replay(args) => replay::run(&args),
         Command::Swarm { seeds: Seeds { first, end }, json } => {
             let total = end - first;
             let step = (total / 20).max(1);

@@ -114,6 +114,7 @@ pub fn strike(world: &mut World, fault: Fault) {
             }
             world.line.after(length, Happening::GpuWell(host));
             world.hosts[host].gpu_failed = world.line.now();
+            world.hosts[host].for_strangers.clear();
             let life = world.hosts[host].life;
             for work in world.hosts[host].gpu.as_mut().map(Gpu::fail).unwrap_or_default() {
                 let error = BackendError::Failed("out of memory".into());
@@ -152,6 +153,7 @@ pub fn crash(world: &mut World, id: HostId, silent: bool, length: u64) {
     host.probes.clear();
     host.probed.clear();
     host.offers.clear();
+    host.for_strangers.clear();
     if let Some(gpu) = &mut host.gpu {
         gpu.fail();
     }
@@ -166,6 +168,7 @@ pub fn crash(world: &mut World, id: HostId, silent: bool, length: u64) {
         let side = usize::from(world.network.link(link).is_some_and(|found| found.ends[1].host == id));
         let stream = world.network.link(link).map(|found| found.ends[side].stream);
         world.network.close(link, side);
+        world.idle.arrives(world.line.now(), link);
         if let Some(stream) = stream {
             world.checks.leg_over(id, stream);
         }

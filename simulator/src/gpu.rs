@@ -91,7 +91,7 @@ impl Gpu {
         let task = match oracle::answer(body) {
             Answer::Rejected => Task { answer: Vec::new(), given: usize::MAX, prefill, begun: false },
             Answer::Text(answer) => {
-                if !answer.starts_with(prefix) {
+                if answer.get(..prefix.len()).is_none_or(|start| !oracle::agrees(prefix, start)) {
                     return Err(ForeignPrefix);
                 }
                 Task { answer, given: prefix.len(), prefill, begun: false }

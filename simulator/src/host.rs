@@ -1,6 +1,7 @@
 //! A node in the world: its peer, its disk, its GPU, its clerk, and how the peer is told what happens.
 //! Invariant: a peer hears only what was meant for its present life, and in order.
 
+use crate::adversary::{Adversary, Mischief};
 use crate::books::Clerk;
 use crate::check::Rule;
 use crate::data::regions;
@@ -29,7 +30,10 @@ pub(crate) struct Host {
     pub(crate) fleet: String,
     pub(crate) config: MarketConfig,
     pub(crate) gpu: Option<Gpu>,
-    node_secret: SecretKey,
+    /// How it breaks the rules, if it does, and what its driver needs for that.
+    pub(crate) adversary: Option<Adversary>,
+    pub(crate) mischief: Option<Mischief>,
+    pub(crate) node_secret: SecretKey,
     pub(crate) account_secret: SecretKey,
     pub(crate) node: NodeId,
     pub(crate) account: Account,
@@ -45,6 +49,11 @@ pub(crate) struct Host {
     /// What came while it was frozen.
     pub(crate) inbox: VecDeque<Event>,
     pub(crate) stalled_until: Now,
+    /// Work that is not the owner's.
+    pub(crate) for_strangers: BTreeSet<WorkId>,
+    /// What its GPU has said for strangers, and what of it went out, in bytes.
+    pub(crate) made: u64,
+    pub(crate) sent: u64,
     pub(crate) gpu_down: bool,
     /// When its GPU last failed.
     pub(crate) gpu_failed: Now,
@@ -81,6 +90,8 @@ impl Host {
             gpu: fleet.gpu.clone().map(Gpu::new),
             node: NodeId(node_secret.public()),
             account: Account(account_secret.public()),
+            adversary: fleet.adversary,
+            mischief: fleet.adversary.map(|kind| Mischief::new(seed, id, kind)),
             node_secret,
             account_secret,
             peer: None,
@@ -90,6 +101,9 @@ impl Host {
             frozen: false,
             inbox: VecDeque::new(),
             stalled_until: START,
+            for_strangers: BTreeSet::new(),
+            made: 0,
+            sent: 0,
             gpu_down: false,
             gpu_failed: Now(0),
             awake: Since::default(),
@@ -171,6 +185,7 @@ impl World {
                 self.exchange(other, id);
             }
         }
+        self.begin_mischief(id);
     }
 
     /// What a node's GPU serves.
@@ -189,9 +204,14 @@ impl World {
         }])
     }
 
+    /// Whether a node has no use for offers: there may be very many of its kind.
+    pub(crate) fn is_deaf(&self, id: HostId) -> bool {
+        self.hosts[id].adversary.is_some_and(Adversary::is_provider)
+    }
+
     /// Gives `to` what `from` offers, as peers do when they connect.
     pub(crate) fn exchange(&mut self, from: HostId, to: HostId) {
-        if from == to || !self.network.connected(from, to) {
+        if from == to || self.is_deaf(to) || !self.network.connected(from, to) {
             return;
         }
         for offer in self.hosts[from].offers.clone() {
@@ -210,6 +230,13 @@ impl World {
             host.inbox.push_back(event);
             return;
         }
+        let event = if host.adversary.is_some() {
+            let Some(event) = self.colour(id, event) else { return };
+            event
+        } else {
+            event
+        };
+        let host = &mut self.hosts[id];
         self.events += 1;
         let now = self.line.now();
         crate::log::note(&mut self.log, now, id, &event);
@@ -287,6 +314,9 @@ impl World {
         let event = match made {
             Made::Output(bytes) => {
                 let text = oracle::text_of(&bytes).to_vec();
+                if host.for_strangers.contains(&work) {
+                    host.made += text.len() as u64;
+                }
                 Event::Output { work, bytes, text }
             }
             Made::Finished => Event::Finished { work, finish: "stop".into() },
@@ -295,6 +325,9 @@ impl World {
                 Event::BackendFailed { work, error }
             }
         };
+        if wait.is_none() {
+            self.hosts[id].for_strangers.remove(&work);
+        }
         self.next_work(id);
         self.note_state(id);
         self.deliver(id, life, event);

@@ -4,7 +4,7 @@
 //!
 //! A refusal is wrongful if for the whole of the job's last look at the market, at least [`World::look_us`] before the
 //! refusal, an own slot or a slot of one provider was free for it without a break, beside those that jobs on their way from
-//! the same gateway will take. That provider must have been up and
+//! the same gateway at that time were to take. That provider must have been up and
 //! reachable, its offer known to the gateway and within the job's limits, the gateway able to pay it, and it must not
 //! have given the gateway cause to leave it out.
 
@@ -84,6 +84,10 @@ pub struct Idle {
     /// When the way between two nodes, the lower first, was last in trouble.
     trouble: BTreeMap<(HostId, HostId), Now>,
     balances: BTreeMap<Account, (Credits, Now)>,
+    /// Jobs on their way, by their streams: from which gateway to which provider.
+    under_way: BTreeMap<LinkId, (HostId, HostId)>,
+    /// How many they are.
+    coming: BTreeMap<(HostId, HostId), (usize, Levels)>,
 }
 
 impl Idle {
@@ -138,6 +142,22 @@ impl Idle {
         if self.heard.get(&link) == Some(&Heard::Done) {
             self.heard.insert(link, Heard::Agreed);
         }
+    }
+
+    /// A gateway opens a stream for a job: a slot that the job will take is not idle.
+    pub fn leaves(&mut self, now: Now, link: LinkId, gateway: HostId, provider: HostId) {
+        self.under_way.insert(link, (gateway, provider));
+        let (count, levels) = self.coming.entry((gateway, provider)).or_default();
+        *count += 1;
+        levels.note(now, *count);
+    }
+
+    /// The job on that stream has got to its provider, or never will.
+    pub fn arrives(&mut self, now: Now, link: LinkId) {
+        let Some(pair) = self.under_way.remove(&link) else { return };
+        let (count, levels) = self.coming.get_mut(&pair).expect("counted when it left");
+        *count -= 1;
+        levels.note(now, *count);
     }
 
     /// A consumer is to be told that a stream is over.
@@ -206,11 +226,17 @@ impl Levels {
         }
     }
 
-    /// The least that it was at and since `then`.
+    /// The least that it was above `other` at and since `then`.
     #[must_use]
-    pub fn least_since(&self, then: Now) -> usize {
-        let first = self.0.partition_point(|(since, _)| *since <= then).saturating_sub(1);
-        self.0.iter().skip(first).map(|(_, count)| *count).min().unwrap_or(0)
+    pub fn least_above(&self, other: &Self, then: Now) -> usize {
+        let changes = self.0.iter().chain(&other.0).map(|(since, _)| *since).filter(|since| *since > then);
+        let above = |at| self.at(at).saturating_sub(other.at(at));
+        changes.map(above).fold(above(then), usize::min)
+    }
+
+    fn at(&self, then: Now) -> usize {
+        let next = self.0.partition_point(|(since, _)| *since <= then);
+        next.checked_sub(1).map_or(0, |last| self.0[last].1)
     }
 }
 
@@ -276,7 +302,8 @@ impl World {
         }
         let idle = known.into_iter().find(|(provider, known)| {
             let (pair, seller) = ((gateway, *provider), &self.hosts[*provider]);
-            seller.sold_free.least_since(then) > self.on_their_way(gateway, *provider)
+            seller.adversary.is_none()
+                && self.idle_for(gateway, *provider, then) > 0
                 && seller.stalled_until < then
                 && known.since <= then
                 && self.network.connected(gateway, *provider)
@@ -289,14 +316,12 @@ impl World {
         Some(format!("{name} has a slot free, and had one for the last {} ms and more", look / 1000))
     }
 
-    /// Jobs that this gateway has sent to a provider and that have not got there: a slot that they will take is not idle.
-    fn on_their_way(&self, gateway: HostId, provider: HostId) -> usize {
-        let coming = self.network.links(|link| {
-            let [out, called] = &link.ends;
-            let theirs = out.host == gateway && called.host == provider && !out.closed && !called.closed;
-            theirs && !self.checks.has_arrived(provider, called.stream)
-        });
-        coming.len()
+    /// The fewest slots that a provider had free since `then`, each time beside those for the gateway's jobs that were on
+    /// their way to it: its word of that time is read so.
+    fn idle_for(&self, gateway: HostId, provider: HostId, then: Now) -> usize {
+        let none = Levels::default();
+        let coming = self.idle.coming.get(&(gateway, provider)).map_or(&none, |(_, levels)| levels);
+        self.hosts[provider].sold_free.least_above(coming, then)
     }
 
     /// Whether a gateway could surely have paid a provider for a job: on a session that is open, or on a new one.
@@ -354,6 +379,19 @@ mod tests {
             since.note(Now(at), holds);
         }
         assert_eq!([24, 25, 26].map(|then| since.held_at(Now(then))), [false, true, true]);
+    }
+
+    #[test]
+    fn a_slot_that_a_job_on_its_way_takes_was_never_idle() {
+        let (mut free, mut idle) = (Levels::default(), Idle::default());
+        free.note(Now(0), 1);
+        idle.leaves(Now(10), 7, 0, 1);
+        // Another job ends before this one arrives.
+        free.note(Now(20), 2);
+        idle.arrives(Now(30), 7);
+        free.note(Now(30), 1);
+        let coming = &idle.coming[&(0, 1)].1;
+        assert_eq!([5, 15, 20, 30].map(|then| free.least_above(coming, Now(then))), [0, 0, 1, 1]);
     }
 
     #[test]

@@ -37,10 +37,12 @@
 //! # Ok::<(), spillway_simulator::ScenarioError>(())
 //! ```
 
+pub mod adversary;
 mod books;
 mod carry;
 pub mod check;
 pub mod cli;
+pub mod course;
 pub mod data;
 pub mod discovery;
 pub mod draws;
@@ -54,6 +56,7 @@ mod log;
 mod network;
 pub mod observed;
 mod oracle;
+pub mod page;
 pub mod paper;
 mod parallel;
 mod post;
@@ -66,6 +69,7 @@ pub mod trial;
 mod workload;
 mod world;
 
+pub use adversary::Adversary;
 pub use check::{Rule, Violation};
 pub use observed::Observed;
 pub use report::Report;

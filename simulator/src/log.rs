@@ -145,6 +145,11 @@ impl Line {
                 self.tag(12);
                 self.bytes(offer.bytes());
             }
+            Event::OfferHeld { offer, until_ms } => {
+                self.tag(19);
+                self.bytes(offer.bytes());
+                self.number(*until_ms);
+            }
             Event::PeerLost(peer) => {
                 self.tag(13);
                 self.bytes(peer.0.as_bytes());

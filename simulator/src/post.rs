@@ -27,12 +27,16 @@ impl World {
                 Parcel::Knock if self.hosts[host].silent => {} // Until the caller gives up.
                 Parcel::Knock => {
                     self.network.close(link, 1);
+                    self.idle.arrives(self.line.now(), link);
                     self.send_parcel(link, 0, Parcel::Closed);
                 }
                 Parcel::Opened => self.deliver(host, life, Event::StreamOpened(stream)),
                 Parcel::Frame(bytes) => {
                     let frame = Frame::from_wire(&bytes[4..]).expect("checked when it was sent");
-                    self.frame_arrives(host, stream, &frame);
+                    self.frame_arrives(from, host, stream, &frame);
+                    if matches!(frame, Frame::Open(_)) {
+                        self.idle.arrives(self.line.now(), link);
+                    }
                     if side == 0 {
                         self.idle.hears(link, &frame);
                     }
@@ -54,6 +58,11 @@ impl World {
         if let Some(due) = self.network.send(self.line.now(), link, side, parcel) {
             self.line.at(due, Happening::Arrive(link, side));
         }
+    }
+
+    /// Whether the node of an account keeps to the rules.
+    pub(crate) fn honest(&self, account: &spillway_ledger::Account) -> bool {
+        self.by_account.get(account).is_none_or(|hosts| hosts.iter().all(|host| self.hosts[*host].adversary.is_none()))
     }
 
     /// Whether a single message gets from one place to another.
@@ -80,6 +89,7 @@ impl World {
         let Some(found) = self.network.link(link) else { return };
         let (host, stream) = (found.ends[side].host, found.ends[side].stream);
         let provider = found.ends[1].host;
+        self.idle.arrives(self.line.now(), link);
         if self.network.close(link, side) {
             if side == 0 {
                 self.idle.ends(host, stream, link, provider);
@@ -146,7 +156,8 @@ impl World {
         for applied in &made.applied {
             if let Applied::Settled { session, claim, .. } = applied {
                 let seen = self.authority.session(session).expect("the authority has just noted it");
-                self.checks.settled(*session, seen.deposit, *claim, seen.to_provider);
+                let honest = self.honest(&seen.provider);
+                self.checks.settled(*session, seen.deposit, *claim, seen.to_provider, honest);
             }
         }
         for (host, life, business, verdict) in made.verdicts {

@@ -2,6 +2,7 @@
 //! Invariant: the JSON of a [`Report`] has exactly the fields of the simulator's documentation, in that order.
 
 use crate::check::{LedgerWaits, Violation, Went};
+use crate::course::Course;
 use crate::world::World;
 use serde::Serialize;
 use std::collections::BTreeMap;
@@ -75,6 +76,9 @@ pub struct Report {
     /// Which jobs had to wait for a deposit.
     #[serde(skip)]
     pub ledger_waits: LedgerWaits,
+    /// How it went over time; not in the JSON.
+    #[serde(skip)]
+    pub course: Course,
     /// The command that runs it again.
     #[serde(skip)]
     pub replay: String,
@@ -110,6 +114,7 @@ impl Report {
             provider_share: share(theirs, settled),
             violations: checks.violations().to_vec(),
             ledger_waits: checks.ledger_waits().clone(),
+            course: checks.course().clone(),
             replay,
         }
     }

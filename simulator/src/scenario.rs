@@ -2,6 +2,7 @@
 //! Invariant: a [`Scenario`] that passed [`Scenario::validate`] runs; every number in it is an integer with its unit in
 //! its name, so that the file means the same on every machine.
 
+use crate::adversary::Adversary;
 use crate::data::regions::REGIONS;
 use crate::draws::Draws;
 use crate::network::DRAWN_REGIONS;
@@ -70,6 +71,9 @@ pub struct Fleet {
     /// Slots that strangers never get.
     #[serde(default)]
     pub reserved_slots: u32,
+    /// How it breaks the rules, if it does.
+    #[serde(default)]
+    pub adversary: Option<Adversary>,
     /// When it serves strangers, as in a node's configuration.
     #[serde(default = "always")]
     pub sell: String,
@@ -485,6 +489,7 @@ impl Scenario {
                 price_output_micro: draws.within([0, 800_000]),
                 price_cached_micro: None,
                 reserved_slots: draws.within([0, 1]) as u32,
+                adversary: None,
                 sell: always(),
                 preempt: draws.happens(700_000),
                 gpu: own.then(|| GpuRules { slots: 1, ..gpu(&mut draws) }),
@@ -523,6 +528,7 @@ impl Scenario {
                 price_output_micro: draws.within([1, 800_000]),
                 price_cached_micro: draws.happens(500_000).then(|| draws.within([0, price_input_micro])),
                 reserved_slots: 0,
+                adversary: None,
                 sell: if draws.happens(100_000) { format!("below {}%", draws.within([1, 100])) } else { always() },
                 preempt: true,
                 gpu: Some(gpu(&mut draws)),

@@ -12,7 +12,7 @@ use crate::network::{HostId, LinkId, Network, Parcel, Side};
 use crate::scenario::Scenario;
 use crate::timeline::{START, Timeline};
 use crate::workload::Source;
-use spillway_ledger::{Account, Credits, Entry, JobId, NetworkId, NodeId, Signed, decode};
+use spillway_ledger::{Account, Credits, Entry, JobId, NetworkId, NodeId, SessionId, Signed, decode};
 use spillway_protocol::{Event, Now, Offer, Peer, ProbeId, ProbeReply, WorkId};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -47,6 +47,8 @@ pub enum Happening {
     Offered(HostId, HostId, Box<Signed<Offer>>),
     /// A GPU's work goes on.
     Step(HostId, u32, WorkId),
+    /// An adversary does something of its own accord.
+    Mischief(HostId, u32),
     /// An entry reaches the authority.
     Submitted(HostId, u32, Box<Signed<Entry>>),
     /// A clerk has waited long enough for its verdict.
@@ -142,7 +144,7 @@ impl World {
                 START.after(Duration::from_secs(scenario.faults.until_s)),
             ),
             authority: Authority::new(&genesis, &issuer, &balances),
-            checks: Checks::new(seed, calm),
+            checks: Checks::new(seed, calm, hosts.iter().map(|host| host.adversary).collect()),
             fault_draws: Draws::new(seed, "faults"),
             market: genesis.network_id(),
             line: Timeline::new(),
@@ -186,8 +188,13 @@ impl World {
             return;
         }
         self.checks.at(settled);
-        let authority = &self.authority;
-        self.checks.all_settled(|session| authority.session(session).map_or(Credits::ZERO, |seen| seen.settled));
+        let paid: BTreeMap<SessionId, (Credits, bool)> = self
+            .authority
+            .sessions()
+            .filter(|(_, seen)| self.honest(&seen.consumer))
+            .map(|(id, seen)| (*id, (seen.settled, self.honest(&seen.provider))))
+            .collect();
+        self.checks.all_settled(|session| paid.get(session).copied());
         // What was opened for jobs that never came ends, too.
         let mut back = settled;
         loop {
@@ -202,11 +209,18 @@ impl World {
             }
         }
         self.checks.at(self.line.now());
-        let locked = self.authority.book.locked();
+        // An adversary may leave its own money where it is.
+        let theirs = self.authority.sessions().filter(|(_, seen)| !seen.closed && !self.honest(&seen.consumer));
+        let theirs = theirs.fold(0, |sum, (_, seen)| sum + (seen.deposit.micro() - seen.settled.micro()));
+        let locked = self.authority.book.locked().saturating_sub(Credits::new(theirs));
         if locked > Credits::ZERO {
             self.checks.broken(Rule::MoneyStuck, format!("{locked} are still locked after every session's grace"));
         }
-        let busy = self.hosts.iter().find(|host| !host.clerk.is_idle()).map(|host| host.name.clone());
+        let busy = self
+            .hosts
+            .iter()
+            .find(|host| host.adversary.is_none() && !host.clerk.is_idle())
+            .map(|host| host.name.clone());
         if let Some(name) = busy {
             self.checks.broken(Rule::LeftBehind, format!("{name} still tries to bring an entry to the ledger"));
         }
@@ -232,10 +246,12 @@ impl World {
 
     fn nothing_is_left(&mut self) {
         let mut left = Vec::new();
-        if self.network.open_streams() > 0 {
-            left.push(format!("{} streams", self.network.open_streams()));
+        let honest = |host: HostId| self.hosts[host].adversary.is_none();
+        let streams = self.network.links(|link| link.ends.iter().all(|end| honest(end.host))).len();
+        if streams > 0 {
+            left.push(format!("{streams} streams"));
         }
-        for host in &self.hosts {
+        for host in self.hosts.iter().filter(|host| host.adversary.is_none()) {
             let load = host.gpu.as_ref().map_or(0, Gpu::load);
             let things =
                 [(load, "pieces of work"), (host.probes.len(), "probes"), (host.probed.len(), "unanswered probes")];
@@ -279,6 +295,7 @@ impl World {
                 }
             }
             Happening::Step(host, life, work) => self.step_gpu(host, life, work),
+            Happening::Mischief(host, life) => self.mischief(host, life),
             Happening::Submitted(host, life, entry) => {
                 if self.network.connected(host, self.hosts.len()) {
                     self.authority.submit(host, life, *entry);

@@ -113,7 +113,6 @@ mod tests {
         // What a consumer sent, and what the server gets.
         let cases = [
             (r#""model":"dear","prompt":"a","top_p":1.0"#, r#""model":"cheap","prompt":"a","top_p":1.0"#),
-            (r#""prompt":"a""#, r#""prompt":"a","model":"cheap""#),
             (r#""model":["dear"],"prompt":"a""#, r#""model":"cheap","prompt":"a""#),
             (r#""model":"cheap","Model":"dear","MODEL":"dear","prompt":"a""#, r#""model":"cheap","prompt":"a""#),
             (r#""model":"cheap","models":["dear"],"prompt":"a""#, r#""model":"cheap","prompt":"a""#),
@@ -129,6 +128,9 @@ mod tests {
             let body = for_upstream(Kind::Completion, "cheap", sent.as_bytes(), b"").expect(&sent);
             assert_eq!(String::from_utf8_lossy(&body), format!("{{{got}{separator}{stream}}}"), "{sent}");
         }
+        let sent = format!(r#"{{"prompt":"a",{stream}}}"#);
+        let named = for_upstream(Kind::Completion, "cheap", sent.as_bytes(), b"").expect(&sent);
+        assert_eq!(String::from_utf8_lossy(&named), format!(r#"{{"prompt":"a",{stream},"model":"cheap"}}"#));
         let sent = r#"{"model":"dear","prompt":"a"}"#;
         let behind = for_upstream(Kind::Completion, "cheap", sent.as_bytes(), b"b").expect(sent);
         assert_eq!(String::from_utf8_lossy(&behind), format!(r#"{{"model":"cheap","prompt":"ab",{stream}}}"#));

@@ -56,6 +56,7 @@ impl Node {
             network: genesis().network_id(),
             listen: vec![listen.into()],
             bootstrap: knock.map(|node| node.network.addresses()).unwrap_or_default(),
+            known: Vec::new(),
             mdns: false,
             emulated_rtt: Duration::ZERO,
         };
@@ -81,7 +82,7 @@ impl Node {
                     NetworkEvent::Call { kind: CallKind::Ledger, peer, request, reply } => {
                         feed.call(peer, request, reply)
                     }
-                    NetworkEvent::Gossip { topic: Topic::Blocks, bytes, verdict } => feed.gossip(bytes, verdict),
+                    NetworkEvent::Gossip { topic: Topic::Blocks, bytes, verdict, .. } => feed.gossip(bytes, verdict),
                     _ => {}
                 }
             }
@@ -308,6 +309,7 @@ async fn a_false_authority_s_blocks_are_not_taken() {
         network: genesis().network_id(),
         listen: vec![QUIC.into()],
         bootstrap: Vec::new(),
+        known: Vec::new(),
         mdns: false,
         emulated_rtt: Duration::ZERO,
     };
@@ -346,6 +348,7 @@ async fn a_node_does_not_follow_itself() {
         network: genesis().network_id(),
         listen: Vec::new(),
         bootstrap: Vec::new(),
+        known: Vec::new(),
         mdns: false,
         emulated_rtt: Duration::ZERO,
     };

@@ -154,13 +154,11 @@ fn gossip(key: &Keypair, network: &NetworkId) -> Result<gossipsub::Behaviour, Ne
     let score = gossipsub::PeerScoreParams {
         // Many peers at one address are a Sybil elsewhere, and a test network on loopback.
         ip_colocation_factor_whitelist: HashSet::from(loopback),
-        topics: Topic::ALL.map(|topic| (ident(topic, network).hash(), topic_score())).into(),
+        topics: Topic::all().map(|topic| (ident(topic, network).hash(), topic_score())).collect(),
         ..gossipsub::PeerScoreParams::default()
     };
     gossip.with_peer_score(score, gossipsub::PeerScoreThresholds::default()).map_err(setup)?;
-    for topic in Topic::ALL {
-        gossip.subscribe(&ident(topic, network)).map_err(|error| setup(error.to_string()))?;
-    }
+    gossip.subscribe(&ident(Topic::Blocks, network)).map_err(|error| setup(error.to_string()))?;
     Ok(gossip)
 }
 

@@ -5,6 +5,7 @@ use super::wire::{LengthReader, LengthWriter};
 use futures::io::{AsyncRead, AsyncWrite};
 use libp2p::StreamProtocol;
 use libp2p::request_response;
+use spillway_protocol::discovery::OFFERS_PROTOCOL;
 use spillway_protocol::wire::PROBE_PROTOCOL;
 use std::io;
 use std::time::Duration;
@@ -14,7 +15,7 @@ use std::time::Duration;
 pub enum CallKind {
     /// How loaded a provider is, and at what price it would take a job.
     Probe,
-    /// The offers that a peer knows, for one that just joined.
+    /// What changed among the offers of some shards, offers by name, or (an empty question) some that a peer knows.
     Offers,
     /// Entries for the ledger's authority, and blocks from whoever has them.
     Ledger,
@@ -28,7 +29,7 @@ impl CallKind {
     pub(crate) const fn protocol(self) -> StreamProtocol {
         match self {
             Self::Probe => StreamProtocol::new(PROBE_PROTOCOL),
-            Self::Offers => StreamProtocol::new("/spillway/offers/1"),
+            Self::Offers => StreamProtocol::new(OFFERS_PROTOCOL),
             Self::Ledger => StreamProtocol::new("/spillway/ledger/1"),
         }
     }
@@ -64,7 +65,7 @@ impl CallKind {
     pub(crate) const fn concurrent_max(self) -> usize {
         match self {
             Self::Probe | Self::Ledger => 64,
-            Self::Offers => 4,
+            Self::Offers => 8,
         }
     }
 }

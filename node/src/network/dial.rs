@@ -1,12 +1,17 @@
 //! The bootstrap addresses: tried at the start, and again whenever the peer behind one is not connected.
 //! Invariant: two tries at one address are at least [`REDIAL_MIN`] apart, and further with each failure.
 
-use super::address::split;
+use super::address::{Reach, split};
 use super::identity::node_id;
 use super::settings::{BOOTSTRAP_MAX, NetworkError, REDIAL_MAX, REDIAL_MIN};
 use libp2p::{Multiaddr, PeerId};
 use std::time::Duration;
 use tokio::time::Instant;
+
+/// Addresses of an earlier run's peers that are tried.
+const KNOWN_MAX: usize = 32;
+/// How often each is tried.
+const KNOWN_TRIES: u32 = 3;
 
 /// One bootstrap peer at one address.
 struct Target {
@@ -14,6 +19,8 @@ struct Target {
     address: Multiaddr,
     next: Instant,
     pause: Duration,
+    /// Tries that are left; `None` for one that is never given up.
+    left: Option<u32>,
 }
 
 /// All of them.
@@ -31,10 +38,21 @@ impl Bootstrap {
             let (address, peer) = split(text.parse().map_err(|_| bad(text))?);
             let peer = peer.filter(|peer| node_id(peer).is_ok()).ok_or_else(|| bad(text))?;
             if peer != own {
-                targets.push(Target { peer, address, next: now, pause: REDIAL_MIN });
+                targets.push(Target { peer, address, next: now, pause: REDIAL_MIN, left: None });
             }
         }
         Ok(Self(targets))
+    }
+
+    /// Adds peers of an earlier run, at most [`KNOWN_MAX`] addresses, each to be tried a few times. What does not read, or
+    /// may not be dialled, is left out.
+    pub(crate) fn add_known(&mut self, addresses: &[String], reach: Reach, own: PeerId, now: Instant) {
+        for text in addresses.iter().take(KNOWN_MAX) {
+            let Ok((address, Some(peer))) = text.parse().map(split) else { continue };
+            if node_id(&peer).is_ok() && peer != own && reach.may_dial(&address) {
+                self.0.push(Target { peer, address, next: now, pause: REDIAL_MIN, left: Some(KNOWN_TRIES) });
+            }
+        }
     }
 
     /// Every address.
@@ -49,7 +67,8 @@ impl Bootstrap {
             if connected(&target.peer) {
                 target.next = now;
                 target.pause = REDIAL_MIN;
-            } else if target.next <= now {
+            } else if target.next <= now && target.left != Some(0) {
+                target.left = target.left.map(|left| left - 1);
                 target.next = now + target.pause;
                 target.pause = (target.pause * 2).min(REDIAL_MAX);
                 due.push((target.peer, target.address.clone()));
@@ -87,6 +106,23 @@ mod tests {
             let due = bootstrap.due(start + Duration::from_secs(second), |_| connected);
             assert_eq!(due.len(), dials, "second {second}");
         }
+    }
+
+    #[test]
+    fn peers_of_an_earlier_run_are_tried_a_few_times() {
+        let start = Instant::now();
+        let [peer, own] = [(); 2].map(|()| Keypair::generate_ed25519().public().to_peer_id());
+        let mut bootstrap = Bootstrap::new(&[], own, start).expect("none");
+        let known = [
+            format!("/ip4/8.8.8.8/tcp/1/p2p/{peer}"),
+            format!("/ip4/127.0.0.1/tcp/1/p2p/{peer}"),
+            format!("/ip4/8.8.8.8/tcp/1/p2p/{own}"),
+            "nonsense".to_owned(),
+            "/ip4/8.8.8.8/tcp/1".to_owned(),
+        ];
+        bootstrap.add_known(&known, Reach::Far, own, start);
+        let dials = (0..1_000).map(|second| bootstrap.due(start + Duration::from_secs(second), |_| false).len());
+        assert_eq!(dials.sum::<usize>(), KNOWN_TRIES as usize, "the one that may be dialled, three times");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use libp2p::kad::{
 };
 use libp2p::{Multiaddr, PeerId, StreamProtocol, identify};
 use spillway_ledger::{Digest, NetworkId, NodeId};
+use spillway_protocol::discovery::Shard;
 use std::collections::{BTreeSet, HashMap};
 use tokio::sync::oneshot;
 
@@ -33,20 +34,29 @@ pub(crate) enum Found {
     Peer(PeerId, Vec<Multiaddr>),
 }
 
-/// A lookup of a model's providers.
-struct Search {
-    found: Vec<NodeId>,
-    reply: oneshot::Sender<Vec<NodeId>>,
+/// What peers let be known that they are there for.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Provided {
+    /// They serve a model.
+    Model(String),
+    /// They are on a topic of notices.
+    Shard(Shard),
 }
 
-/// The lookups under way and the models announced.
+/// A lookup of who is there for something.
+struct Search {
+    found: Vec<NodeId>,
+    reply: Option<oneshot::Sender<Vec<NodeId>>>,
+}
+
+/// The lookups under way and what is announced.
 pub(crate) struct Discovery {
     network: NetworkId,
     reach: Reach,
     protocol: StreamProtocol,
     peers: HashMap<QueryId, PeerId>,
-    models: HashMap<QueryId, Search>,
-    provided: BTreeSet<String>,
+    searches: HashMap<QueryId, Search>,
+    provided: BTreeSet<Provided>,
     /// The table has changed since the models were last announced.
     stale: bool,
 }
@@ -58,7 +68,7 @@ impl Discovery {
             reach,
             protocol: kademlia_name(&network),
             peers: HashMap::new(),
-            models: HashMap::new(),
+            searches: HashMap::new(),
             provided: BTreeSet::new(),
             stale: false,
         }
@@ -94,7 +104,8 @@ impl Discovery {
 
     /// Announces exactly these models from now on.
     pub(crate) fn provide(&mut self, kad: &mut Behaviour<MemoryStore>, models: Vec<String>) {
-        let wanted: BTreeSet<String> = models.into_iter().take(MODELS_MAX).collect();
+        let mut wanted: BTreeSet<Provided> = models.into_iter().take(MODELS_MAX).map(Provided::Model).collect();
+        wanted.extend(self.provided.iter().filter(|it| matches!(it, Provided::Shard(_))).cloned());
         for gone in self.provided.difference(&wanted) {
             kad.stop_providing(&self.key(gone));
         }
@@ -104,11 +115,36 @@ impl Discovery {
         self.provided = wanted;
     }
 
+    /// Lets it be known that this node is on a topic of notices.
+    pub(crate) fn join(&mut self, kad: &mut Behaviour<MemoryStore>, shard: Shard) {
+        let joined = Provided::Shard(shard);
+        if !self.provided.contains(&joined) {
+            self.announce(kad, &joined);
+            self.provided.insert(joined);
+        }
+    }
+
+    /// Takes back [`Discovery::join`].
+    pub(crate) fn part(&mut self, kad: &mut Behaviour<MemoryStore>, shard: Shard) {
+        let parted = Provided::Shard(shard);
+        if self.provided.remove(&parted) {
+            kad.stop_providing(&self.key(&parted));
+        }
+    }
+
+    /// Looks for peers on a topic of notices: each is a [`Found::Provider`]. Nothing happens when too many lookups run.
+    pub(crate) fn seek(&mut self, kad: &mut Behaviour<MemoryStore>, shard: Shard) {
+        if self.searches.len() < LOOKUPS_MAX {
+            let key = self.key(&Provided::Shard(shard));
+            self.searches.insert(kad.get_providers(key), Search { found: Vec::new(), reply: None });
+        }
+    }
+
     /// Announces anew if peers have turned up since: what was announced to nobody was not announced.
     pub(crate) fn renew(&mut self, kad: &mut Behaviour<MemoryStore>) {
         if std::mem::take(&mut self.stale) {
-            for model in &self.provided {
-                self.announce(kad, model);
+            for provided in &self.provided {
+                self.announce(kad, provided);
             }
         }
     }
@@ -121,8 +157,9 @@ impl Discovery {
         model: &str,
         reply: oneshot::Sender<Vec<NodeId>>,
     ) {
-        if self.models.len() < LOOKUPS_MAX {
-            self.models.insert(kad.get_providers(self.key(model)), Search { found: Vec::new(), reply });
+        if self.searches.len() < LOOKUPS_MAX {
+            let key = self.key(&Provided::Model(model.to_owned()));
+            self.searches.insert(kad.get_providers(key), Search { found: Vec::new(), reply: Some(reply) });
         }
     }
 
@@ -169,7 +206,7 @@ impl Discovery {
         let mut found = Vec::new();
         match result {
             QueryResult::GetProviders(Ok(GetProvidersOk::FoundProviders { providers, .. })) => {
-                if let Some(search) = self.models.get_mut(&id) {
+                if let Some(search) = self.searches.get_mut(&id) {
                     for peer in providers {
                         let Ok(node) = node_id(&peer) else { continue };
                         if search.found.len() < PROVIDERS_MAX && !search.found.contains(&node) {
@@ -197,21 +234,28 @@ impl Discovery {
             | QueryResult::PutRecord(_)
             | QueryResult::RepublishRecord(_) => {}
         }
-        if last && let Some(search) = self.models.remove(&id) {
-            let _ = search.reply.send(search.found);
+        if last
+            && let Some(search) = self.searches.remove(&id)
+            && let Some(reply) = search.reply
+        {
+            let _ = reply.send(search.found);
         }
         found
     }
 
-    fn announce(&self, kad: &mut Behaviour<MemoryStore>, model: &str) {
-        if let Err(error) = kad.start_providing(self.key(model)) {
-            tracing::debug!(model, %error, "a model is not announced");
+    fn announce(&self, kad: &mut Behaviour<MemoryStore>, provided: &Provided) {
+        if let Err(error) = kad.start_providing(self.key(provided)) {
+            tracing::debug!(?provided, %error, "it is not announced");
         }
     }
 
-    /// Where providers of a model are recorded; another network's are elsewhere.
-    fn key(&self, model: &str) -> RecordKey {
-        let digest = Digest::of("spillway/provide/1", &[self.network.0.as_bytes(), model.as_bytes()]);
+    /// Where it is recorded who is there for something; another network's are elsewhere.
+    fn key(&self, provided: &Provided) -> RecordKey {
+        let network = self.network.0.as_bytes();
+        let digest = match provided {
+            Provided::Model(model) => Digest::of("spillway/provide/1", &[network, model.as_bytes()]),
+            Provided::Shard(shard) => Digest::of("spillway/shard/1", &[network, &shard.number().to_le_bytes()]),
+        };
         RecordKey::new(digest.as_bytes())
     }
 }

@@ -8,29 +8,31 @@ use libp2p::PeerId;
 use libp2p::gossipsub::{MessageAcceptance, MessageId};
 use libp2p::request_response::ResponseChannel;
 use spillway_ledger::{NetworkId, NodeId};
+use spillway_protocol::discovery::Shard;
 use std::time::Duration;
 use tokio::sync::mpsc;
 
 /// What is gossiped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Topic {
-    /// Signed offers.
-    Offers,
-    /// New blocks of the ledger.
+    /// Signed notices of offers, of the models of one shard. A node is on those that it uses or serves.
+    Notices(Shard),
+    /// New blocks of the ledger. Every node is on it.
     Blocks,
 }
 
 impl Topic {
     /// Every topic.
-    pub const ALL: [Self; 2] = [Self::Offers, Self::Blocks];
+    pub fn all() -> impl Iterator<Item = Self> {
+        Shard::all().map(Self::Notices).chain([Self::Blocks])
+    }
 
-    /// The topic's name on the wire; the place to shard offers by model, should one topic grow too busy.
+    /// The topic's name on the wire. It travels with each message, so that of the many small ones is short.
     pub(crate) fn name(self, network: &NetworkId) -> String {
-        let topic = match self {
-            Self::Offers => "offers",
-            Self::Blocks => "blocks",
-        };
-        format!("/spillway/{}/{topic}/1", network.0)
+        match self {
+            Self::Notices(shard) => format!("/spillway/{}/notices/1/{}", network.0.short(), shard.number()),
+            Self::Blocks => format!("/spillway/{}/blocks/1", network.0),
+        }
     }
 }
 
@@ -38,8 +40,22 @@ impl Topic {
 pub enum NetworkEvent {
     /// The first connection to a peer stands.
     PeerConnected(NodeId),
-    /// No connection to the peer is left.
+    /// No connection to the peer is left. It is on no topic any more.
     PeerLost(NodeId),
+    /// A connected peer is on a topic of notices.
+    TopicJoined {
+        /// Who.
+        peer: NodeId,
+        /// Which.
+        shard: Shard,
+    },
+    /// A connected peer has left a topic of notices.
+    TopicLeft {
+        /// Who.
+        peer: NodeId,
+        /// Which.
+        shard: Shard,
+    },
     /// A round trip was measured, without an emulated distance at the far side.
     Rtt {
         /// To whom.
@@ -51,6 +67,8 @@ pub enum NetworkEvent {
     Gossip {
         /// On which topic.
         topic: Topic,
+        /// Who passed it on.
+        from: NodeId,
         /// Opaque here, at most 16 KiB; whoever wrote them must have signed them inside.
         bytes: Vec<u8>,
         /// What becomes of it.

@@ -13,6 +13,7 @@ use super::streams::{self, Control};
 use super::swarm::{Command, Task, Wiring, build, listen};
 use libp2p::{Multiaddr, PeerId};
 use spillway_ledger::{NodeId, PublicKey, SecretKey};
+use spillway_protocol::discovery::Shard;
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
@@ -106,9 +107,10 @@ impl Network {
             let address: Multiaddr = text.parse().map_err(|_| NetworkError::BadListen { address: text.clone() })?;
             to_listen.push(address);
         }
-        let bootstrap = Bootstrap::new(&settings.bootstrap, peer, Instant::now())?;
+        let mut bootstrap = Bootstrap::new(&settings.bootstrap, peer, Instant::now())?;
         // Who listens nowhere is where those are whom it knocks at.
         let reach = if to_listen.is_empty() { Reach::of(&bootstrap.addresses()) } else { Reach::of(&to_listen) };
+        bootstrap.add_known(&settings.known, reach, peer, Instant::now());
         let (events, received) = mpsc::channel(events_max);
         let (commands, commanded) = mpsc::channel(COMMANDS_MAX);
         let hold = settings.emulated_rtt;
@@ -197,6 +199,21 @@ impl Network {
     /// Gossips `bytes`, at most 16 KiB. Nothing is kept for peers that join later: publish again.
     pub fn publish(&self, topic: Topic, bytes: Vec<u8>) {
         self.command(Command::Publish { topic, bytes });
+    }
+
+    /// Takes part in a topic of notices from now on, and lets it be known where to look for its peers.
+    pub fn join(&self, shard: Shard) {
+        self.command(Command::Join(shard));
+    }
+
+    /// Takes part in it no longer.
+    pub fn part(&self, shard: Shard) {
+        self.command(Command::Part(shard));
+    }
+
+    /// Looks for peers that take part in a topic of notices, and begins to connect to them.
+    pub fn seek(&self, shard: Shard) {
+        self.command(Command::Seek(shard));
     }
 
     /// Tells the network that this node provides exactly these models.

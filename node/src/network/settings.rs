@@ -13,6 +13,8 @@ pub struct NetworkSettings {
     pub listen: Vec<String>,
     /// Where to knock first, and again whenever the connection is lost: multiaddresses that end in `/p2p/<peer id>`.
     pub bootstrap: Vec<String>,
+    /// Peers of an earlier run, in the same form; tried a few times, and of no consequence if they do not read.
+    pub known: Vec<String>,
     /// Whether to look for peers on the local network by multicast DNS.
     pub mdns: bool,
     /// Holds back what comes in by this much, in order, so that a local test network has a far peer. Zero is off.

@@ -16,14 +16,15 @@ use super::settings::{
 };
 use futures::StreamExt;
 use libp2p::core::ConnectedPoint;
-use libp2p::gossipsub::{MessageAcceptance, MessageId};
+use libp2p::gossipsub::{MessageAcceptance, MessageId, TopicHash};
 use libp2p::identity::Keypair;
 use libp2p::request_response::{self, OutboundRequestId, ResponseChannel};
 use libp2p::swarm::dial_opts::{DialOpts, PeerCondition};
 use libp2p::swarm::{ConnectionId, DialError, SwarmEvent};
 use libp2p::{Multiaddr, PeerId, Swarm, SwarmBuilder, gossipsub, identify, mdns, noise, ping, tcp, yamux};
 use spillway_ledger::{NetworkId, NodeId};
-use std::collections::{HashMap, VecDeque};
+use spillway_protocol::discovery::Shard;
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::{Arc, PoisonError, RwLock};
 use std::time::Duration;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -51,6 +52,12 @@ pub(crate) enum Command {
     Judge { id: MessageId, source: PeerId, acceptance: MessageAcceptance },
     /// Gossip something.
     Publish { topic: Topic, bytes: Vec<u8> },
+    /// Be on a topic of notices.
+    Join(Shard),
+    /// Be on it no longer.
+    Part(Shard),
+    /// Connect to peers that are on it.
+    Seek(Shard),
     /// Announce exactly these models.
     Provide(Vec<String>),
     /// Connect to providers of a model, and say who they are.
@@ -169,9 +176,12 @@ pub(crate) struct Task {
     links: HashMap<ConnectionId, Link>,
     /// Peers that have shown to be of this network.
     known: HashMap<PeerId, NodeId>,
+    /// The topics of notices that connected peers are on.
+    on_topics: HashMap<PeerId, BTreeSet<Shard>>,
+    topics: HashMap<TopicHash, Topic>,
     calls: HashMap<(CallKind, OutboundRequestId), Asker>,
-    /// Comings (`true`) and goings that the node has not taken yet.
-    news: VecDeque<(NodeId, bool)>,
+    /// Comings (`true`) and goings that the node has not taken yet, of peers and of peers on a topic.
+    news: VecDeque<(NodeId, Option<Shard>, bool)>,
 }
 
 /// What a task is made of.
@@ -202,6 +212,8 @@ impl Task {
             held: Arc::new(Semaphore::new(HELD_CALLS_MAX)),
             links: HashMap::new(),
             known: HashMap::new(),
+            on_topics: HashMap::new(),
+            topics: Topic::all().map(|topic| (ident(topic, &network).hash(), topic)).collect(),
             calls: HashMap::new(),
             news: VecDeque::new(),
         }
@@ -232,19 +244,40 @@ impl Task {
     }
 
     fn tell_news(&mut self, place: Result<mpsc::Permit<'_, NetworkEvent>, mpsc::error::SendError<()>>) {
-        let Some((node, came)) = self.news.pop_front() else { return };
+        let Some((node, shard, came)) = self.news.pop_front() else { return };
         if let Ok(place) = place {
-            place.send(if came { NetworkEvent::PeerConnected(node) } else { NetworkEvent::PeerLost(node) });
+            place.send(match (shard, came) {
+                (None, true) => NetworkEvent::PeerConnected(node),
+                (None, false) => NetworkEvent::PeerLost(node),
+                (Some(shard), true) => NetworkEvent::TopicJoined { peer: node, shard },
+                (Some(shard), false) => NetworkEvent::TopicLeft { peer: node, shard },
+            });
         }
         // Otherwise nobody listens any more, and the news are of no use.
     }
 
-    /// Notes that a peer came or left. News of it that was not told yet is the opposite: together they are none.
-    fn note(&mut self, node: NodeId, came: bool) {
+    /// Notes that a peer came or left, or joined or left a topic. News of that which was not told yet is the opposite:
+    /// together they are none.
+    fn note(&mut self, node: NodeId, shard: Option<Shard>, came: bool) {
+        if shard.is_none() && !came {
+            // Who is gone is on no topic.
+            self.news.retain(|(other, topic, _)| *other != node || topic.is_none());
+        }
         let untold = self.news.len();
-        self.news.retain(|(other, _)| *other != node);
+        self.news.retain(|(other, topic, _)| *other != node || *topic != shard);
         if self.news.len() == untold {
-            self.news.push_back((node, came));
+            self.news.push_back((node, shard, came));
+        }
+    }
+
+    /// A peer has joined or left a topic of notices.
+    fn on_topic(&mut self, peer: PeerId, topic: &TopicHash, came: bool) {
+        let Some(Topic::Notices(shard)) = self.topics.get(topic).copied() else { return };
+        let shards = self.on_topics.entry(peer).or_default();
+        let is_news = if came { shards.insert(shard) } else { shards.remove(&shard) };
+        // Of one that is not known yet it is told when it is.
+        if is_news && let Some(node) = self.known.get(&peer) {
+            self.note(*node, Some(shard), came);
         }
     }
 
@@ -281,6 +314,17 @@ impl Task {
                 }
                 Err(error) => tracing::warn!(?topic, %error, "not gossiped"),
             },
+            Command::Join(shard) => {
+                if let Err(error) = node.gossip.subscribe(&ident(Topic::Notices(shard), &self.network)) {
+                    tracing::warn!(shard = shard.number(), %error, "a topic cannot be joined");
+                }
+                self.discovery.join(&mut node.kad, shard);
+            }
+            Command::Part(shard) => {
+                node.gossip.unsubscribe(&ident(Topic::Notices(shard), &self.network));
+                self.discovery.part(&mut node.kad, shard);
+            }
+            Command::Seek(shard) => self.discovery.seek(&mut node.kad, shard),
             Command::Provide(models) => self.discovery.provide(&mut node.kad, models),
             Command::Find(model, reply) => self.discovery.find_model(&mut node.kad, &model, reply),
             Command::Shutdown(_) => unreachable!("`run` takes it"),
@@ -296,10 +340,11 @@ impl Task {
             SwarmEvent::ConnectionClosed { peer_id, connection_id, num_established, cause, .. } => {
                 self.links.remove(&connection_id);
                 tracing::debug!(peer = %peer_id, ?cause, left = num_established, "a connection closed");
-                if num_established == 0
-                    && let Some(node) = self.known.remove(&peer_id)
-                {
-                    self.note(node, false);
+                if num_established == 0 {
+                    self.on_topics.remove(&peer_id);
+                    if let Some(node) = self.known.remove(&peer_id) {
+                        self.note(node, None, false);
+                    }
                 }
             }
             SwarmEvent::NewListenAddr { address, .. } => {
@@ -355,6 +400,12 @@ impl Task {
             NodeEvent::Gossip(gossipsub::Event::Message { propagation_source, message_id, message }) => {
                 self.gossiped(propagation_source, message_id, message);
             }
+            NodeEvent::Gossip(gossipsub::Event::Subscribed { peer_id, topic }) => {
+                self.on_topic(peer_id, &topic, true);
+            }
+            NodeEvent::Gossip(gossipsub::Event::Unsubscribed { peer_id, topic }) => {
+                self.on_topic(peer_id, &topic, false);
+            }
             NodeEvent::Gossip(_) => {}
             NodeEvent::Probes(event) => self.call_event(CallKind::Probe, event),
             NodeEvent::Offers(event) => self.call_event(CallKind::Offers, event),
@@ -379,7 +430,10 @@ impl Task {
         let kad = &mut self.swarm.behaviour_mut().kad;
         self.discovery.identified(kad, peer, &link.remote, link.dialled, info);
         if self.known.insert(peer, node).is_none() {
-            self.note(node, true);
+            self.note(node, None, true);
+            for shard in self.on_topics.get(&peer).cloned().unwrap_or_default() {
+                self.note(node, Some(shard), true);
+            }
         }
     }
 
@@ -422,11 +476,10 @@ impl Task {
     }
 
     fn gossiped(&mut self, source: PeerId, id: MessageId, message: gossipsub::Message) {
-        let topic = Topic::ALL.into_iter().find(|topic| ident(*topic, &self.network).hash() == message.topic);
         let verdict = Verdict::new(self.back.clone(), id, source);
-        if let Some(topic) = topic {
+        if let (Some(topic), Ok(from)) = (self.topics.get(&message.topic).copied(), node_id(&source)) {
             // A full queue drops the message, and with it the verdict, which then ignores the message.
-            let _ = self.events.try_send(NetworkEvent::Gossip { topic, bytes: message.data, verdict });
+            let _ = self.events.try_send(NetworkEvent::Gossip { topic, from, bytes: message.data, verdict });
         }
     }
 

@@ -5,6 +5,7 @@ use super::wire::FrameError;
 use super::{CallError, CallKind, JobStream, Network, NetworkEvent, NetworkSettings, OpenError, Topic};
 use spillway_ledger::{Digest, NetworkId, NodeId, SecretKey};
 use spillway_protocol::Frame;
+use spillway_protocol::discovery::Shard;
 use std::time::Duration;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
@@ -24,6 +25,7 @@ pub(crate) fn settings(bootstrap: &[&Peer]) -> NetworkSettings {
         network: NetworkId(Digest::of("test", &[])),
         listen: vec![QUIC.into()],
         bootstrap: bootstrap.iter().flat_map(|peer| peer.network.addresses()).collect(),
+        known: Vec::new(),
         mdns: false,
         emulated_rtt: Duration::ZERO,
     }
@@ -96,6 +98,8 @@ impl Peer {
                     }
                     NetworkEvent::PeerConnected(_)
                     | NetworkEvent::PeerLost(_)
+                    | NetworkEvent::TopicJoined { .. }
+                    | NetworkEvent::TopicLeft { .. }
                     | NetworkEvent::Rtt { .. }
                     | NetworkEvent::Gossip { .. } => {}
                 }
@@ -163,11 +167,11 @@ async fn gossip_travels_only_where_it_is_accepted() {
         while seen.len() < 8 {
             let (topic, bytes, verdict) = at_middle
                 .until("gossip", |event| match event {
-                    NetworkEvent::Gossip { topic, bytes, verdict } => Some((topic, bytes, verdict)),
+                    NetworkEvent::Gossip { topic, from: _, bytes, verdict } => Some((topic, bytes, verdict)),
                     _ => None,
                 })
                 .await;
-            assert_eq!(topic, Topic::Offers);
+            assert_eq!(topic, Topic::Blocks);
             if bytes.starts_with(b"good") {
                 verdict.accept();
             } else {
@@ -182,8 +186,8 @@ async fn gossip_travels_only_where_it_is_accepted() {
     let publish = tokio::spawn(async move {
         let mut round = 0_u32;
         loop {
-            publisher.publish(Topic::Offers, format!("bad {round}").into_bytes());
-            publisher.publish(Topic::Offers, format!("good {round}").into_bytes());
+            publisher.publish(Topic::Blocks, format!("bad {round}").into_bytes());
+            publisher.publish(Topic::Blocks, format!("good {round}").into_bytes());
             round += 1;
             tokio::time::sleep(Duration::from_millis(100)).await;
         }
@@ -203,6 +207,47 @@ async fn gossip_travels_only_where_it_is_accepted() {
     }
     timeout(PATIENCE, judge).await.expect("the middle hears both kinds").expect("and keeps its assertions");
     publish.abort();
+}
+
+#[tokio::test]
+async fn who_is_on_a_topic_is_told_found_and_reached() {
+    let [shard, other] = [3, 4].map(|number| Shard::new(number).expect("below 64"));
+    let mut first = start(1, &[]).await;
+    first.network.join(shard);
+    let mut second = start(2, &[&first]).await;
+    let (one, two) = (first.node(), second.node());
+    let joined = |who: NodeId, which: Shard| {
+        move |event| match event {
+            NetworkEvent::TopicJoined { peer, shard } => (peer == who && shard == which).then_some(()),
+            _ => None,
+        }
+    };
+    second.until("joining", joined(one, shard)).await;
+    second.network.join(shard);
+    first.until("joining", joined(two, shard)).await;
+    // Only who is on a topic hears what is said there.
+    second.network.publish(Topic::Notices(other), b"not heard".to_vec());
+    second.network.publish(Topic::Notices(shard), b"heard".to_vec());
+    let heard = first.until("gossip", |event| match event {
+        NetworkEvent::Gossip { topic, from, bytes, verdict } => {
+            verdict.accept();
+            Some((topic, from, bytes))
+        }
+        _ => None,
+    });
+    assert_eq!(heard.await, (Topic::Notices(shard), two, b"heard".to_vec()));
+    // A third that knows the first alone is led to the second by the topic's name.
+    let mut third = start(3, &[&first]).await;
+    third.connected(one).await;
+    third.network.seek(shard);
+    third.connected(two).await;
+    second.network.part(shard);
+    first
+        .until("parting", |event| match event {
+            NetworkEvent::TopicLeft { peer, shard: left } => (peer == two && left == shard).then_some(()),
+            _ => None,
+        })
+        .await;
 }
 
 #[tokio::test]

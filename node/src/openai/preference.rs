@@ -192,7 +192,17 @@ fn word(path: &str, value: &RawValue) -> Result<String, BadRequest> {
 
 fn names(path: &str, value: &RawValue) -> Result<Vec<String>, BadRequest> {
     let list: Vec<&RawValue> = read(path, value, "an array of strings")?;
-    list.into_iter().enumerate().map(|(index, value)| word(&format!("{path}[{index}]"), value)).collect()
+    let name = |(index, value): (usize, &RawValue)| {
+        let field = format!("{path}[{index}]");
+        let name = word(&field, value)?;
+        // They are shown to operators.
+        if name.chars().any(char::is_control) {
+            Err(BadRequest::new(field, "has control characters"))
+        } else {
+            Ok(name)
+        }
+    };
+    list.into_iter().enumerate().map(name).collect()
 }
 
 fn providers(path: &str, value: &RawValue) -> Result<Vec<String>, BadRequest> {
@@ -350,6 +360,7 @@ mod tests {
             (r#"{"order":["own",7]}"#, "provider.order[1]"),
             (r#"{"only":["anthropic"]}"#, "provider.only[0]"),
             (r#"{"ignore":["region:"]}"#, "provider.ignore[0]"),
+            (r#"{"ignore":["region:\u001b[2J"]}"#, "provider.ignore[0]"),
             (r#"{"ignore":["aabbccd"]}"#, "provider.ignore[0]"),
             (&many, "provider.only"),
             (r#"{"quantizations":[""]}"#, "provider.quantizations"),

@@ -354,6 +354,26 @@ impl Consumer {
                 index += 1;
             }
         }
+        if std::mem::take(&mut cx.own.freed) {
+            self.call_back(cx);
+        }
+    }
+
+    /// A slot became free here: of the jobs that only look at the market yet, the oldest that may have it does.
+    fn call_back(&mut self, cx: &mut Context) {
+        loop {
+            let looking = self.jobs.iter().filter(|(_, active)| {
+                let job = &active.job;
+                matches!(active.stage, Stage::Probing { .. })
+                    && !active.own_failed
+                    && job.preferences.allows_own()
+                    && cx.own.state(&job.model, job.kind) == OwnState::Free
+            });
+            let oldest = looking.min_by_key(|(id, active)| (active.submitted, **id)).map(|(id, _)| *id);
+            let Some(id) = oldest else { return };
+            self.stop_probing(id);
+            self.run_own(cx, id);
+        }
     }
 
     /// How many jobs wait for an own slot, by model.
@@ -508,6 +528,11 @@ impl Consumer {
                 self.look(cx, id, reason);
             }
             Stage::Opening { business, .. } => {
+                let dead = cx.woke.after(cx.config.open_wait);
+                if cx.now < dead {
+                    // This node slept: the ledger's word may be here already.
+                    return cx.timers.set(Alarm::Job(id), dead);
+                }
                 let business = *business;
                 if let Some(opening) = self.opening.get_mut(&business) {
                     opening.waiting.retain(|waiting| *waiting != id);

@@ -73,7 +73,7 @@ impl Consumer {
                     && !waiting.is_empty()
                 {
                     // Somebody may yet answer.
-                    let gives_up = sent.after(PATIENCE.max(cx.config.probe_wait));
+                    let gives_up = (*sent).max(cx.woke).after(PATIENCE.max(cx.config.probe_wait));
                     if cx.now < gives_up {
                         return cx.timers.set(Alarm::Job(id), gives_up);
                     }
@@ -126,7 +126,7 @@ impl Consumer {
     }
 
     /// The job no longer waits for answers; those that come are still good to know.
-    fn stop_probing(&mut self, id: JobId) {
+    pub(super) fn stop_probing(&mut self, id: JobId) {
         let Some(active) = self.jobs.get_mut(&id) else { return };
         if let Stage::Probing { waiting, .. } = &active.stage {
             for probe in waiting {

@@ -5,7 +5,7 @@ use super::ask::{Ask, TELL_MAX};
 use super::machine::{Asking, Discovery, Opener, Topic};
 use super::notice::{Chain, ContentId, FAREWELL, LOBBY_NOTICES, ModelTag, Notice, Shard};
 use super::table::node_key;
-use super::{Beat, Effect, News, period};
+use super::{Beat, Effect, News, PERIOD_MIN, period_on};
 use crate::offer::Offer;
 use crate::time::Now;
 use rand::RngExt as _;
@@ -79,10 +79,11 @@ impl<O: Opener> Discovery<O> {
             shards.insert(Shard::LOBBY);
         }
         let live = |shard| self.topics.get(shard).map_or(0, |topic: &Topic| topic.live.max(topic.table.len()));
+        let wanted = shards.iter().map(|shard| period_on(*shard, live(shard)));
+        let period = wanted.max().unwrap_or(PERIOD_MIN);
         let live = shards.iter().map(live).max().unwrap_or(0);
         self.sequence = self.sequence.saturating_add(1).max(self.now.ms());
         let chain = Chain::new(&self.key, self.sequence, content);
-        let period = period(live);
         let notice = Notice {
             market: self.market,
             sequence: self.sequence,
@@ -181,8 +182,8 @@ impl<O: Opener> Discovery<O> {
             }
             let value = own.notice.value();
             let due = u8::try_from(value.number_at(now)).unwrap_or(FAREWELL);
-            let live = own.shards.iter().filter_map(|shard| self.topics.get(shard)).map(|topic| topic.live);
-            let wanted = period(live.max().unwrap_or(0));
+            let wanted = own.shards.iter().filter_map(|shard| Some(period_on(*shard, self.topics.get(shard)?.live)));
+            let wanted = wanted.max().unwrap_or(PERIOD_MIN);
             let fits = wanted <= 2 * value.period() && 2 * wanted >= value.period();
             if due == FAREWELL || !fits {
                 let models = value.models.clone();

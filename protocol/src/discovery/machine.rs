@@ -7,7 +7,7 @@ use super::notice::{ContentId, ModelTag, Notice, Shard};
 use super::pull::{Liars, Want};
 use super::round::{Partner, ROUND_MIN};
 use super::table::{Room, Table, node_key};
-use super::{ANSWER_BYTES_MAX, AskId, Effect, Event, Fault, period};
+use super::{ANSWER_BYTES_MAX, AskId, Effect, Event, Fault, period_on};
 use crate::offer::Offer;
 use crate::time::Now;
 use rand::{RngExt as _, SeedableRng as _};
@@ -583,7 +583,7 @@ impl<O: Opener> Discovery<O> {
     }
 
     /// How long a shard's round is: an eighth of its period, so that a sign reaches everyone well before it is missed.
-    pub(super) fn round_of(live: usize) -> Duration {
-        (period(live) / 8).max(ROUND_MIN)
+    pub(super) fn round_of(shard: Shard, live: usize) -> Duration {
+        (period_on(shard, live) / 8).max(ROUND_MIN)
     }
 }

@@ -47,6 +47,8 @@ pub const NODE_NOTICES_MAX: usize = 8;
 
 /// What a peer spends on the signs of life of one shard, in bytes a minute, both ways.
 const SIGNS_BYTES_PER_MINUTE: u64 = 4_000;
+/// By how much the lobby's period is longer than a shard's.
+const LOBBY_STRETCH: usize = 8;
 /// What one sign of life costs a peer of its shard, in bytes, both ways: it comes twice and goes twice.
 const SIGN_BYTES: u64 = 70;
 
@@ -55,6 +57,11 @@ const SIGN_BYTES: u64 = 70;
 pub fn period(live: usize) -> Duration {
     let seconds = (live as u64).saturating_mul(SIGN_BYTES * 60) / SIGNS_BYTES_PER_MINUTE;
     Duration::from_secs(seconds).clamp(PERIOD_MIN, PERIOD_MAX)
+}
+
+/// The period for a shard of that kind: each node is in the lobby, whatever it uses, so that less is spent on it.
+pub(crate) fn period_on(shard: Shard, live: usize) -> Duration {
+    period(if shard == Shard::LOBBY { live.saturating_mul(LOBBY_STRETCH) } else { live })
 }
 
 /// A question under way; numbered by the machine.

@@ -73,15 +73,16 @@ impl<O: Opener> Discovery<O> {
         let (live, late) = topic.table.sweep(now, &mut gone);
         topic.live = live;
         topic.rounds += 1;
-        let round = Self::round_of(live);
+        let round = Self::round_of(shard, live);
         let mut wait = round;
         let mut sought = BTreeSet::new();
+        let is_rotated = topic.rounds.is_multiple_of(PARTNER_ROUNDS);
         if late >= 4 && late * 4 > live {
             // Too many fell silent at once: perhaps the partners keep their signs back. Others are asked for them.
             topic.partners.clear();
             sought = topic.table.late(now, LOST_MAX);
             wait /= 2;
-        } else if topic.rounds.is_multiple_of(PARTNER_ROUNDS) && !topic.partners.is_empty() {
+        } else if is_rotated && !topic.partners.is_empty() {
             let out = self.rng.random_range(0..topic.partners.len() as u64);
             topic.partners.swap_remove(usize::try_from(out).expect("below a length"));
         }
@@ -90,11 +91,11 @@ impl<O: Opener> Discovery<O> {
         let mut free: Vec<NodeId> =
             candidates.iter().filter(|peer| topic.partners.iter().all(|known| known.peer != **peer)).copied().collect();
         while topic.partners.len() < self.settings.partners && !free.is_empty() {
-            // The first is a peer that was good to us if one is here, else one that is asked for other shards anyway; the
-            // rest are drawn.
+            // The first is a peer that was good to us, if one is here; then come those that are asked for other shards
+            // anyway. In place of one that had its time one is drawn.
             let is_first = topic.partners.is_empty();
             let anchor = free.iter().position(|peer| is_first && self.anchors.contains(peer));
-            let shared = free.iter().position(|peer| is_first && elsewhere.contains(peer));
+            let shared = free.iter().position(|peer| !is_rotated && elsewhere.contains(peer));
             let drawn = self.rng.random_range(0..free.len() as u64);
             let at = anchor.or(shared).unwrap_or_else(|| usize::try_from(drawn).expect("below a length"));
             // The first log is read whole; what a later one has beyond it shows by its signs.

@@ -3,6 +3,10 @@
 
 use super::load::slots_free;
 use super::*;
+use crate::reputation::Score;
+
+/// Consumers below this payment score are quoted nothing: those that let two windows in a row go unpaid.
+const PAYMENT_MIN: f64 = 0.05;
 
 /// An opening that passed every check that needs no ledger.
 pub(super) struct Checked {
@@ -34,7 +38,7 @@ impl Provider {
         let window = cx.config.window.min(request.window_max);
         let refusal = if wrong_market {
             Some(Refusal::UnknownModel)
-        } else if window < cx.config.window / 8 {
+        } else if window < cx.config.window / 8 || cx.reputation.score(&peer, Score::Payment) < PAYMENT_MIN {
             Some(Refusal::Underpaid)
         } else {
             self.refusal(cx, &request.model, request.kind, request.output_max)

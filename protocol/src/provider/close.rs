@@ -2,6 +2,7 @@
 //! Invariant: a leg is booked once, and a claim never exceeds what was delivered or what was vouched.
 
 use super::*;
+use crate::reputation::Experience;
 
 impl Provider {
     /// Once all is delivered: the receipt.
@@ -103,7 +104,8 @@ impl Provider {
         let Some(serving) = self.serving.get(&stream) else { return };
         let Stage::Delivered { leg, receipt, .. } = &serving.stage else { return };
         let Some(session) = self.sessions.get(&serving.session) else { return };
-        let (job, leg) = (serving.open.job, *leg);
+        let (job, leg, peer) = (serving.open.job, *leg, serving.peer);
+        cx.reputation.record(cx.now, peer, Experience::Paid);
         if let Ok(both) = CoSigned::join((**receipt).clone(), session.record.voucher_key, signature) {
             cx.emit(Effect::Persist(Record::Receipt { job, leg, both: true, bytes: both.to_bytes() }));
         }
@@ -169,6 +171,7 @@ impl Provider {
                     return self.cancel(cx, stream); // No top-up came: the voucher promises what is not there.
                 }
                 if serving.unpaid.is_some_and(|since| cx.now.since(since) >= cx.config.payment_wait) {
+                    cx.reputation.record(cx.now, serving.peer, Experience::Unpaid);
                     let stage = serving.stage.clone();
                     if let Stage::Running(work) = stage {
                         return self.stop(cx, stream, work, Ending::Aborted(Abort::Unpaid));

@@ -212,18 +212,20 @@ impl<P: Copy + Ord> Router<P> {
         rng: &mut impl rand::Rng,
     ) -> Option<(P, Estimate)> {
         let best = *sure.first()?;
-        if self.rules.explore_per_mille > 0 && below(rng, 1000) < u64::from(self.rules.explore_per_mille) {
-            let index = usize::try_from(below(rng, sure.len() as u64)).expect("below a length");
-            let drawn = sure[index];
-            // Exploring is for knowledge: never at the price of a target that another meets.
-            if target.is_none_or(|it| it.met_by(&drawn.1) || !it.met_by(&best.1)) && drawn.1.rank == best.1.rank {
-                return Some(drawn);
-            }
-        }
         let units = ask.units.max(1);
         let keeps = |cached: u64| cached as f64 >= self.rules.affinity_gate * units as f64;
         let holder = sure.iter().filter(|(_, it)| keeps(it.cached) && it.rank == best.1.rank);
         let holder = holder.min_by(|a, b| better(&a.1, &b.1, target));
+        if self.rules.explore_per_mille > 0 && below(rng, 1000) < u64::from(self.rules.explore_per_mille) {
+            let index = usize::try_from(below(rng, sure.len() as u64)).expect("below a length");
+            let drawn = sure[index];
+            // Exploring is for knowledge: never at the price of a target that another meets, nor of a prefix that another holds:
+            // the copy would push out of the drawn one's cache what is wanted there.
+            let meets = target.is_none_or(|it| it.met_by(&drawn.1) || !it.met_by(&best.1));
+            if meets && holder.is_none() && drawn.1.rank == best.1.rank {
+                return Some(drawn);
+            }
+        }
         match holder {
             Some(holder) if holder.1.first_ms <= best.1.first_ms + self.bound_ms(&holder.1, &best.1) => Some(*holder),
             Some(_) | None => Some(best),

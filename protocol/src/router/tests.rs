@@ -192,14 +192,19 @@ fn slots_that_were_used_since_the_report_are_not_used_again() {
 fn a_conversation_stays_where_its_prefix_is_unless_that_is_too_slow() {
     let prefix = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10];
     let talk = Ask { prefix: &prefix, ..ask(None) };
-    for (what, start_ms, want) in [("a little slower", 300, 1), ("much slower", 5_000, 2)] {
+    for (what, start_ms, running, want) in [
+        ("a little slower", 300, 0, 1),
+        ("much slower", 5_000, 0, 2),
+        // Reading the prompt anew takes 10 ms from each of a thousand.
+        ("much slower, but the other one is crowded", 5_000, 1_000, 1),
+    ] {
         let mut router = Router::new(rules());
         let market = Stalls([(1, candidate(1_000, 20.0)), (2, candidate(1_000, 20.0))].into());
         router.reported(NOW, 1, report(4, 10));
         router.sent(NOW, 1, &talk, 0);
         router.ended(NOW, 1, None);
         router.reported(NOW, 1, report(2, start_ms));
-        router.reported(NOW, 2, report(4, 50));
+        router.reported(NOW, 2, Report { running, ..report(4, 50) });
         let decision = router.decide(NOW, &talk, &[1, 2], &market, &mut ChaCha12Rng::from_seed([1; 32]));
         assert_eq!(goes_to(&decision), Some(want), "{what}");
     }
@@ -244,6 +249,16 @@ fn some_jobs_explore() {
         dear += u32::from(goes_to(&router.decide(NOW, &ask(None), &[1, 2], &market, &mut rng)) == Some(2));
     }
     assert!((30..70).contains(&dear), "{dear} of 200 explored, a quarter expected");
+
+    // A conversation whose prefix is held is no occasion.
+    let prefix = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10];
+    let talk = Ask { prefix: &prefix, ..ask(None) };
+    router.sent(NOW, 1, &talk, 0);
+    router.ended(NOW, 1, None);
+    router.reported(NOW, 1, report(4, 50));
+    for _ in 0..50 {
+        assert_eq!(goes_to(&router.decide(NOW, &talk, &[1, 2], &market, &mut rng)), Some(1));
+    }
 }
 
 #[test]

@@ -287,7 +287,7 @@ fn who_only_browses_sees_what_is_in_the_lobby_and_the_lobby_stays_small() {
     assert!((LOBBY_NOTICES..LOBBY_NOTICES + 8).contains(&notices), "{notices} notices");
     assert_eq!(at_hand, 64);
     let user = net.add(&["b"], &[]);
-    net.run(4 * MINUTE);
+    net.run(12 * MINUTE);
     assert_eq!(net.nodes[user].machine.known("b"), LOBBY_NOTICES + 12, "who uses a model knows all that serve it");
 }
 

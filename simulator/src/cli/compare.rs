@@ -1,10 +1,12 @@
 //! `spillway-sim compare`: routing policies side by side on one workload.
 
+use super::output::{Folder, command};
 use super::{Seeds, parse_seeds};
 use crate::fleet::policies::{Entry, TABLE, named};
 use crate::fleet::{self, Setting};
+use crate::page::{self, Origin};
 use anyhow::Context as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 /// What is compared.
@@ -21,24 +23,23 @@ pub struct Args {
     /// Prints one JSON object.
     #[arg(long)]
     json: bool,
+    /// Writes a page with charts and the JSON into this folder.
+    #[arg(long, value_name = "DIR")]
+    report: Option<PathBuf>,
 }
 
 /// Prints the comparison.
 pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
-    let setting = read(&args.scenario)?;
-    let policies: Vec<&Entry> = match (&args.policies[..], &setting.policies[..]) {
-        ([], []) => TABLE.iter().collect(),
-        ([], names) => names.iter().map(|name| named(name).expect("the setting is valid")).collect(),
-        (asked, _) => asked.to_vec(),
-    };
+    let folder = args.report.as_deref().map(Folder::new).transpose()?;
+    let (setting, text) = read(&args.scenario)?;
+    let policies = policies(&args.policies, &setting);
     let Seeds { first, end } = args.seeds;
-    let comparison = fleet::compare(&setting, &policies, first..end, |done, total| {
-        let step = (total / 20).max(1);
-        if done % step == 0 || done == total {
-            eprintln!("{done} of {total} runs");
-        }
-    })
-    .with_context(|| format!("in {}", args.scenario))?;
+    let comparison =
+        fleet::compare(&setting, &policies, first..end, progress).with_context(|| format!("in {}", args.scenario))?;
+    if let Some(folder) = folder {
+        let origin = Origin { command: command(), setting: text };
+        folder.write(&page::comparison(&comparison, &origin), &comparison)?;
+    }
     if args.json {
         println!("{}", serde_json::to_string(&comparison)?);
     } else {
@@ -47,11 +48,30 @@ pub(super) fn run(args: &Args) -> anyhow::Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// A file if there is one of that name, else a built-in setting.
-fn read(scenario: &str) -> anyhow::Result<Setting> {
+/// The policies asked for, else the setting's, else all.
+pub(super) fn policies(asked: &[&'static Entry], setting: &Setting) -> Vec<&'static Entry> {
+    match (asked, &setting.policies[..]) {
+        ([], []) => TABLE.iter().collect(),
+        ([], names) => names.iter().map(|name| named(name).expect("the setting is valid")).collect(),
+        (asked, _) => asked.to_vec(),
+    }
+}
+
+/// Says now and then how far it is.
+pub(super) fn progress(done: u64, total: u64) {
+    let step = (total / 20).max(1);
+    if done.is_multiple_of(step) || done == total {
+        eprintln!("{done} of {total} runs");
+    }
+}
+
+/// A file if there is one of that name, else a built-in setting; with its text.
+fn read(scenario: &str) -> anyhow::Result<(Setting, String)> {
     if !Path::new(scenario).exists() {
-        return fleet::named(scenario).context("it is neither a file nor a built-in setting");
+        let text = fleet::text(scenario).context("it is neither a file nor a built-in setting")?;
+        return Ok((fleet::named(scenario)?, text.to_owned()));
     }
     let text = std::fs::read_to_string(scenario).with_context(|| format!("cannot read {scenario}"))?;
-    Setting::from_toml(&text).with_context(|| format!("in {scenario}"))
+    let setting = Setting::from_toml(&text).with_context(|| format!("in {scenario}"))?;
+    Ok((setting, text))
 }

@@ -2,7 +2,7 @@
 //! Invariant: the exit code is 0 only if every rule and every bound held.
 
 use super::{Seeds, parse_seeds};
-use crate::trial::overload;
+use crate::trial::{adversaries, overload};
 use serde::Serialize;
 use std::fmt::Display;
 use std::process::ExitCode;
@@ -19,6 +19,8 @@ pub struct TrialArgs {
 enum Trial {
     /// More work than slots: no job is turned away while a slot that it could have had stands idle.
     Overload(Common),
+    /// Every kind of adversary at 0, 10, 33 and 50 %, and 1,000 names of one owner: losses, gains, and how soon it is known.
+    Adversaries(Common),
 }
 
 #[derive(Clone, Debug, clap::Args)]
@@ -65,6 +67,10 @@ pub fn run(args: &TrialArgs) -> anyhow::Result<ExitCode> {
         Trial::Overload(common) => {
             let seeds = common.seeds(1000);
             let result = overload::overload(seeds.clone(), told(seeds.end - seeds.start));
+            common.show(&result, result.failures.is_empty())
+        }
+        Trial::Adversaries(common) => {
+            let result = adversaries::adversaries(common.seeds(3), |what| eprintln!("{what}"));
             common.show(&result, result.failures.is_empty())
         }
     }

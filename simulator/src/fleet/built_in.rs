@@ -16,8 +16,18 @@ pub fn built_in() -> Vec<Setting> {
 /// # Errors
 /// [`SettingError::Unknown`] names those that there are.
 pub fn named(name: &str) -> Result<Setting, SettingError> {
+    let text = text(name)?;
+    Ok(Setting::from_toml(text).expect("a test reads every built-in setting"))
+}
+
+/// The same as TOML, with its comments.
+///
+/// # Errors
+/// As [`named`].
+pub fn text(name: &str) -> Result<&'static str, SettingError> {
     let all = built_in();
+    let index = all.iter().position(|setting| setting.name == name);
     let known = || all.iter().map(|setting| setting.name.as_str()).collect::<Vec<_>>().join(", ");
-    let found = all.iter().find(|setting| setting.name == name).cloned();
-    found.ok_or_else(|| SettingError::Unknown(name.to_owned(), known()))
+    let text = index.and_then(|index| BUILT_IN.get(index)).copied();
+    text.ok_or_else(|| SettingError::Unknown(name.to_owned(), known()))
 }

@@ -95,11 +95,7 @@ pub fn compare(
     progress: impl Fn(u64, u64) + Sync,
 ) -> Result<Comparison, SettingError> {
     let all = outcomes(setting, policies, seeds.clone(), progress)?;
-    let rows = policies.iter().enumerate().map(|(index, entry)| {
-        let of_policy: Vec<_> = all.iter().map(|of_seed| &of_seed[index]).collect();
-        Row::of(entry.name, &of_policy)
-    });
-    Ok(Comparison { scenario: setting.name.clone(), seeds: [seeds.start, seeds.end], policies: rows.collect() })
+    Ok(Comparison::of(&setting.name, policies, seeds, &all))
 }
 
 /// The outcomes behind a comparison: by seed, then by policy.
@@ -126,6 +122,18 @@ pub fn outcomes(
     };
     let mut flat = pairs.par_iter().map(run).collect::<Result<Vec<_>, SettingError>>()?.into_iter();
     Ok(seeds.iter().map(|_| flat.by_ref().take(policies.len()).collect()).collect())
+}
+
+impl Comparison {
+    /// Of [`outcomes`] of the same policies and seeds.
+    #[must_use]
+    pub fn of(scenario: &str, policies: &[&Entry], seeds: Range<u64>, outcomes: &[Vec<Outcome>]) -> Self {
+        let rows = policies.iter().enumerate().map(|(index, entry)| {
+            let of_policy: Vec<_> = outcomes.iter().map(|of_seed| &of_seed[index]).collect();
+            Row::of(entry.name, &of_policy)
+        });
+        Self { scenario: scenario.to_owned(), seeds: [seeds.start, seeds.end], policies: rows.collect() }
+    }
 }
 
 impl Row {

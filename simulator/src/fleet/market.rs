@@ -22,6 +22,9 @@ pub struct MarketRules {
     pub own: Hardware,
     /// The share of a fleet's speed that its own clients need on average, in percent.
     pub utilisation_percent: u32,
+    /// So many replicas for each organisation, instead of those that its clients need. Strangers are drawn as without it.
+    #[serde(default)]
+    pub own_count: Option<u32>,
     /// Whether organisations sell what their clients leave idle.
     #[serde(default)]
     pub own_sells: bool,
@@ -98,6 +101,7 @@ impl MarketRules {
         for (index, hardware) in self.strangers.iter().enumerate() {
             hardware.validate(&format!("market.strangers[{index}]"), setting)?;
         }
+        range("market.own_count", u64::from(self.own_count.unwrap_or(0)), 0, 10_000)?;
         range("market.strangers_percent", u64::from(self.strangers_percent), 0, 100_000)?;
         range("market.stranger_replicas_max", u64::from(self.stranger_replicas_max), 1, 10_000)?;
         let models: Vec<_> = prices::models().collect();
@@ -156,16 +160,20 @@ impl MarketRules {
             fleet.sells = self.own_sells;
             fleet.price = price(&mut draws);
             fleet.queue_max = 10_000;
-            replicas.push(fleet);
+            fleet.count = self.own_count.unwrap_or(count);
+            if fleet.count > 0 {
+                replicas.push(fleet);
+            }
         }
         let wanted = own_rate * f64::from(self.strangers_percent) / 100.0;
         let rates: Vec<f64> =
             self.strangers.iter().map(|hardware| rate(engine(hardware), hardware.slots, &everyone)).collect();
-        let mut strangers_rate = 0.0;
+        let (mut strangers_rate, mut strangers) = (0.0, 0);
         while strangers_rate < wanted {
             let kind = draws.below(self.strangers.len() as u64) as usize;
             let count = draws.within([1, u64::from(self.stranger_replicas_max)]) as u32;
-            let name = format!("stranger-{}", replicas.len() - demands.len());
+            let name = format!("stranger-{strangers}");
+            strangers += 1;
             let region = region(&mut draws);
             let mut fleet = self.strangers[kind].replicas(name.clone(), count, name, &region);
             fleet.price = price(&mut draws);

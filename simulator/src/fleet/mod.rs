@@ -23,7 +23,7 @@ mod setting;
 mod tests;
 mod view;
 
-pub use built_in::{built_in, named};
+pub use built_in::{built_in, named, text};
 pub use compare::{Comparison, Interval, Row, compare, interval, outcomes};
 pub use gateway::{Pace, Seen};
 pub use market::{Hardware, MarketRules};

@@ -20,8 +20,8 @@ pub(super) const SOURCE: &str =
 const SEEDS: u64 = 5;
 /// The held-out window of April 6th: its half hour at half the rate.
 const SPAN_S: f64 = 3600.0;
-/// For how the figures depend on load: the window at its own rate, which overloads the authors' fleet.
-const SPAN_WHOLE_S: f64 = 1800.0;
+/// The published E2E p95 under session affinity, in seconds: what the rate is fitted to.
+const AFFINITY_E2E_S: f64 = 4.747;
 const REQUESTS: usize = 7630;
 const USERS: u32 = 814;
 #[cfg(test)]
@@ -212,16 +212,35 @@ fn figures(lab: &Lab<'_>, seeds: u64, span_s: f64) -> Result<[Figures; 3], Paper
     Ok([&affinity, &gorgo, &ours].map(|outcomes| Figures::of(outcomes)))
 }
 
+/// How much faster than published requests come if session affinity is to take as long as published.
+fn fitted(lab: &Lab<'_>) -> Result<f64, PaperError> {
+    let setting = regions()?;
+    let (mut low, mut high) = (1.0, 5.0);
+    for _ in 0..6 {
+        let middle = (low + high) / 2.0;
+        let mut outcomes = Vec::new();
+        for seed in 0..SEEDS {
+            let workload = Box::new(window(seed, SPAN_S / middle).replay());
+            outcomes.push(lab.run_with(seed, &setting, workload, "session affinity", &|_| Box::new(FirstTokens))?);
+        }
+        if Figures::of(&outcomes).e2e_p95_s < AFFINITY_E2E_S { low = middle } else { high = middle }
+    }
+    Ok((low + high) / 2.0)
+}
+
 pub(super) fn run(lab: &Lab<'_>) -> Result<Vec<Row>, PaperError> {
-    let [affinity, gorgo, ours] = figures(lab, SEEDS, SPAN_S)?;
-    let heavy = figures(lab, SEEDS, SPAN_WHOLE_S)?;
+    let pace = fitted(lab)?;
+    let [affinity, gorgo, ours] = figures(lab, SEEDS, SPAN_S / pace)?;
+    let slow = figures(lab, SEEDS, SPAN_S)?;
     let below = |it: f64, than: f64| 100.0 * (1.0 - it / than);
     Ok(vec![
         Row::new("TTFT p50, session affinity", "ms").published(627.0).reproduced(affinity.ttft_p50_ms),
         Row::new("TTFT p50, GORGO", "ms").published(491.0).reproduced(gorgo.ttft_p50_ms).ours(ours.ttft_p50_ms),
         Row::new("TTFT p95, session affinity", "ms").published(1875.0).reproduced(affinity.ttft_p95_ms),
         Row::new("TTFT p95, GORGO", "ms").published(1584.0).reproduced(gorgo.ttft_p95_ms).ours(ours.ttft_p95_ms),
-        Row::new("E2E p95, session affinity", "s").published(4.747).reproduced(affinity.e2e_p95_s),
+        Row::new("E2E p95, session affinity", "s").published(AFFINITY_E2E_S).reproduced(affinity.e2e_p95_s).because(format!(
+            "Fitted: requests come {pace:.2} times as fast as in the window, whose bursts are not published."
+        )),
         Row::new("E2E p95, GORGO", "s").published(3.285).reproduced(gorgo.e2e_p95_s).ours(ours.e2e_p95_s),
         Row::new("TTFT p95 below session affinity", "%")
             .published(below(1584.0, 1875.0))
@@ -237,13 +256,18 @@ pub(super) fn run(lab: &Lab<'_>) -> Result<Vec<Row>, PaperError> {
             .reproduced(100.0 * gorgo.hit_rate)
             .ours(100.0 * ours.hit_rate)
             .because("77.6 % of the window's blocks came before, anywhere."),
-        Row::new("E2E p95 below session affinity, twice the rate", "%")
-            .reproduced(below(heavy[1].e2e_p95_s, heavy[0].e2e_p95_s))
-            .ours(below(heavy[2].e2e_p95_s, heavy[0].e2e_p95_s))
+        Row::new("E2E p95 below session affinity, published rate", "%")
+            .published(below(3.285, 4.747))
+            .reproduced(below(slow[1].e2e_p95_s, slow[0].e2e_p95_s))
+            .ours(below(slow[2].e2e_p95_s, slow[0].e2e_p95_s))
             .because(format!(
-                "For how it depends on load; TTFT p95 below session affinity then: GORGO {:.1} %, ours {:.1} %.",
-                below(heavy[1].ttft_p95_ms, heavy[0].ttft_p95_ms),
-                below(heavy[2].ttft_p95_ms, heavy[0].ttft_p95_ms)
+                "Nothing fitted: E2E p95 session affinity {:.2} s, GORGO {:.2} s, ours {:.2} s; TTFT p95 {:.0}, {:.0} and {:.0} ms.",
+                slow[0].e2e_p95_s,
+                slow[1].e2e_p95_s,
+                slow[2].e2e_p95_s,
+                slow[0].ttft_p95_ms,
+                slow[1].ttft_p95_ms,
+                slow[2].ttft_p95_ms
             )),
     ])
 }

@@ -1,6 +1,7 @@
 //! Trials: campaigns of runs that put a figure on a promise. `spillway-sim trial NAME`.
 //! Invariant: a trial that promises a bound fails if a run exceeds it, and names the command that replays that run.
 
+pub mod adversaries;
 pub mod overload;
 
 use crate::Violation;

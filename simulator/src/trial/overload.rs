@@ -76,6 +76,7 @@ pub fn scenario(seed: u64) -> Scenario {
             preempt: true,
             price_output_micro: draws.within([100_000, 800_000]),
             reserved_slots: 0,
+            adversary: None,
             gpu: Some(gpu(each, &mut draws)),
         });
     }
@@ -97,6 +98,7 @@ pub fn scenario(seed: u64) -> Scenario {
             preempt: true,
             price_output_micro: draws.within([100_000, 800_000]),
             reserved_slots: u32::from(own > 0 && draws.happens(500_000)),
+            adversary: None,
             gpu: (own > 0).then(|| gpu(own, &mut draws)),
         });
     }
@@ -162,6 +164,7 @@ pub fn owners(seed: u64, selling: bool) -> Scenario {
         preempt: true,
         price_output_micro: 400_000,
         reserved_slots: 1,
+        adversary: None,
         gpu: Some(gpu.clone()),
     };
     let stranger = Fleet {
@@ -171,6 +174,7 @@ pub fn owners(seed: u64, selling: bool) -> Scenario {
         balance_micro: 1_000_000_000,
         provide: false,
         reserved_slots: 0,
+        adversary: None,
         gpu: None,
         ..owner.clone()
     };

@@ -27,6 +27,11 @@ fn seeds_that_failed_once_pass() {
         ("swarm", 6, "a job of which an event without text was out made way as if another could go on with it"),
         ("swarm", 866, "the owner took a job's slot, and its gateway had no money for another provider"),
         ("swarm", 1381, "owners took a job's slot three times, and every other place stayed taken"),
+        ("swarm", 1720, "a gateway that had slept gave a provider up before it read that its session was open"),
+        ("swarm", 589, "a slot counted as idle for a job while it was meant for an earlier one on its way"),
+        ("swarm", 1790, "as 589"),
+        ("swarm", 2019, "as 589"),
+        ("swarm", 2327, "as 589, and the provider then refused the earlier job"),
         ("faults", 1, "a claim for what a frozen provider delivered on a stream that had ended"),
     ] {
         let report = Simulation::new(seed).named(scenario).run();

@@ -48,7 +48,7 @@ impl Market {
                         let (leave, left) = oneshot::channel();
                         waiting.lock().expect("no panic").insert(request.job.id, leave);
                         let _ = saw_job.send(request.job.clone());
-                        tokio::spawn(play(request, left, Arc::clone(&released), log.clone()));
+                        tokio::spawn(play(*request, left, Arc::clone(&released), log.clone()));
                     }
                     Command::ClientLeft(job) => {
                         let _ = saw_left.send(job);

@@ -60,7 +60,7 @@ impl Prequal {
         let fresh = replicas.saturating_sub(POOL_MAX as u64);
         // Hundredths of (1 - m/n) * 3 - 1; where it is not above 0, the pool cannot be filled faster than it is emptied.
         let gain = (fresh * PROBES * 100 / replicas).saturating_sub(100);
-        let hundredths = if gain == 0 { 100 * POOL_MAX as u64 } else { (2 * 100 * 100 / gain).clamp(100, 1600) };
+        let hundredths = (2_u64 * 100 * 100).checked_div(gain).map_or(100 * POOL_MAX as u64, |it| it.clamp(100, 1600));
         let more = self.draws.below(100) < hundredths % 100;
         (hundredths / 100) as u32 + u32::from(more)
     }

@@ -229,6 +229,10 @@ impl Policy for Spillway {
         for id in view.candidates() {
             if view.is_live(*id) && !(strangers && view.is_own(*id)) {
                 let Some(mut seen) = view.seen(*id) else { continue };
+                // Jobs on their way are not in what is seen; the router knows those it sent since the last look.
+                if view.coming(*id) > 0 && self.heard_us.get(id.index()).is_some_and(|at_us| *at_us > 0) {
+                    continue;
+                }
                 seen.at_us = now_us;
                 let first_us = view.ttft_us(*id, job).unwrap_or(0);
                 let pace = view.pace(*id).unwrap_or_default();
@@ -239,7 +243,6 @@ impl Policy for Spillway {
                 let read_us_per_kilo = (read_us * 1000).checked_div(fresh).unwrap_or(0);
                 let token_us = pace.token_us.max(1);
                 seen.speed = Some(Pace { start_us: first_us - read_us, read_us_per_kilo, token_us });
-                seen.slots_free = seen.slots_free.saturating_sub(view.coming(*id));
                 self.hear(now_us, *id, 0, &seen);
             }
         }
