@@ -34,6 +34,8 @@ pub struct Fleet {
     gateways: Vec<Gateway>,
     replicas: Vec<Replica>,
     policies: Vec<Box<dyn Policy>>,
+    /// Some policy sees all.
+    sees_all: bool,
     /// By organisation: its gateways.
     gateways_of: Vec<Vec<GatewayId>>,
     providers: Vec<String>,
@@ -124,7 +126,7 @@ impl Fleet {
         }
         let count = regions.len();
         let us = (0..count * count).map(|pair| setting.network.one_way_us(pair / count, pair % count)).collect();
-        let policies = gateways.iter().map(|gateway| make(gateway.id)).collect();
+        let policies: Vec<_> = gateways.iter().map(|gateway| make(gateway.id)).collect();
         let mut fleet = Self {
             seed,
             policy: policy.to_owned(),
@@ -137,6 +139,7 @@ impl Fleet {
             context_min: replicas.iter().map(|replica| replica.rules().kv_tokens).min().unwrap_or(0),
             gateways,
             replicas,
+            sees_all: policies.iter().any(|policy| policy.sees_all()),
             policies,
             gateways_of,
             providers: organisations,

@@ -6,9 +6,10 @@ use super::*;
 impl Fleet {
     /// A client asks.
     pub(super) fn arrive(&mut self, key: JobKey) {
-        let gateway = &self.gateways[self.job(key).at.index()];
-        let behind = gateway.queue.front().is_some_and(|first| self.job(*first).not_before_us <= self.now_us);
-        if behind {
+        let queue = &self.gateways[self.job(key).at.index()].queue;
+        let behind = queue.front().is_some_and(|first| self.job(*first).not_before_us <= self.now_us);
+        // A full queue is no reason to refuse what could go somewhere.
+        if behind && queue.len() < self.setting.queue.length_max as usize {
             self.enqueue(key, false);
         } else {
             self.offer(key, false);
@@ -19,7 +20,8 @@ impl Fleet {
     pub(super) fn offer(&mut self, key: JobKey, front: bool) {
         let (refusals_max, retry_us) = (self.setting.queue.refusals_max, self.setting.queue.retry_ms * 1000);
         let now_us = self.now_us;
-        if self.too_late(key) {
+        // A job whose probes are back is asked about once more, even if its time ran out meanwhile.
+        if self.too_late(key) && !self.job(key).probed {
             return self.refuse(key);
         }
         let asks = self.job(key).refusals < refusals_max;
@@ -58,8 +60,9 @@ impl Fleet {
 
     pub(super) fn enqueue(&mut self, key: JobKey, front: bool) {
         let gateway = self.job(key).at;
+        let late = self.too_late(key);
         let queue = &mut self.gateways[gateway.index()].queue;
-        if queue.len() >= self.setting.queue.length_max as usize {
+        if late || queue.len() >= self.setting.queue.length_max as usize {
             return self.refuse(key);
         }
         if front {
@@ -133,7 +136,7 @@ impl Fleet {
 
     /// Pumps the gateways that see this replica as it is.
     pub(super) fn pump_watchers(&mut self, replica: ReplicaId) {
-        if self.setting.live {
+        if self.setting.live || self.sees_all {
             for index in 0..self.gateways.len() {
                 if !self.gateways[index].queue.is_empty() {
                     self.pump(self.gateways[index].id);
