@@ -85,6 +85,7 @@ impl Offer {
             && self.node == other.node
             && self.account == other.account
             && self.region == other.region
+            && self.coordinate == other.coordinate
             && self.addresses == other.addresses
             && self.models == other.models
     }

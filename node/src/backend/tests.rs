@@ -170,7 +170,7 @@ async fn a_strangers_body_is_made_a_stream() {
     assert!(matches!(all(events).await.2, Err(BackendError::Failed(_))));
     let (head, body) = server.requests.recv().await.expect("a request");
     assert!(head.starts_with("POST /v1/completions HTTP/1.1\r\n"), "{head}");
-    assert_eq!(body, r#"{"prompt":"ab","stream":true,"stream_options":{"include_usage":true}}"#);
+    assert_eq!(body, r#"{"prompt":"ab","stream":true,"model":"mine","stream_options":{"include_usage":true}}"#);
 }
 
 #[tokio::test]

@@ -26,7 +26,10 @@ const OTHER_IBAN: &str = "DE89370400440532013000";
 fn topology(provider: Plan) -> Topology {
     let mut consumer = Plan::new(CONSUMER);
     consumer.config.spend.price_output_max = PRICE_OUTPUT;
-    Topology { plans: vec![Plan::books(), consumer, provider.with_guide(4).provides(1.0, PRICE_OUTPUT)] }
+    let mut provider = provider.with_guide(4).provides(1.0, PRICE_OUTPUT);
+    // A session that is topped up and always in use never rests: here each job is claimed at once.
+    provider.config.provide.settle_after_s = 0.0;
+    Topology { plans: vec![Plan::books(), consumer, provider] }
 }
 
 fn text(path: &Path) -> Result<&str> {

@@ -5,7 +5,7 @@ use spillway_simulator::{Rule, Simulation};
 
 /// Runs `scenario` with every peer sabotaged, seed after seed, until a rule breaks.
 fn caught(scenario: &str, how: Sabotage) -> Option<(u64, Rule, String)> {
-    (1..=12).find_map(|seed| {
+    (1..=80).find_map(|seed| {
         let run = Simulation::new(seed).named(scenario).with_peers(move |_, peer| peer.sabotage(how));
         let report = run.run();
         let first = report.violations.first()?;
@@ -21,7 +21,7 @@ fn each_sabotage_is_caught_by_its_rule() {
         (Sabotage::OverClaim, "burst", Rule::OverClaim),
         (Sabotage::IgnoreDeposit, "tight", Rule::VoucherAboveDeposit),
     ] {
-        let (seed, by, what) = caught(scenario, how).unwrap_or_else(|| panic!("{how:?} is not caught in 12 seeds"));
+        let (seed, by, what) = caught(scenario, how).unwrap_or_else(|| panic!("{how:?} is not caught in 80 seeds"));
         assert_eq!(by, rule, "{how:?}, seed {seed}: {what}");
         assert!(what.contains("spillway-sim run"), "the failure says how to replay it: {what}");
     }

@@ -53,7 +53,7 @@ fn the_owners_first_texts_come_as_soon_as_without_selling() {
         assert!(case.0 <= alone.0 * 1.02 + 2.0 && case.1 <= alone.1 * 1.02 + 2.0, "{name}: {case:?} against {alone:?}");
         assert!(case.2 > 0, "{name}: it sells");
     }
-    assert!(hard.1 > sold.1 * 1.1, "without pre-emption the owner waits: {hard:?} against {sold:?}");
-    assert!(hard_reserved.1 <= hard.1, "a reserved slot helps: {hard_reserved:?} against {hard:?}");
+    assert!(hard.0 > sold.0 * 1.1, "without pre-emption the owner waits: {hard:?} against {sold:?}");
+    assert!(hard_reserved.0 <= hard.0, "a reserved slot helps: {hard_reserved:?} against {hard:?}");
     assert!(sold.2 >= reserved.2, "a reserved slot is not sold: {sold:?} against {reserved:?}");
 }
