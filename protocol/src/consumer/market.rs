@@ -164,21 +164,39 @@ impl Market<NodeId> for Eligible<'_> {
     }
 }
 
-/// The load in a probe's answer.
-/// A job's stream has to be opened before the job goes out on it, so that one sent two round trips ago has just arrived.
+/// The load in a probe's answer. A job's stream has to be opened before the job goes out on it, so that one sent two round trips ago has just arrived.
 pub(super) fn report_of(now: Now, rtt: Duration, reply: &ProbeReply) -> Report {
-    let load = &reply.load;
-    let retry_after_ms = if reply.retry_after_ms == 0 { RETRY_UNKNOWN_MS } else { reply.retry_after_ms };
+    let load = Load { slots_free: if reply.quote.is_ok() { reply.load.slots_free } else { 0 }, ..reply.load };
+    report(now, before(now, 2 * rtt), load, retry_at(now, reply.retry_after_ms))
+}
+
+/// The load on a frame of a job's leg that began at `opened`: as with a probe, and the job itself had surely arrived.
+pub(super) fn overheard(now: Now, rtt: Option<Duration>, opened: Now, load: Load) -> Report {
+    let covers = rtt.map_or(opened, |rtt| before(now, 2 * rtt).max(opened));
+    report(now, covers, load, retry_at(now, 0))
+}
+
+/// When one without a free slot is looked at again.
+fn retry_at(now: Now, retry_after_ms: u32) -> Now {
+    let wait = if retry_after_ms == 0 { RETRY_UNKNOWN_MS } else { retry_after_ms };
+    now.after(Duration::from_millis(u64::from(wait)))
+}
+
+fn before(now: Now, span: Duration) -> Now {
+    Now(now.0.saturating_sub(u64::try_from(span.as_micros()).unwrap_or(u64::MAX)))
+}
+
+fn report(now: Now, covers: Now, load: Load, free_at: Now) -> Report {
     Report {
         at: now,
-        covers: Now(now.0.saturating_sub(2 * u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX / 2))),
-        slots_free: if reply.quote.is_ok() { load.slots_free } else { 0 },
+        covers,
+        slots_free: load.slots_free,
         pending: load.pending,
         running: load.running,
         start_ms: load.start_ms,
         read_us_per_kilo: load.read_us_per_kilo,
         per_unit_us: load.per_unit_us.max(1),
-        free_at: now.after(Duration::from_millis(u64::from(retry_after_ms))),
+        free_at,
     }
 }
 

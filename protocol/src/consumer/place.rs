@@ -1,9 +1,9 @@
 //! Finding a provider: probes and quotes.
 //! Invariant: a job waits for at most one thing at a time, and for each only so long.
 
-use super::market::{Eligible, quote_of, report_of, window_for};
+use super::market::{Eligible, overheard, quote_of, report_of, window_for};
 use super::*;
-use crate::router::{Ask, Decision, Served, Weights};
+use crate::router::{Ask, Decision, Report, Served, Weights};
 
 /// Rounds of probes in one look at the market.
 const ROUNDS_MAX: u32 = 8;
@@ -275,9 +275,13 @@ impl Consumer {
         let Stage::Remote(remote) = &active.stage else { return };
         let Some(market) = self.markets.find(&active.job.model) else { return };
         let node = remote.candidate.node;
-        if let Some(free_at) = remote.refused {
+        if let Some((free_at, load)) = remote.refused {
             market.drop_quote(&node);
-            return market.router.refused(cx.now, node, free_at);
+            market.router.refused(cx.now, node, free_at);
+            // Whatever the load says: it has just turned a job down.
+            let rtt = cx.reputation.rtt_ms(&node).map(|ms| Duration::from_secs_f64(ms / 1e3));
+            let told = overheard(cx.now, rtt, remote.opened, Load { slots_free: 0, ..load });
+            return market.router.overheard(cx.now, node, Report { free_at, ..told });
         }
         if remote.phase == Phase::Connecting {
             market.router.silent(&node);
@@ -295,6 +299,16 @@ impl Consumer {
             cx.reputation.record(cx.now, node, if late { Experience::Late } else { Experience::OnTime });
         }
         market.router.ended(cx.now, node, served);
+    }
+
+    /// A provider told its load on the stream of a leg that began at `opened`, and the leg goes on or ended well.
+    pub(super) fn heard_load(&mut self, cx: &mut Context, model: &str, node: NodeId, opened: Now, load: Load) {
+        let rtt = cx.reputation.rtt_ms(&node).map(|ms| Duration::from_secs_f64(ms / 1e3));
+        let Some(market) = self.markets.find(model) else { return };
+        market.router.overheard(cx.now, node, overheard(cx.now, rtt, opened, load));
+        if load.slots_free > 0 {
+            self.wake(cx, model);
+        }
     }
 
     /// Tries the last of `quotes`, or looks for other providers if there is none.

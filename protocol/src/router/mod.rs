@@ -237,11 +237,21 @@ impl<P: Copy + Ord> Router<P> {
         self.rules.affinity_bound_ms.max(go.delays_ms - stay.delays_ms)
     }
 
-    /// A provider told its load.
+    /// A provider told its load when it was asked.
     pub fn reported(&mut self, now: Now, id: P, report: Report) {
         self.typical.learn(&report);
-        let known = self.entry(now, id);
-        known.report(now, report);
+        self.entry(now, id).report(now, report);
+        self.pooled(id);
+    }
+
+    /// A provider told its load unasked, on a job's stream.
+    pub fn overheard(&mut self, now: Now, id: P, report: Report) {
+        self.typical.learn(&report);
+        self.entry(now, id).overheard(now, report);
+        self.pooled(id);
+    }
+
+    fn pooled(&mut self, id: P) {
         if let Some(index) = self.pool.iter().position(|other| *other == id) {
             self.pool.remove(index);
         }

@@ -238,6 +238,41 @@ fn words_are_weighed_by_what_was_measured() {
 }
 
 #[test]
+fn a_load_on_a_jobs_frame_counts_as_a_report_and_forgives_nothing() {
+    let mut router = Router::new(rules());
+    let market = Stalls([(1, candidate(1_000, 20.0)), (2, candidate(1_000, 20.0))].into());
+    let mut rng = ChaCha12Rng::from_seed([1; 32]);
+    let slow = Served { first_ms: (80.0, 1_030.0), per_unit_us: Some((100.0, 900.0)), output: 100 };
+    for _ in 0..20 {
+        router.ended(NOW, 1, Some(slow));
+    }
+    router.overheard(NOW, 2, report(2, 100));
+    for _ in 0..500 {
+        router.overheard(NOW, 1, report(2, 50));
+    }
+    assert_eq!(goes_to(&router.decide(NOW, &ask(None), &[], &market, &mut rng)), Some(2));
+    for _ in 0..500 {
+        router.reported(NOW, 1, report(2, 50));
+    }
+    assert_eq!(
+        goes_to(&router.decide(NOW, &ask(None), &[], &market, &mut rng)),
+        Some(1),
+        "who is asked may be forgiven"
+    );
+
+    // Jobs that were sent after what the word covers are taken off it; those before are in it.
+    let ms = |ms| NOW.after(Duration::from_millis(ms));
+    let mut router = Router::new(rules());
+    for at in [0, 50] {
+        router.sent(ms(at), 1, &ask(None), 0);
+    }
+    for (covers, free) in [(0, 1), (49, 1), (50, 2)] {
+        router.overheard(ms(60), 1, Report { covers: ms(covers), ..report(2, 50) });
+        assert_eq!(router.known[&1].free(), free, "covers {covers} ms");
+    }
+}
+
+#[test]
 fn some_jobs_explore() {
     let mut router = Router::new(RouterRules { explore_per_mille: 500, ..RouterRules::default() });
     let market = Stalls([(1, candidate(1_000, 20.0)), (2, candidate(90_000, 20.0))].into());

@@ -78,6 +78,8 @@ pub struct World {
     pub sessions: BTreeMap<SessionId, Session>,
     /// Every frame sent: from, to, frame.
     pub wire: Vec<(usize, usize, Frame)>,
+    /// Every probe: from, to.
+    pub probes: Vec<(usize, usize)>,
     /// Frames of these senders are lost.
     pub muted: Vec<usize>,
     /// Vouchers after the first are lost.
@@ -246,6 +248,7 @@ impl World {
             }
             Effect::SendProbe { probe, peer, request, .. } => {
                 let far = self.node_of(peer);
+                self.probes.push((index, far));
                 let (now, from) = (self.now, self.nodes[index].id);
                 let Some(far_peer) = &mut self.nodes[far].peer else { return };
                 far_peer.handle(now, Event::ProbeReceived { probe, peer: from, request });
