@@ -15,7 +15,7 @@ const QUOTES_MAX: usize = 64;
 /// When a busy provider that names no time is looked at again, in milliseconds.
 const RETRY_UNKNOWN_MS: u32 = 1_000;
 
-/// A quote at hand.
+/// A quote at hand. While it lasts it serves several jobs, each billed as cached what it quotes of that job's own prompt.
 #[derive(Clone, Debug)]
 pub(super) struct AtHand {
     pub(super) quote: Signed<Quote>,
@@ -25,7 +25,7 @@ pub(super) struct AtHand {
 #[derive(Debug)]
 pub(super) struct ModelMarket {
     pub(super) router: Router<NodeId>,
-    quotes: BTreeMap<NodeId, AtHand>,
+    pub(super) quotes: BTreeMap<NodeId, AtHand>,
     used: Now,
 }
 
@@ -88,6 +88,7 @@ pub(super) struct Eligible<'a> {
     pub(super) reputation: &'a Reputation,
     pub(super) coordinate: Coordinate,
     pub(super) paying: &'a PayingSessions,
+    pub(super) quotes: &'a BTreeMap<NodeId, AtHand>,
     /// How long a session takes to open, in milliseconds.
     pub(super) opening_ms: f64,
 }
@@ -127,7 +128,13 @@ impl Market<NodeId> for Eligible<'_> {
         let listing = self.directory.lookup(self.now, &self.job.model, id).filter(|it| it.serves(self.job.kind))?;
         let rank = self.admits(listing)?;
         let rtt = self.reputation.rtt_ms(id);
-        let price = listing.model().price;
+        // The job is billed by the quote that is at hand, not by the offer.
+        let at_hand = self.quotes.get(id).filter(|at_hand| {
+            let quote = at_hand.quote.value();
+            quote.is_valid(self.now) && quote.price.within(&self.job.price_max)
+        });
+        let price = at_hand.map_or(listing.model().price, |at_hand| at_hand.quote.value().price);
+        let billed = at_hand.map(|at_hand| at_hand.quote.value().cached_of(&self.job.prefix));
         let most = Usage {
             input: self.job.prompt_units() + self.delivered,
             cached: 0,
@@ -146,6 +153,7 @@ impl Market<NodeId> for Eligible<'_> {
             }),
             standing: self.reputation.lower_bound(id),
             cached: None,
+            billed,
             ready_ms: if ready { 0.0 } else { self.opening_ms },
             rank,
         })

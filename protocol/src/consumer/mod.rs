@@ -78,6 +78,8 @@ struct Asked {
     job: Option<JobId>,
     model: String,
     candidate: Candidate,
+    /// The names of the prompt's prefix blocks.
+    prefix: Vec<u64>,
     sent: Now,
 }
 

@@ -27,6 +27,7 @@ impl Consumer {
             reputation: &cx.reputation,
             coordinate: cx.coordinate,
             paying: &self.paying,
+            quotes: &market.quotes,
             opening_ms: self.ahead.wait_ms(),
         };
         let output = market.router.output_expected(active.job.output_max);
@@ -46,6 +47,10 @@ impl Consumer {
                     let quote = quote.value();
                     quote.is_valid(cx.now) && quote.price.within(&active.job.price_max) && quote.window <= window
                 });
+                let may_ask = !active.asked.contains(&to) && active.rounds < ROUNDS_MAX;
+                if may_ask && usable.is_some_and(|quote| is_worth_a_new_quote(quote.value(), &ask, &expected)) {
+                    return self.ask_all(cx, id, vec![to], reason);
+                }
                 let Some(quote) = usable.cloned() else {
                     // Its load is fresh, its quote is not good for this job: ask for one that is.
                     if active.asked.contains(&to) {
@@ -119,8 +124,9 @@ impl Consumer {
             prefix: active.job.prefix.iter().take(NAMES_MAX).copied().collect(),
         };
         let addresses = candidate.addresses.clone();
-        let sent = cx.now;
-        self.probes.insert(probe, Asked { job: waits.then_some(id), model: model.to_owned(), candidate, sent });
+        let (sent, prefix) = (cx.now, request.prefix.clone());
+        let asked = Asked { job: waits.then_some(id), model: model.to_owned(), candidate, prefix, sent };
+        self.probes.insert(probe, asked);
         cx.emit(Effect::SendProbe { probe, peer: *peer, addresses, request });
         Some(probe)
     }
@@ -208,7 +214,8 @@ impl Consumer {
     }
 
     pub(crate) fn probe_replied(&mut self, cx: &mut Context, probe: ProbeId, reply: Option<ProbeReply>) {
-        let Some(Asked { job, model, candidate, sent }) = self.probes.remove(&probe) else { return }; // Late, not wrong.
+        let Some(asked) = self.probes.remove(&probe) else { return }; // Late, not wrong.
+        let Asked { job, model, candidate, prefix, sent } = asked;
         let node = candidate.node;
         let quote = reply.as_ref().and_then(|reply| quote_of(cx, &candidate, &model, reply));
         let market = self.markets.of(cx.now, &model);
@@ -217,6 +224,7 @@ impl Consumer {
             (Some(reply), quote) if quote.is_some() || reply.quote.is_err() => {
                 cx.measured(node, cx.now.since(sent));
                 market.router.reported(cx.now, node, report_of(cx.now, cx.now.since(sent), reply));
+                market.router.holds_of(node, &prefix, PREFIX_UNITS as u64, u64::from(reply.cached_units));
                 market.router.holds(node, reply.hot.iter().map(|hot| (hot.name, u64::from(hot.units))));
                 match quote {
                     Some(quote) => {
@@ -369,6 +377,20 @@ pub(super) fn ask(active: &Active, output: u64, second_worth: Credits) -> Ask<'_
         weights: Weights::new(second_worth, active.job.preferences.sort),
         thorough: active.thorough,
     }
+}
+
+/// Whether a quote that is kept from an earlier job bills so much less of this prompt as cached than its provider seems to hold
+/// that a round trip for a new one pays, and leaves the target in reach.
+fn is_worth_a_new_quote(quote: &Quote, ask: &Ask<'_>, expected: &Estimate) -> bool {
+    let missing = expected.cached.saturating_sub(quote.cached_of(ask.prefix));
+    let discount = quote.price.input.micro().saturating_sub(quote.price.cached.micro());
+    #[expect(clippy::cast_precision_loss, reason = "a weight")]
+    let saves = missing as f64 * discount as f64 / 1e6 * ask.weights.money;
+    let in_time = ask.target_ms.is_none_or(|target| {
+        let asked = expected.first_ms + expected.distance_ms;
+        asked <= target || expected.first_ms > target
+    });
+    in_time && saves > expected.distance_ms * ask.weights.first_ms
 }
 
 /// How much of the job's prompt the quote's provider bills as cached: it compares the body, not what was named to it.

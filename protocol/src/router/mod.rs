@@ -270,6 +270,15 @@ impl<P: Copy + Ord> Router<P> {
         }
     }
 
+    /// A provider told how many units of a prompt its cache holds: what was remembered of it beyond that is wrong.
+    pub fn holds_of(&mut self, id: P, prefix: &[u64], prefix_units: u64, units: u64) {
+        self.holders.lost(prefix, &id, units);
+        let blocks = usize::try_from(units / prefix_units.max(1)).unwrap_or(usize::MAX);
+        for (index, name) in prefix.iter().enumerate().take(blocks) {
+            self.holders.insert(*name, (index as u64 + 1) * prefix_units, id);
+        }
+    }
+
     /// A probe had no answer, or a stream could not be opened: what was known of its load no longer counts.
     pub fn silent(&mut self, id: &P) {
         self.pool.retain(|other| other != id);

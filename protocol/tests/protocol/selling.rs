@@ -277,6 +277,39 @@ fn a_cached_prefix_is_billed_at_the_cached_price_by_both_sides() {
     assert_eq!(world.sessions.values().map(|session| session.settled.micro()).sum::<u64>(), spent);
 }
 
+/// A quote outlives the job that it was asked for. The next turn of the conversation finds more in the cache than it says.
+#[test]
+fn a_kept_quote_is_renewed_where_the_discount_is_worth_a_round_trip() {
+    let cached = 2 * PREFIX_UNITS as u64;
+    let flat = Price { cached: DISCOUNT.input, ..DISCOUNT };
+    // Price, round trip in milliseconds; whether the next turn asks for a new quote, and what is billed as cached.
+    for (price, rtt_ms, asks, billed) in [(DISCOUNT, 0, true, cached), (DISCOUNT, 1_000, false, 0), (flat, 0, false, 0)]
+    {
+        let mut world = World::new();
+        let gateway = world.add(1, 0, consumer());
+        let owner = world.add(2, 2, MarketConfig { price, ..sell("always", 0) });
+        world.submit(gateway, long(1, "why?"));
+        world.say(owner, "because");
+        world.finish(owner);
+        let peer = world.nodes[owner].id;
+        for _ in 0..30 {
+            world.event(gateway, Event::RoundTrip { peer, rtt: Duration::from_millis(rtt_ms) });
+        }
+        world.pass(Duration::from_millis(500)); // The load is fresh, and the quote is good.
+        let before = world.probes.len();
+        let job = long(2, "and how?");
+        let (id, whole) = (job.id, job.body.len() as u64);
+        world.submit(gateway, job);
+        assert_eq!(world.probes.len() - before, usize::from(asks), "{price:?}, {rtt_ms} ms away");
+        world.say(owner, "so");
+        world.finish(owner);
+        let leg = world.nodes[gateway].ended[&id].legs[0].clone();
+        assert_eq!(leg.usage, Usage { input: whole - billed, cached: billed, output: 2 });
+        let signed = world.wire.iter().filter(|(_, _, frame)| matches!(frame, Frame::CoSigned(_))).count();
+        assert_eq!(signed, 2, "both bill it alike");
+    }
+}
+
 #[test]
 fn who_names_anothers_prefix_pays_in_full() {
     let (mut world, gateway, owner, _) = setting(2, MarketConfig { price: DISCOUNT, ..sell("always", 0) });
