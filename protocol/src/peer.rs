@@ -10,7 +10,7 @@ use crate::offer::{METER, ModelOffer, OFFER_LIFETIME, OFFER_PERIOD, Offer};
 use crate::own::{Own, WorkFor};
 use crate::provider::Provider;
 use crate::record::{Earning, Paying, Record};
-use crate::reputation::Reputation;
+use crate::reputation::{Reputation, SnapshotError};
 use crate::router::Coordinate;
 use crate::time::Now;
 use crate::timers::Timers;
@@ -110,6 +110,14 @@ impl Peer {
         &self.cx.reputation
     }
 
+    /// Takes in what [`Reputation::export`] gave before a restart; says of how many peers. An error changes nothing.
+    ///
+    /// # Errors
+    /// If it is damaged or of another version.
+    pub fn import_reputation(&mut self, now: Now, snapshot: &[u8]) -> Result<usize, SnapshotError> {
+        self.cx.reputation.import(now, snapshot)
+    }
+
     /// Strangers' jobs under way here.
     #[must_use]
     pub fn serving(&self) -> usize {
@@ -192,6 +200,7 @@ impl Peer {
                 }
                 Alarm::Sweep => {
                     cx.directory.sweep(cx.now);
+                    cx.reputation.age(cx.now);
                     cx.timers.set(Alarm::Sweep, cx.now.after(SWEEP_EVERY));
                 }
             }
