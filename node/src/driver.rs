@@ -716,6 +716,11 @@ impl Driver {
                 }
             }
             Effect::Publish(offer) => self.publish(offer),
+            Effect::Withdraw => {
+                self.discover(discovery::Event::Withdraw);
+                self.own_offers.clear();
+                self.parts.network.provide(Vec::new());
+            }
             Effect::Ledger { business, command } => self.ledger(business, command),
             Effect::Persist(_) => unreachable!("kept before"),
         }

@@ -35,6 +35,8 @@ const MOVED_MS: u128 = 10;
 #[derive(Debug, Default)]
 struct Published {
     models: Vec<ModelOffer>,
+    /// Offers are out that were neither taken back nor left to lapse.
+    is_out: bool,
     coordinate: Coordinate,
 }
 
@@ -368,6 +370,11 @@ fn publish(cx: &mut Context, addresses: &[String], published: &mut Published) {
     cx.timers.set(Alarm::Publish, cx.now.after(OFFER_PERIOD).min(turns));
     let moved = published.coordinate.distance(&cx.coordinate).as_millis() > MOVED_MS
         || cx.coordinate.error_per_mille * 2 < published.coordinate.error_per_mille;
+    // What is for sale no more because a schedule closed is known to be so; what may be back any moment is left to lapse.
+    if published.is_out && cx.config.selling.is_closed(cx.now) {
+        published.is_out = false;
+        cx.emit(Effect::Withdraw);
+    }
     if published.models == models && !moved {
         return;
     }
@@ -402,6 +409,7 @@ fn publish(cx: &mut Context, addresses: &[String], published: &mut Published) {
     }
     let offers: Vec<Signed<Offer>> =
         groups.into_iter().filter_map(|group| Signed::try_sign(offer(group), &cx.identity.node).ok()).collect();
+    published.is_out |= !offers.is_empty();
     for offer in offers {
         cx.emit(Effect::Publish(offer));
     }

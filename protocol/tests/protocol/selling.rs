@@ -162,8 +162,34 @@ fn a_schedule_opens_and_closes_advertisement_probe_and_admission_together() {
     world.finish(owner);
     assert_eq!(world.text(gateway, id), "in time, and what began is finished");
     assert_eq!(ask(&mut world, gateway, owner, vec![]).quote, Err(Refusal::Busy));
-    world.pass(Duration::from_secs(180));
-    assert!(!listed(&world), "and the offer lapses");
+    assert!(!listed(&world), "and the offer was taken back with the closing");
+    world.pass(Duration::from_secs(24 * 3600 - 400));
+    assert!(!listed(&world), "until the next evening");
+    world.pass(Duration::from_secs(120));
+    assert!(listed(&world));
+    assert!(ask(&mut world, gateway, owner, vec![]).quote.is_ok());
+}
+
+/// What closes by the owner's use, or by a backend's fault, may be back any moment: its offer is left to lapse.
+#[test]
+fn only_a_schedule_takes_offers_back() {
+    for (mode, slots) in [("below 40%", 2), ("always", 1)] {
+        let (mut world, gateway, owner, _) = setting(slots, sell(mode, 0));
+        let listed = |world: &World| {
+            let (id, now) = (world.nodes[owner].id, world.now);
+            world.nodes[gateway].peer.as_ref().expect("up").directory().all(now).any(|listing| listing.node() == id)
+        };
+        assert!(listed(&world));
+        if mode == "always" {
+            world.event(owner, Event::Capacity(vec![]));
+        } else {
+            world.submit(owner, job(9));
+        }
+        world.pass(Duration::from_secs(100));
+        assert!(listed(&world), "{mode}: not at once");
+        world.pass(Duration::from_secs(200));
+        assert!(!listed(&world), "{mode}: but it lapses");
+    }
 }
 
 #[test]
