@@ -129,14 +129,13 @@ impl World {
                 }
             }
             Effect::Withdraw => {
-                let offers = std::mem::take(&mut self.hosts[id].offers);
-                for to in (0..self.hosts.len()).filter(|to| *to != id) {
-                    for offer in offers.iter().filter(|_| !self.is_deaf(to)) {
-                        if self.passes(id, to) {
-                            let taken_back =
-                                Event::OfferHeld { offer: std::sync::Arc::new(offer.clone()), until_ms: 0 };
-                            let wait = self.network.delay(id, to, 64);
-                            let life = self.hosts[to].life;
+                let offers: Vec<_> =
+                    std::mem::take(&mut self.hosts[id].offers).into_iter().map(std::sync::Arc::new).collect();
+                for to in 0..self.hosts.len() {
+                    for offer in &offers {
+                        if to != id && !self.is_deaf(to) && self.passes(id, to) {
+                            let taken_back = Event::OfferHeld { offer: std::sync::Arc::clone(offer), until_ms: 0 };
+                            let (wait, life) = (self.network.delay(id, to, 64), self.hosts[to].life);
                             self.line.after(wait, Happening::Tell(to, life, Box::new(taken_back)));
                         }
                     }

@@ -250,6 +250,11 @@ impl World {
         {
             self.idle.learns(now, id, *from, offer.value());
         }
+        if let Event::OfferHeld { offer, until_ms: 0 } = &event
+            && let Some(from) = self.by_node.get(&offer.value().node)
+        {
+            self.idle.unlearns(id, *from, offer.value());
+        }
         if let Some(stream) = over {
             self.idle.told(now, id, stream);
         }
