@@ -52,8 +52,11 @@ impl Consumer {
                     return self.ask_all(cx, id, vec![to], reason);
                 }
                 let Some(quote) = usable.cloned() else {
-                    // Its load is fresh, its quote is not good for this job: ask for one that is.
-                    if active.asked.contains(&to) {
+                    // Its load is fresh, its quote is not good for this job: ask for one that is. It may have said that it is
+                    // busy when it was asked, and since then on another job's stream that it no longer is.
+                    let lapsed = market.quote(&to).is_none_or(|quote| !quote.value().is_valid(cx.now));
+                    let may_again = lapsed && active.rounds < ROUNDS_MAX;
+                    if active.asked.contains(&to) && !may_again {
                         active.tried.insert(to);
                         return self.look(cx, id, reason);
                     }
@@ -363,6 +366,7 @@ pub(super) fn leg_money(active: &Active, quote: &Quote) -> LegMoney {
         held: 0,
         asks: false,
         output_max: active.job.output_max.saturating_sub(prefix),
+        is_open: false,
     }
 }
 

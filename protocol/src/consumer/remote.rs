@@ -64,6 +64,7 @@ impl Consumer {
         remote.heard = cx.now;
         let session = remote.session;
         let quote = remote.quote.to_wire();
+        self.paying.get_mut(&session).expect("a leg's session is kept until the leg ends").opens(&id);
         let voucher = self.sign(cx, session).to_wire();
         let active = self.jobs.get(&id).expect("seen above");
         let open = OpenJob {
