@@ -128,6 +128,19 @@ impl World {
                     }
                 }
             }
+            Effect::Withdraw => {
+                let offers: Vec<_> =
+                    std::mem::take(&mut self.hosts[id].offers).into_iter().map(std::sync::Arc::new).collect();
+                for to in 0..self.hosts.len() {
+                    for offer in &offers {
+                        if to != id && !self.is_deaf(to) && self.passes(id, to) {
+                            let taken_back = Event::OfferHeld { offer: std::sync::Arc::clone(offer), until_ms: 0 };
+                            let (wait, life) = (self.network.delay(id, to, 64), self.hosts[to].life);
+                            self.line.after(wait, Happening::Tell(to, life, Box::new(taken_back)));
+                        }
+                    }
+                }
+            }
             Effect::Ledger { business, command } => {
                 if matches!(command, LedgerCommand::Open { .. } | LedgerCommand::TopUp { .. }) {
                     self.checks.locks(id);
@@ -136,6 +149,9 @@ impl World {
                 self.bring(id);
             }
             Effect::Persist(record) => {
+                if let Record::Paying(paying) = &record {
+                    self.checks.keeps(id, paying.session, paying.promised);
+                }
                 let disk = &mut self.hosts[id].disk;
                 let before = disk.get(&record.key()).map(|bytes| money_of(&Record::from_bytes(bytes).expect("kept")));
                 let after = money_of(&record);
@@ -208,16 +224,14 @@ impl World {
                     self.checks.spills(id, stream, &open.job);
                 }
                 self.checks.opened_on(id, stream, open.job);
-                if honest {
-                    self.check_voucher(&open.voucher);
-                }
-                if let (Some((session, _)), Some(provider), Some(quote)) =
-                    (voucher_of(&open.voucher), provider, quote_of(&open.quote))
+                if let (Some((session, _)), Some(quote)) = (voucher_of(&open.voucher), quote_of(&open.quote))
+                    && let Some(provider) = provider.or_else(|| self.by_node.get(&quote.provider).copied())
                 {
                     let seller = &self.hosts[provider];
                     let event = seller.gpu.as_ref().map_or(0, |gpu| gpu.rules().event_bytes + 4);
                     let bought = Bought {
                         job: open.job,
+                        leg: open.leg,
                         provider,
                         session,
                         price,
@@ -231,6 +245,9 @@ impl World {
                         end: None,
                     };
                     self.checks.buys(id, stream, bought);
+                }
+                if honest {
+                    self.check_voucher(&open.voucher);
                 }
             }
             Frame::Voucher(voucher) if honest => self.check_voucher(voucher),
@@ -286,15 +303,16 @@ impl World {
                 self.hosts[id].sent += units;
                 self.checks.works(id, stream, units, false, sent);
             }
-            Frame::Done { .. } => self.checks.works(id, stream, 0, true, sent),
+            Frame::Done { .. } => {
+                self.checks.works(id, stream, 0, true, sent);
+                self.checks.ends(id, stream);
+            }
+            Frame::Aborted { .. } | Frame::Rejected { .. } | Frame::Refused { .. } => self.checks.ends(id, stream),
             Frame::Open(_)
             | Frame::Accepted { .. }
-            | Frame::Refused { .. }
             | Frame::Alive { .. }
             | Frame::Voucher(_)
             | Frame::Cancel
-            | Frame::Aborted { .. }
-            | Frame::Rejected { .. }
             | Frame::CoSigned(_) => {}
         }
     }
@@ -323,7 +341,11 @@ impl World {
                 let input = (open.body.len() + open.prefix.len()) as u64;
                 let cached = quote.cached_of(&spillway_protocol::prefix::names(&open.model, &open.body));
                 let price = quote.price;
-                self.checks.arrives(id, stream, Opened { session, price, input, cached, vouched });
+                self.checks.arrives(
+                    id,
+                    stream,
+                    Opened { leg: (open.job, open.leg), session, price, input, cached, vouched },
+                );
             }
             Frame::Voucher(voucher) => {
                 if let Some((session, total)) = voucher_of(voucher)
@@ -333,10 +355,10 @@ impl World {
                 }
             }
             Frame::CoSigned(_) => self.checks.agrees(id, stream),
-            Frame::Chunk { bytes, .. } => self.checks.receives(id, stream, oracle::text_of(bytes).len() as u64),
             Frame::Refused { .. } => self.checks.bought_ends(id, stream, LegEnd::Refused),
             Frame::Aborted { abort: Abort::Preempted, .. } => self.checks.taken(id, stream),
             Frame::Accepted { .. }
+            | Frame::Chunk { .. }
             | Frame::Alive { .. }
             | Frame::Cancel
             | Frame::Done { .. }

@@ -19,7 +19,7 @@ use crate::record::{Paying, Record, Spending};
 use crate::reputation::Experience;
 use crate::router::{Estimate, Gate, OwnView, spill};
 use crate::time::Now;
-use crate::wire::{Abort, Frame, OpenJob, Probe, ProbeReply};
+use crate::wire::{Abort, Frame, Load, OpenJob, Probe, ProbeReply};
 use market::Markets;
 use rand::Rng as _;
 use spillway_ledger::{
@@ -78,6 +78,8 @@ struct Asked {
     job: Option<JobId>,
     model: String,
     candidate: Candidate,
+    /// The names of the prompt's prefix blocks.
+    prefix: Vec<u64>,
     sent: Now,
 }
 
@@ -155,8 +157,8 @@ struct Remote {
     opened: Now,
     /// When its first text came.
     first: Option<Now>,
-    /// It refused; when it said to come again.
-    refused: Option<Now>,
+    /// It refused: when it said to come again, and its load.
+    refused: Option<(Now, Load)>,
     heard: Now,
     /// The client is gone; only the receipt is awaited.
     leaving: bool,

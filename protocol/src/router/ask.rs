@@ -71,6 +71,9 @@ pub struct Candidate {
     /// Units of this very prompt that it says its cache holds, or is seen to hold; `None` leaves it to what the router
     /// remembers.
     pub cached: Option<u64>,
+    /// Units of this very prompt that a quote at hand bills as cached, which its provider then said to hold; `None` without
+    /// a quote: as many as are believed to be cached.
+    pub billed: Option<u64>,
     /// Milliseconds before a job can be sent there at all: a session that has yet to be opened.
     pub ready_ms: f64,
     /// Its place in the user's order; those with a lower one go first whatever they cost.

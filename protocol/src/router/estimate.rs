@@ -79,13 +79,16 @@ pub(super) fn estimate(
             (start, read, rate, (1.0, 1.0))
         }
     };
-    let cached = candidate.cached.unwrap_or(held).min(ask.units);
+    // What a quote bills as cached, its provider has said to hold.
+    let billed = candidate.billed.map(|units| units.min(ask.units));
+    let cached = candidate.cached.unwrap_or(held).max(billed.unwrap_or(0)).min(ask.units);
     let fresh = ask.units - cached;
     let read_ms = units(fresh) * read / 1e6;
     let delays_ms = read_ms * f64::from(known.map_or(0, Known::running));
     let first_ms = distance_ms + candidate.ready_ms.max(0.0) + (start + read_ms) * first_bias;
     let per_unit_us = rate * rate_bias;
-    let usage = Usage { input: fresh, cached, output: ask.output };
+    let billed = billed.unwrap_or(cached);
+    let usage = Usage { input: ask.units - billed, cached: billed, output: ask.output };
     let money = candidate.price.cost(usage).map_or(1e18, |cost| units(cost.micro()));
     let weights = &ask.weights;
     let rest_ms = units(ask.output) * per_unit_us / 1e3;

@@ -252,16 +252,27 @@ impl<P: Copy + Ord> Router<P> {
         stay.first_ms <= go.first_ms + bound_ms
     }
 
-    /// A provider told its load.
+    /// A provider told its load when it was asked.
     pub fn reported(&mut self, now: Now, id: P, report: Report) {
         self.typical.learn(&report);
-        let known = self.entry(now, id);
-        known.report(now, report);
+        self.entry(now, id).report(now, report);
+        self.pooled(id, report.slots_free > 0);
+    }
+
+    /// A provider told its load unasked, on a job's stream.
+    pub fn overheard(&mut self, now: Now, id: P, report: Report) {
+        self.typical.learn(&report);
+        self.entry(now, id).overheard(now, report);
+        self.pooled(id, report.slots_free > 0);
+    }
+
+    /// Its place in the pool, if it is free.
+    fn pooled(&mut self, id: P, free: bool) {
         if let Some(index) = self.pool.iter().position(|other| *other == id) {
             self.pool.remove(index);
         }
         // A full one would only take the room of one that is not, and what is free but dear would be forgotten in a rush.
-        if report.slots_free == 0 {
+        if !free {
             return;
         }
         self.pool.push(id);
@@ -276,6 +287,15 @@ impl<P: Copy + Ord> Router<P> {
     pub fn holds(&mut self, id: P, prefixes: impl IntoIterator<Item = (u64, u64)>) {
         for (name, units) in prefixes {
             self.holders.insert(name, units, id);
+        }
+    }
+
+    /// A provider told how many units of a prompt its cache holds: what was remembered of it beyond that is wrong.
+    pub fn holds_of(&mut self, id: P, prefix: &[u64], prefix_units: u64, units: u64) {
+        self.holders.lost(prefix, &id, units);
+        let blocks = usize::try_from(units / prefix_units.max(1)).unwrap_or(usize::MAX);
+        for (index, name) in prefix.iter().enumerate().take(blocks) {
+            self.holders.insert(*name, (index as u64 + 1) * prefix_units, id);
         }
     }
 

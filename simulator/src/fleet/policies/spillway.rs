@@ -187,6 +187,7 @@ impl Market<u32> for Stalls<'_, '_> {
             distance_ms: view.rtt_us(replica).map(|us| us as f64 / 1e3),
             standing: 1.0,
             cached: view.cached_tokens(replica, self.job).map(u64::from),
+            billed: None,
             ready_ms: 0.0,
             rank: 0,
         })
