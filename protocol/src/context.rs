@@ -58,6 +58,8 @@ pub enum Sabotage {
     OverClaim,
     /// Opens jobs on sessions whose deposit is used up.
     IgnoreDeposit,
+    /// Turns a job away as soon as those that were asked first will not have it.
+    Hasty,
 }
 
 #[derive(Debug)]

@@ -22,6 +22,11 @@ impl World {
                 eprintln!("{at:>10.6} {name:<12} -> {}", crate::log::brief(&effect));
             }
             let kept = matches!(effect, Effect::Persist(_));
+            let faulty = self.line.elapsed() < Duration::from_secs(self.scenario.faults.until_s);
+            let torn = if kept { self.hosts[id].torn.take().filter(|_| faulty) } else { None };
+            if let Some((crate::faults::Torn::Lost, silent, length)) = torn {
+                return crate::faults::crash(self, id, silent, Some(length));
+            }
             if self.hosts[id].adversary.is_some() {
                 for effect in self.twist(id, effect) {
                     self.carry_one(id, effect);
@@ -29,8 +34,7 @@ impl World {
             } else {
                 self.carry_one(id, effect);
             }
-            let faulty = self.line.elapsed() < Duration::from_secs(self.scenario.faults.until_s);
-            if kept && let Some((silent, length)) = self.hosts[id].torn.take().filter(|_| faulty) {
+            if let Some((_, silent, length)) = torn {
                 // What was decided but not carried out is lost, though the record of it is kept, up to the next record.
                 while let Some(lost) = self.hosts[id].peer.as_mut().and_then(spillway_protocol::Peer::poll) {
                     if let Effect::Persist(_) = lost {
@@ -40,7 +44,7 @@ impl World {
                         self.count_work(id, stream, &frame, false);
                     }
                 }
-                return crate::faults::crash(self, id, silent, length);
+                return crate::faults::crash(self, id, silent, Some(length));
             }
         }
     }
@@ -51,6 +55,8 @@ impl World {
             Effect::Placed { job, route, .. } => self.checks.placed(id, &job, route),
             Effect::Deliver { job, bytes } => self.checks.delivered(id, &job, oracle::text_of(&bytes)),
             Effect::Ended { job, outcome } => {
+                // The same event may have filled the last slot.
+                self.note_state(id);
                 if let Some(need) = self.checks.ended(id, &job, &outcome)
                     && let Some(slot) = self.idle_slot(id, &need)
                 {
@@ -98,21 +104,17 @@ impl World {
                 let Some(to) = self.by_node.get(&peer).copied() else {
                     return self.checks.broken(Rule::BadEffect, format!("a probe goes to {peer}, who does not exist"));
                 };
-                if self.passes(id, to) {
+                if self.network.can_meet(id, to) {
                     let bytes = encode(&request);
-                    let wait = self.network.delay(id, to, bytes.len());
-                    self.line.after(wait, Happening::Probed(id, to, life, probe, bytes));
+                    self.post(id, to, bytes.len(), Happening::Probed(id, to, life, probe, bytes));
                 }
             }
             Effect::ReplyProbe { probe, reply } => {
                 let Some((to, asked, theirs)) = self.hosts[id].probed.remove(&probe) else {
                     return self.checks.broken(Rule::BadEffect, format!("probe {} is answered twice", probe.0));
                 };
-                if self.passes(id, to) {
-                    let bytes = encode(&reply);
-                    let wait = self.network.delay(id, to, bytes.len());
-                    self.line.after(wait, Happening::ProbeOver(to, asked, theirs, Some(bytes)));
-                }
+                let bytes = encode(&reply);
+                self.post(id, to, bytes.len(), Happening::ProbeOver(to, asked, theirs, Some(bytes)));
             }
             Effect::Publish(offer) => {
                 let models = |offer: &Signed<spillway_protocol::Offer>| {
@@ -122,9 +124,8 @@ impl World {
                 host.offers.retain(|old| models(old) != models(&offer));
                 host.offers.push(offer.clone());
                 for to in 0..self.hosts.len() {
-                    if to != id && !self.is_deaf(to) && self.passes(id, to) {
-                        let wait = self.network.delay(id, to, 1024);
-                        self.line.after(wait, Happening::Offered(id, to, Box::new(offer.clone())));
+                    if to != id && !self.is_deaf(to) {
+                        self.post(id, to, 1024, Happening::Offered(id, to, Box::new(offer.clone())));
                     }
                 }
             }
@@ -133,10 +134,10 @@ impl World {
                     std::mem::take(&mut self.hosts[id].offers).into_iter().map(std::sync::Arc::new).collect();
                 for to in 0..self.hosts.len() {
                     for offer in &offers {
-                        if to != id && !self.is_deaf(to) && self.passes(id, to) {
+                        if to != id && !self.is_deaf(to) {
                             let taken_back = Event::OfferHeld { offer: std::sync::Arc::clone(offer), until_ms: 0 };
-                            let (wait, life) = (self.network.delay(id, to, 64), self.hosts[to].life);
-                            self.line.after(wait, Happening::Tell(to, life, Box::new(taken_back)));
+                            let life = self.hosts[to].life;
+                            self.post(id, to, 64, Happening::Tell(to, life, Box::new(taken_back)));
                         }
                     }
                 }
@@ -202,6 +203,11 @@ impl World {
         };
         self.hosts[to].called += 1;
         let link = self.network.open((id, stream), (to, StreamId::In(self.hosts[to].called)));
+        if !self.network.can_meet(id, to) {
+            // Found out as soon as a relay has been asked.
+            self.network.close(link, 1);
+            return self.send_parcel(link, 0, Parcel::Closed);
+        }
         self.idle.leaves(self.line.now(), link, id, to);
         self.send_parcel(link, 1, Parcel::Knock);
         self.line.after(IDLE_US, Happening::CallOver(link));
@@ -227,8 +233,6 @@ impl World {
                 if let (Some((session, _)), Some(quote)) = (voucher_of(&open.voucher), quote_of(&open.quote))
                     && let Some(provider) = provider.or_else(|| self.by_node.get(&quote.provider).copied())
                 {
-                    let seller = &self.hosts[provider];
-                    let event = seller.gpu.as_ref().map_or(0, |gpu| gpu.rules().event_bytes + 4);
                     let bought = Bought {
                         job: open.job,
                         leg: open.leg,
@@ -237,7 +241,8 @@ impl World {
                         price,
                         cached: quote.cached_of(&spillway_protocol::prefix::names(&open.model, &open.body)),
                         input: (open.body.len() + open.prefix.len()) as u64,
-                        window: if seller.adversary.is_none() { quote.window.max(event) } else { quote.window },
+                        window: quote.window,
+                        held: 0,
                         output_max: open.output_max.saturating_sub(open.prefix.len() as u64),
                         opened: self.line.now(),
                         first: None,
@@ -356,10 +361,13 @@ impl World {
             }
             Frame::CoSigned(_) => self.checks.agrees(id, stream),
             Frame::Refused { .. } => self.checks.bought_ends(id, stream, LegEnd::Refused),
+            Frame::Alive { held } => {
+                let most = self.hosts[id].config.window_max;
+                self.checks.waits(id, stream, (*held).min(most));
+            }
             Frame::Aborted { abort: Abort::Preempted, .. } => self.checks.taken(id, stream),
             Frame::Accepted { .. }
             | Frame::Chunk { .. }
-            | Frame::Alive { .. }
             | Frame::Cancel
             | Frame::Done { .. }
             | Frame::Aborted { .. }

@@ -123,15 +123,19 @@ pub struct LegSeen {
     pub end: LegEnd,
     /// Text that arrived, in bytes.
     pub received: u64,
-    /// What that costs.
+    /// Output paid ahead by the quote, in units.
+    pub window: u64,
+    /// What the received costs.
     pub worth: Credits,
-    /// The most that the consumer may ever pay for it: what arrived, and unless both signed a window more.
+    /// The most that the consumer may ever pay for it, as in [`Rule::ConsumerExposed`].
     pub bound: Credits,
 }
 
 /// A job that is over, for figures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct JobSeen {
+    /// Its name.
+    pub job: JobId,
     /// Its gateway.
     pub host: HostId,
     /// When its client came.
@@ -287,8 +291,10 @@ pub struct Bought {
     pub input: u64,
     /// How much of that is billed as cached.
     pub cached: u64,
-    /// Output paid ahead, in units: the quote's window, or an honest provider's largest event if that is more.
+    /// Output paid ahead by the quote, in units.
     pub window: u64,
+    /// The largest event that its provider said waits for payment, in units, as far as the consumer may pay that ahead.
+    pub held: u64,
     /// Most output of this leg, in units.
     pub output_max: u64,
     /// When the opening was sent.
@@ -316,15 +322,17 @@ impl Bought {
         if nothing { Credits::ZERO } else { self.cost(self.received) }
     }
 
+    /// The most that its consumer ever promised for it: a window ahead, or one event that is larger.
+    fn ahead(&self) -> Credits {
+        self.cost(self.received.saturating_add(self.window.max(self.held)).min(self.output_max))
+    }
+
+    /// The most that its consumer may have to pay if nothing else ran on its session.
     fn bound(&self) -> Credits {
         match self.end {
             Some(LegEnd::Agreed) => self.worth(),
             Some(LegEnd::Refused | LegEnd::Broken) | None => self.ahead(),
         }
-    }
-
-    fn ahead(&self) -> Credits {
-        self.cost(self.received.saturating_add(self.window).min(self.output_max))
     }
 }
 
@@ -559,6 +567,7 @@ impl Checks {
         let needless = went == Went::Failed && submitted >= self.calm && !excused;
         let (now, given_units) = (self.now, given as u64);
         self.seen.push(JobSeen {
+            job: *job,
             host,
             submitted,
             first_us,
@@ -760,6 +769,7 @@ impl Checks {
             over: self.now,
             end: bought.end.unwrap_or(LegEnd::Broken),
             received: bought.received,
+            window: bought.window,
             worth: bought.worth(),
             bound,
         });
@@ -770,6 +780,13 @@ impl Checks {
         bought.opened = self.now;
         self.sessions.entry(bought.session).or_default().consumer = Some(host);
         self.bought.insert((host, stream), bought);
+    }
+
+    /// A provider tells its consumer that so much waits for payment.
+    pub fn waits(&mut self, host: HostId, stream: StreamId, held: u64) {
+        if let Some(bought) = self.bought.get_mut(&(host, stream)) {
+            bought.held = bought.held.max(held);
+        }
     }
 
     /// Text reaches a consumer.
@@ -853,8 +870,8 @@ impl Checks {
     /// The run is long over: what was agreed upon must have been paid, and nobody paid for more than a window too much.
     /// `settled` tells what a session paid, if its consumer is honest, and whether its provider is, too.
     pub fn all_settled(&mut self, settled: impl Fn(&SessionId) -> Option<(Credits, bool)>) {
-        let sessions: Vec<_> = self.sessions.iter().map(|(id, track)| (*id, track.agreed, track.bound)).collect();
-        for (id, agreed, bound) in sessions {
+        let sessions: Vec<_> = self.sessions.iter().map(|(id, track)| (*id, *track)).collect();
+        for (id, SessionTrack { agreed, bound, .. }) in sessions {
             let Some((paid, honest)) = settled(&id) else { continue };
             let paid = paid.micro();
             self.hold(Rule::ConsumerExposed, paid <= bound, || {
@@ -871,6 +888,9 @@ impl Checks {
         let open: Vec<_> =
             self.jobs.iter().filter(|(_, track)| !track.over).map(|(id, track)| (*id, track.host)).collect();
         for (job, host) in open {
+            if self.adversaries[host].is_some() {
+                continue; // Whoever cheats may wait as long as it likes.
+            }
             self.broken(Rule::NeverEnded, format!("job {job} at node {host}"));
         }
     }

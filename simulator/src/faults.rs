@@ -16,8 +16,8 @@ pub enum Fault {
     Crash {
         /// Whose.
         host: HostId,
-        /// It strikes after the next record is kept, before what follows it.
-        torn: bool,
+        /// Where it strikes in what the process is about to do.
+        torn: Torn,
         /// Nobody is told; others notice when it does not answer.
         silent: bool,
         /// How long it is down, in microseconds.
@@ -29,10 +29,53 @@ pub enum Fault {
     Stall(HostId, u64),
     /// A GPU fails all it runs, and takes nothing.
     GpuFails(HostId, u64),
-    /// The network falls in two.
-    Cut(BTreeSet<HostId>, u64),
+    /// The network falls in two, or only lets nothing out of one part.
+    Cut {
+        /// The part.
+        side: BTreeSet<HostId>,
+        /// Others still get in.
+        one_way: bool,
+        /// How long, in microseconds.
+        length: u64,
+    },
+    /// The network falls in two and heals, so many times, each for that long.
+    Flap(BTreeSet<HostId>, u32, u64),
+    /// What a node says goes out slowly: so many bytes a second.
+    Slow(HostId, u64, u64),
+    /// A provider leaves for good, in the middle of its work if any does, and this one takes its place.
+    Replace {
+        /// The newcomer.
+        spare: HostId,
+        /// As for a crash.
+        silent: bool,
+    },
     /// The ledger makes no blocks.
     LedgerPause(u64),
+}
+
+/// Where in what a process is about to do a crash strikes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Torn {
+    /// Between two events.
+    No,
+    /// After the next record is kept, before what follows it.
+    Kept,
+    /// Before the next record is on disk: it and what follows are lost.
+    Lost,
+}
+
+/// How often a flapping network flaps.
+const FLAPS: u32 = 6;
+
+/// Some places and a first one, drawn; never all.
+fn side(world: &mut World, first: HostId) -> BTreeSet<HostId> {
+    // The authority counts as one more place.
+    let places = world.hosts.len() as u64 + 1;
+    let mut side = BTreeSet::from([first]);
+    for _ in 0..world.fault_draws.below(places - 1) {
+        side.insert(world.fault_draws.below(places) as HostId);
+    }
+    side
 }
 
 /// Draws all that will go wrong.
@@ -45,27 +88,40 @@ pub fn plan(world: &mut World) {
     let with_gpu: Vec<HostId> = all.iter().copied().filter(|host| world.hosts[*host].gpu.is_some()).collect();
     type Make = fn(&mut World, HostId, u64) -> Fault;
     let crash: Make = |world, host, length| {
-        let torn = world.fault_draws.happens(world.scenario.faults.torn_per_mille * 1000);
+        let torn = match world.fault_draws.happens(world.scenario.faults.torn_per_mille * 1000) {
+            false => Torn::No,
+            true if world.fault_draws.happens(300_000) => Torn::Lost,
+            true => Torn::Kept,
+        };
         Fault::Crash { host, torn, silent: world.fault_draws.happens(500_000), length }
     };
-    let cut: Make = |world, first, length| {
-        // The authority counts as one more place.
-        let places = world.hosts.len() as u64 + 1;
-        let mut side = BTreeSet::from([first]);
-        for _ in 0..world.fault_draws.below(places - 1) {
-            side.insert(world.fault_draws.below(places) as HostId);
-        }
-        Fault::Cut(side, length)
-    };
-    let kinds: [(u64, &[HostId], Make); 7] = [
+    let kinds: [(u64, &[HostId], Make); 10] = [
         (rules.provider_crashes_per_hour, &providers, crash),
         (rules.gateway_crashes_per_hour, &gateways, crash),
         (rules.freezes_per_hour, &all, |_, host, length| Fault::Freeze(host, length)),
         (rules.gpu_stalls_per_hour, &with_gpu, |_, host, length| Fault::Stall(host, length)),
         (rules.gpu_failures_per_hour, &with_gpu, |_, host, length| Fault::GpuFails(host, length)),
-        (rules.partitions_per_hour, &all, cut),
+        (rules.partitions_per_hour, &all, |world, first, length| {
+            let side = side(world, first);
+            Fault::Cut { side, one_way: false, length }
+        }),
         (rules.ledger_pauses_per_hour, &all, |_, _, length| Fault::LedgerPause(length)),
+        (rules.one_way_per_hour, &all, |world, first, length| {
+            let side = side(world, first);
+            Fault::Cut { side, one_way: true, length }
+        }),
+        (rules.flaps_per_hour, &all, |world, first, length| {
+            let side = side(world, first);
+            Fault::Flap(side, FLAPS, (length / u64::from(2 * FLAPS)).max(1))
+        }),
+        (rules.slow_links_per_hour, &all, |world, host, length| {
+            Fault::Slow(host, world.fault_draws.within([3_000, 50_000]), length)
+        }),
     ];
+    for (at, spare) in std::mem::take(&mut world.churn) {
+        let silent = world.fault_draws.happens(500_000);
+        world.line.at(START.after(Duration::from_micros(at)), Happening::Fault(Fault::Replace { spare, silent }));
+    }
     for (per_hour, hosts, make) in kinds {
         if per_hour == 0 || hosts.is_empty() {
             continue;
@@ -91,12 +147,12 @@ pub fn strike(world: &mut World, fault: Fault) {
     }
     let end = |world: &World, length| Now(world.line.now().0 + length);
     match fault {
-        Fault::Crash { host, torn: true, silent, length } => {
+        Fault::Crash { host, torn: Torn::No, silent, length } => crash(world, host, silent, Some(length)),
+        Fault::Crash { host, torn, silent, length } => {
             if world.hosts[host].peer.is_some() {
-                world.hosts[host].torn = Some((silent, length));
+                world.hosts[host].torn = Some((torn, silent, length));
             }
         }
-        Fault::Crash { host, torn: false, silent, length } => crash(world, host, silent, length),
         Fault::Freeze(host, length) => {
             if !std::mem::replace(&mut world.hosts[host].frozen, true) {
                 world.note_state(host);
@@ -124,13 +180,24 @@ pub fn strike(world: &mut World, fault: Fault) {
             world.deliver(host, life, capacity);
             world.note_state(host);
         }
-        Fault::Cut(side, length) => {
+        Fault::Cut { side, one_way, length } => {
             world.cuts += 1;
             world.trouble_across(&side);
-            world.network.cut(world.cuts, side);
+            world.network.cut(world.cuts, side, one_way);
             world.line.after(length, Happening::Heal(world.cuts));
             world.line.after(IDLE_US, Happening::Sever(world.cuts));
         }
+        Fault::Flap(side, times, each) => {
+            strike(world, Fault::Cut { side: side.clone(), one_way: false, length: each });
+            if times > 1 {
+                world.line.after(2 * each, Happening::Fault(Fault::Flap(side, times - 1, each)));
+            }
+        }
+        Fault::Slow(host, bytes_per_s, length) => {
+            let until = end(world, length);
+            world.network.slow_down(host, bytes_per_s, until);
+        }
+        Fault::Replace { spare, silent } => replace(world, spare, silent),
         Fault::LedgerPause(length) => {
             let end = end(world, length);
             world.authority.paused_until = end.max(world.authority.paused_until);
@@ -138,8 +205,29 @@ pub fn strike(world: &mut World, fault: Fault) {
     }
 }
 
-/// Takes a node down; it starts again after `length` microseconds.
-pub fn crash(world: &mut World, id: HostId, silent: bool, length: u64) {
+/// Lets one of a fleet leave for good, and another come a while later.
+fn replace(world: &mut World, spare: HostId, silent: bool) {
+    let fleet = &world.hosts[spare].fleet;
+    let there: Vec<HostId> = (0..world.hosts.len())
+        .filter(|id| world.hosts[*id].fleet == *fleet && world.hosts[*id].peer.is_some())
+        .collect();
+    let serving = |id: &HostId| {
+        let theirs = world.network.links(|link| link.opened && link.ends[1].host == *id && !link.ends[1].closed);
+        !theirs.is_empty()
+    };
+    let at_work: Vec<HostId> = there.iter().copied().filter(serving).collect();
+    let from = if at_work.is_empty() { there } else { at_work };
+    if !from.is_empty() {
+        let leaves = from[world.fault_draws.below(from.len() as u64) as usize];
+        world.hosts[leaves].left = Some(world.line.now());
+        crash(world, leaves, silent, None);
+    }
+    let wait = world.fault_draws.within([1_000_000, 30_000_000]);
+    world.line.after(wait, Happening::Start(spare));
+}
+
+/// Takes a node down; it starts again after `length` microseconds, if ever.
+pub fn crash(world: &mut World, id: HostId, silent: bool, length: Option<u64>) {
     let host = &mut world.hosts[id];
     if host.peer.take().is_none() {
         return; // Down already.
@@ -161,9 +249,11 @@ pub fn crash(world: &mut World, id: HostId, silent: bool, length: u64) {
     world.checks.crashed(id);
     world.idle.forgets(id);
     world.note_state(id);
-    world.line.after(length, Happening::Start(id));
+    if let Some(length) = length {
+        world.line.after(length, Happening::Start(id));
+    }
     // Whoever is not told notices by itself, at the latest when the node is back and knows nothing of it.
-    let notice = if silent { length.min(IDLE_US) } else { 0 };
+    let notice = if silent { length.map_or(IDLE_US, |length| length.min(IDLE_US)) } else { 0 };
     for link in world.network.links(|link| link.ends.iter().any(|end| end.host == id && !end.closed)) {
         let side = usize::from(world.network.link(link).is_some_and(|found| found.ends[1].host == id));
         let stream = world.network.link(link).map(|found| found.ends[side].stream);
@@ -176,7 +266,7 @@ pub fn crash(world: &mut World, id: HostId, silent: bool, length: u64) {
     }
     let node = world.hosts[id].node;
     for other in (0..world.hosts.len()).filter(|other| *other != id) {
-        let wait = notice + world.network.delay(id, other, 0);
+        let wait = notice + world.network.delay(world.line.now(), id, other, 0);
         world.line.after(wait, Happening::Tell(other, world.hosts[other].life, Box::new(Event::PeerLost(node))));
     }
 }

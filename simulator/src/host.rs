@@ -6,6 +6,7 @@ use crate::books::Clerk;
 use crate::check::Rule;
 use crate::data::regions;
 use crate::draws::key;
+use crate::faults::Torn;
 use crate::gpu::{Gpu, Made};
 use crate::idle::{Levels, Since};
 use crate::network::HostId;
@@ -43,8 +44,14 @@ pub(crate) struct Host {
     pub(crate) life: u32,
     /// Whether others see at once that it is down.
     pub(crate) silent: bool,
-    /// Crashes after the next record is kept, for that long.
-    pub(crate) torn: Option<(bool, u64)>,
+    /// Crashes at the next record: where, whether silently, and for how long.
+    pub(crate) torn: Option<(Torn, bool, u64)>,
+    /// It starts only when it takes another's place.
+    pub(crate) spare: bool,
+    /// When it left for good.
+    pub(crate) left: Option<Now>,
+    /// By how much its clock is ahead, in microseconds.
+    pub(crate) skew_us: i64,
     pub(crate) frozen: bool,
     /// What came while it was frozen.
     pub(crate) inbox: VecDeque<Event>,
@@ -98,6 +105,9 @@ impl Host {
             life: 0,
             silent: false,
             torn: None,
+            spare: false,
+            left: None,
+            skew_us: 0,
             frozen: false,
             inbox: VecDeque::new(),
             stalled_until: START,
@@ -119,6 +129,19 @@ impl Host {
             hears_of_deposit: false,
             tick_at: None,
         }
+    }
+}
+
+impl Host {
+    /// What its clock shows.
+    pub(crate) const fn clock(&self, now: Now) -> Now {
+        Now(now.0.saturating_add_signed(self.skew_us))
+    }
+
+    /// When its peer wants to be woken, by the world's clock.
+    fn deadline(&self) -> Option<Now> {
+        let due = self.peer.as_ref()?.deadline()?;
+        Some(Now(due.0.saturating_add_signed(-self.skew_us)))
     }
 }
 
@@ -171,6 +194,11 @@ impl World {
         (self.hook)(&host.name, &mut peer);
         host.peer = Some(peer);
         host.silent = false;
+        // Each life has its own clock.
+        let most = self.scenario.faults.clock_skew_ms * 1000;
+        let skew = if most == 0 { 0 } else { self.fault_draws.below(2 * most + 1) as i64 - most as i64 };
+        self.hosts[id].skew_us = skew;
+        let host = &mut self.hosts[id];
         let (life, account, gpu_down) = (host.life, host.account, host.gpu_down);
         self.deliver(id, life, Event::Addresses(vec![format!("/sim/{id}")]));
         if !gpu_down {
@@ -215,7 +243,7 @@ impl World {
             return;
         }
         for offer in self.hosts[from].offers.clone() {
-            let wait = self.network.delay(from, to, 1024);
+            let wait = self.network.delay(self.line.now(), from, to, 1024);
             self.line.after(wait, Happening::Offered(from, to, Box::new(offer)));
         }
     }
@@ -268,7 +296,8 @@ impl World {
                 self.checks.leg_over(id, stream);
             }
         }
-        host.peer.as_mut().expect("seen above").handle(now, event);
+        let clock = host.clock(now);
+        host.peer.as_mut().expect("seen above").handle(clock, event);
         self.carry(id);
         self.hosts[id].hears_of_deposit = false;
         if let Some(stream) = over {
@@ -282,7 +311,7 @@ impl World {
     pub(crate) fn plan_tick(&mut self, id: HostId) {
         let now = self.line.now();
         let host = &mut self.hosts[id];
-        let Some(due) = host.peer.as_ref().and_then(Peer::deadline) else { return };
+        let Some(due) = host.deadline() else { return };
         let due = due.max(now);
         if host.tick_at.is_none_or(|at| due < at || at < now) {
             host.tick_at = Some(due);
@@ -297,7 +326,7 @@ impl World {
             return;
         }
         host.tick_at = None;
-        let Some(due) = host.peer.as_ref().and_then(Peer::deadline) else { return };
+        let Some(due) = host.deadline() else { return };
         if due > now {
             return self.plan_tick(id);
         }

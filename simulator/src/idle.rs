@@ -277,6 +277,7 @@ impl World {
         let long_ago = earlier(now, once + PATIENCE_US);
         let answers = |provider: &&HostId| {
             self.network.connected(gateway, **provider)
+                && self.network.can_meet(gateway, **provider)
                 && self.hosts[**provider].awake.held_at(long_ago)
                 && self.idle.clear_since(gateway, **provider) < long_ago
         };
@@ -314,6 +315,9 @@ impl World {
                 && seller.stalled_until < then
                 && known.since <= then
                 && self.network.connected(gateway, *provider)
+                && self.network.can_meet(gateway, *provider)
+                && !self.network.is_slow(then, gateway)
+                && !self.network.is_slow(then, *provider)
                 && self.idle.clear_since(gateway, *provider) < then
                 && self.idle.causes.get(&pair).is_none_or(|cause| cause.until < then)
                 && self.can_pay(gateway, *provider, known.price, need)

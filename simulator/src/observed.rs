@@ -7,6 +7,7 @@ use crate::network::HostId;
 use crate::report::Report;
 use crate::world::World;
 use spillway_ledger::Credits;
+use spillway_protocol::Now;
 
 /// A node, as far as figures need it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -17,6 +18,8 @@ pub struct HostSeen {
     pub fleet: String,
     /// How it broke the rules, if it did.
     pub adversary: Option<Adversary>,
+    /// When it left for good, if it did.
+    pub left: Option<Now>,
     /// What its hardware said for strangers, and what of that it sent, in bytes.
     pub made: u64,
     /// See `made`.
@@ -64,6 +67,7 @@ impl Observed {
                 name: host.name.clone(),
                 fleet: host.fleet.clone(),
                 adversary: host.adversary,
+                left: host.left,
                 made: host.made,
                 sent: host.sent,
                 balance: [Credits::new(began), book.balance(&host.account)],

@@ -65,6 +65,29 @@ impl World {
         self.by_account.get(account).is_none_or(|hosts| hosts.iter().all(|host| self.hosts[*host].adversary.is_none()))
     }
 
+    /// Whether the node of an account has left for good.
+    pub(crate) fn left(&self, account: &spillway_ledger::Account) -> bool {
+        self.by_account.get(account).is_some_and(|hosts| hosts.iter().any(|host| self.hosts[*host].left.is_some()))
+    }
+
+    /// Sends a single message: it may get lost, come twice, or be overtaken.
+    pub(crate) fn post(&mut self, from: HostId, to: HostId, bytes: usize, what: Happening) {
+        if !self.passes(from, to) {
+            return;
+        }
+        let now = self.line.now();
+        if self.network.doubles(now) {
+            let wait = self.network.delay(now, from, to, bytes) + self.network.lags(now);
+            self.line.after(wait, what.clone());
+        }
+        let lag = self.network.lags(now);
+        if lag > 0 {
+            self.idle.troubled(now, from, to);
+        }
+        let wait = self.network.delay(now, from, to, bytes) + lag;
+        self.line.after(wait, what);
+    }
+
     /// Whether a single message gets from one place to another.
     pub(crate) fn passes(&mut self, from: HostId, to: HostId) -> bool {
         let now = self.line.now();
@@ -72,7 +95,7 @@ impl World {
             self.idle.troubled(now, from, to);
             return false;
         }
-        self.network.connected(from, to)
+        self.network.carries(from, to)
     }
 
     /// Notes that the ways between `side` and everyone else were in trouble until now.
@@ -101,7 +124,7 @@ impl World {
 
     pub(crate) fn probed(&mut self, from: HostId, to: HostId, life: u32, probe: ProbeId, bytes: &[u8]) {
         let host = &mut self.hosts[to];
-        if host.peer.is_none() || !self.network.connected(from, to) {
+        if host.peer.is_none() || !self.network.carries(from, to) {
             return;
         }
         host.called += 1;
@@ -125,10 +148,7 @@ impl World {
     pub(crate) fn hand_in(&mut self, id: HostId, entry: Signed<Entry>) {
         let (life, authority) = (self.hosts[id].life, self.hosts.len());
         self.line.after(RESUBMIT_US, Happening::Resubmit(id, life, entry.value().business));
-        if self.passes(id, authority) {
-            let wait = self.network.delay(id, authority, 512);
-            self.line.after(wait, Happening::Submitted(id, life, Box::new(entry)));
-        }
+        self.post(id, authority, 512, Happening::Submitted(id, life, Box::new(entry)));
     }
 
     pub(crate) fn plan_block(&mut self) {
@@ -165,10 +185,7 @@ impl World {
                 let name = &self.hosts[host].name;
                 eprintln!("{:>10.6} ledger       {name}: {verdict:?}", self.line.elapsed().as_secs_f64());
             }
-            if self.passes(host, self.hosts.len()) {
-                let wait = self.network.delay(self.hosts.len(), host, 256);
-                self.line.after(wait, Happening::Heard(host, life, business, verdict));
-            }
+            self.post(self.hosts.len(), host, 256, Happening::Heard(host, life, business, verdict));
         }
         for (account, event) in made.news {
             if let Event::Balance(balance) = event {
@@ -195,7 +212,8 @@ impl World {
         if self.hosts[id].peer.is_none() {
             return; // It will read all of it when it starts.
         }
-        let at = Now(self.line.now().0 + self.network.delay(self.hosts.len(), id, 256));
+        let now = self.line.now();
+        let at = Now(now.0 + self.network.delay(now, self.hosts.len(), id, 256));
         let host = &mut self.hosts[id];
         let due = host.news.back().map_or(at, |(last, _)| Now(last.0 + 1).max(at));
         host.news.push_back((due, event));
@@ -205,7 +223,7 @@ impl World {
     /// Tells a node the news that has arrived, unless it is cut off from the authority.
     pub(crate) fn read_news(&mut self, id: HostId) {
         let (now, authority) = (self.line.now(), self.hosts.len());
-        while self.network.connected(id, authority) {
+        while self.network.carries(authority, id) {
             let host = &mut self.hosts[id];
             if host.news.front().is_none_or(|(due, _)| *due > now) {
                 return;

@@ -5,7 +5,7 @@
 use crate::adversary::Adversary;
 use crate::data::regions::REGIONS;
 use crate::draws::Draws;
-use crate::network::DRAWN_REGIONS;
+use crate::network::{DRAWN_REGIONS, Nat};
 use serde::{Deserialize, Serialize};
 
 /// A whole setting.
@@ -71,6 +71,9 @@ pub struct Fleet {
     /// Slots that strangers never get.
     #[serde(default)]
     pub reserved_slots: u32,
+    /// How it can be reached.
+    #[serde(default)]
+    pub nat: Nat,
     /// How it breaks the rules, if it does.
     #[serde(default)]
     pub adversary: Option<Adversary>,
@@ -214,11 +217,24 @@ pub struct NetworkRules {
     pub break_per_million: u32,
     /// How many of a million probes, offers and ledger messages get lost, until the faults stop.
     pub drop_per_million: u32,
+    /// How many of these come twice.
+    pub double_per_million: u32,
+    /// How many of these take longer than others, so that later ones overtake them.
+    pub lag_per_million: u32,
+    /// The most that they take longer, in microseconds.
+    pub lag_us: u64,
 }
 
 impl Default for NetworkRules {
     fn default() -> Self {
-        Self { jitter_us: 2000, break_per_million: 0, drop_per_million: 0 }
+        Self {
+            jitter_us: 2000,
+            break_per_million: 0,
+            drop_per_million: 0,
+            double_per_million: 0,
+            lag_per_million: 0,
+            lag_us: 400_000,
+        }
     }
 }
 
@@ -286,6 +302,17 @@ pub struct FaultRules {
     pub partitions_per_hour: u64,
     /// Pauses of the ledger, per hour.
     pub ledger_pauses_per_hour: u64,
+    /// Cuts through which nothing of one part gets out, while others get in, per hour.
+    pub one_way_per_hour: u64,
+    /// Cuts that come and go, per hour.
+    pub flaps_per_hour: u64,
+    /// Links that are slow for a while, per hour.
+    pub slow_links_per_hour: u64,
+    /// How many of a thousand providers leave for good in an hour, in the middle of their work; a newcomer takes each
+    /// one's place. Fleets with clients stay.
+    pub replaced_per_mille_per_hour: u64,
+    /// The most by which a node's clock is off, either way, in milliseconds.
+    pub clock_skew_ms: u64,
 }
 
 impl Default for FaultRules {
@@ -301,6 +328,11 @@ impl Default for FaultRules {
             gpu_failures_per_hour: 0,
             partitions_per_hour: 0,
             ledger_pauses_per_hour: 0,
+            one_way_per_hour: 0,
+            flaps_per_hour: 0,
+            slow_links_per_hour: 0,
+            replaced_per_mille_per_hour: 0,
+            clock_skew_ms: 0,
         }
     }
 }
@@ -436,6 +468,10 @@ impl Scenario {
         range("network.jitter_us", self.network.jitter_us, 0, 10_000_000)?;
         range("network.break_per_million", u64::from(self.network.break_per_million), 0, 1_000_000)?;
         range("network.drop_per_million", u64::from(self.network.drop_per_million), 0, 900_000)?;
+        range("network.double_per_million", u64::from(self.network.double_per_million), 0, 1_000_000)?;
+        range("network.lag_per_million", u64::from(self.network.lag_per_million), 0, 1_000_000)?;
+        range("network.lag_us", self.network.lag_us, 0, 10_000_000)?;
+        range("faults.clock_skew_ms", self.faults.clock_skew_ms, 0, 10_000)?;
         range("market.deposit_micro", self.market.deposit_micro, 1, 1_000_000_000_000)?;
         range("market.sessions_ahead", u64::from(self.market.sessions_ahead), 0, 64)?;
         range("market.session_s", self.market.session_s, 660, 30 * 86_400)?;
@@ -456,10 +492,56 @@ impl Scenario {
             ("gpu_failures_per_hour", self.faults.gpu_failures_per_hour),
             ("partitions_per_hour", self.faults.partitions_per_hour),
             ("ledger_pauses_per_hour", self.faults.ledger_pauses_per_hour),
+            ("one_way_per_hour", self.faults.one_way_per_hour),
+            ("flaps_per_hour", self.faults.flaps_per_hour),
+            ("slow_links_per_hour", self.faults.slow_links_per_hour),
+            ("replaced_per_mille_per_hour", self.faults.replaced_per_mille_per_hour),
         ] {
             range(&format!("faults.{name}"), rate, 0, 36_000)?;
         }
         Ok(())
+    }
+
+    /// What was added to drawn scenarios later, by a stream of draws of its own, so that the rest of each stays as it was.
+    fn widen(
+        seed: u64,
+        fleets: &mut Vec<Fleet>,
+        clients: &mut Vec<Clients>,
+        network: &mut NetworkRules,
+        faults: &mut FaultRules,
+    ) {
+        let mut draws = Draws::new(seed, "scenario, wider");
+        let mut some = |most: u64| if draws.happens(500_000) { draws.below(most) } else { 0 };
+        network.double_per_million = some(30_000) as u32;
+        network.lag_per_million = some(50_000) as u32;
+        // One in eight goes on without anything that goes wrong: see `until_s`.
+        faults.one_way_per_hour = some(250);
+        faults.flaps_per_hour = some(150);
+        faults.slow_links_per_hour = some(250);
+        faults.replaced_per_mille_per_hour = some(30_000);
+        faults.clock_skew_ms = some(2_000);
+        for fleet in fleets.iter_mut() {
+            fleet.nat = match draws.below(10) {
+                0 => Nat::Closed,
+                1 | 2 => Nat::Relayed,
+                _ => Nat::Open,
+            };
+        }
+        // One in four has an adversary among its providers, one in ten among its consumers.
+        if draws.happens(250_000) {
+            let like = fleets.iter().rfind(|fleet| fleet.provide).expect("each has a provider").clone();
+            let kind = Adversary::PROVIDERS[draws.below(Adversary::PROVIDERS.len() as u64) as usize];
+            let count = draws.within([1, 2]) as u32;
+            fleets.push(Fleet { name: "adversary".into(), count, adversary: Some(kind), ..like });
+        }
+        if draws.happens(100_000) {
+            let kind = Adversary::CONSUMERS[draws.below(Adversary::CONSUMERS.len() as u64) as usize];
+            let (like, asks) = (fleets[0].clone(), clients[0].clone());
+            let name = "adversary-consumer".to_owned();
+            let arrivals = Arrivals::Poisson { per_minute: draws.within([5, 20]) };
+            clients.push(Clients { fleet: name.clone(), arrivals, ..asks });
+            fleets.push(Fleet { name, count: 1, provide: false, gpu: None, adversary: Some(kind), ..like });
+        }
     }
 
     /// The scenario that `seed` draws: small, and with some of every fault.
@@ -489,6 +571,7 @@ impl Scenario {
                 price_output_micro: draws.within([0, 800_000]),
                 price_cached_micro: None,
                 reserved_slots: draws.within([0, 1]) as u32,
+                nat: Nat::Open,
                 adversary: None,
                 sell: always(),
                 preempt: draws.happens(700_000),
@@ -528,6 +611,7 @@ impl Scenario {
                 price_output_micro: draws.within([1, 800_000]),
                 price_cached_micro: draws.happens(500_000).then(|| draws.within([0, price_input_micro])),
                 reserved_slots: 0,
+                nat: Nat::Open,
                 adversary: None,
                 sell: if draws.happens(100_000) { format!("below {}%", draws.within([1, 100])) } else { always() },
                 preempt: true,
@@ -537,7 +621,7 @@ impl Scenario {
         // One in eight is without faults: nothing excuses a failure there.
         let until_s = if draws.happens(125_000) { 0 } else { 40 };
         let mut rate = |most: u64| if draws.happens(700_000) { draws.below(most) } else { 0 };
-        let faults = FaultRules {
+        let mut faults = FaultRules {
             until_s,
             length_ms: [50, 9000],
             provider_crashes_per_hour: rate(900),
@@ -548,6 +632,7 @@ impl Scenario {
             gpu_failures_per_hour: rate(250),
             partitions_per_hour: rate(250),
             ledger_pauses_per_hour: rate(120),
+            ..FaultRules::default()
         };
         let mut market = MarketRules {
             deposit_micro: draws.within([500, 40_000]),
@@ -559,12 +644,14 @@ impl Scenario {
             block_ms: draws.within([10, 1500]),
             ..MarketRules::default()
         };
-        let network = NetworkRules {
+        let mut network = NetworkRules {
             jitter_us: draws.within([0, 40_000]),
             break_per_million: draws.within([0, 3000]) as u32,
             drop_per_million: draws.within([0, 50_000]) as u32,
+            ..NetworkRules::default()
         };
         market.sessions_ahead = draws.within([0, 4]) as u32;
+        Self::widen(seed, &mut fleets, &mut clients, &mut network, &mut faults);
         let about = "drawn by its seed".into();
         // Clients go on after the faults, to see whether all is well again.
         let duration_s = if until_s == 0 { 40 } else { until_s + 45 };

@@ -25,7 +25,7 @@ const RECOVERY: Duration = Duration::from_secs(20);
 const SETTLING: Duration = Duration::from_secs(60);
 
 /// Something that is to happen.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub enum Happening {
     /// A node starts.
     Start(HostId),
@@ -94,6 +94,8 @@ pub struct World {
     pub(crate) by_account: BTreeMap<Account, Vec<HostId>>,
     pub(crate) by_node: BTreeMap<NodeId, HostId>,
     pub(crate) idle: Idle,
+    /// When a provider leaves for good, in microseconds from the beginning, and who takes its place.
+    pub(crate) churn: Vec<(u64, HostId)>,
     sources: Vec<Source>,
     fleets: BTreeMap<String, Vec<HostId>>,
     pub(crate) hook: Hook,
@@ -127,6 +129,39 @@ impl World {
                 hosts.push(host);
             }
         }
+        // Newcomers, each to take the place of one who leaves. Gateways stay: their clients have nowhere else to go.
+        let mut churn = Vec::new();
+        let mut churn_draws = Draws::new(seed, "churn");
+        for fleet in &scenario.fleets {
+            let asked = scenario.clients.iter().any(|clients| clients.fleet == fleet.name);
+            let rate = u64::from(fleet.count) * scenario.faults.replaced_per_mille_per_hour;
+            if !fleet.provide || asked || rate == 0 {
+                continue;
+            }
+            let mut at = 0;
+            for number in fleet.count.. {
+                at += churn_draws.wait(3_600_000_000_000 / rate);
+                if at >= scenario.faults.until_s * 1_000_000 {
+                    break;
+                }
+                let id = hosts.len();
+                let mut host = Host::new(seed, id, &scenario, fleet, number);
+                host.spare = true;
+                regions.push(region(&fleet.region));
+                balances.push((host.account, Credits::new(fleet.balance_micro)));
+                fleets.entry(fleet.name.clone()).or_default().push(id);
+                by_account.entry(host.account).or_default().push(id);
+                by_node.insert(host.node, id);
+                idle.balance(START, host.account, Credits::new(fleet.balance_micro));
+                hosts.push(host);
+                churn.push((at, id));
+            }
+        }
+        let nat = hosts.iter().map(|host| {
+            let fleet = scenario.fleets.iter().find(|fleet| fleet.name == host.fleet);
+            fleet.map_or(crate::network::Nat::Open, |fleet| fleet.nat)
+        });
+        let nat = nat.collect();
         // The authority is the last place in the network.
         regions.push(regions.first().copied().unwrap_or_default());
         let sources = scenario.clients.iter().cloned().enumerate();
@@ -142,7 +177,8 @@ impl World {
                 scenario.network,
                 regions,
                 START.after(Duration::from_secs(scenario.faults.until_s)),
-            ),
+            )
+            .with_nat(nat),
             authority: Authority::new(&genesis, &issuer, &balances),
             checks: Checks::new(seed, calm, hosts.iter().map(|host| host.adversary).collect()),
             fault_draws: Draws::new(seed, "faults"),
@@ -153,6 +189,7 @@ impl World {
             by_account,
             by_node,
             idle,
+            churn,
             fleets,
             hook,
             scenario,
@@ -166,7 +203,7 @@ impl World {
 
     /// Everything, from the first node's start until the last deposit is back.
     pub fn run(&mut self) {
-        for host in 0..self.hosts.len() {
+        for host in (0..self.hosts.len()).filter(|host| !self.hosts[*host].spare).collect::<Vec<_>>() {
             let wait = self.fault_draws.below(500_000);
             self.line.after(wait, Happening::Start(host));
         }
@@ -192,7 +229,7 @@ impl World {
             .authority
             .sessions()
             .filter(|(_, seen)| self.honest(&seen.consumer))
-            .map(|(id, seen)| (*id, (seen.settled, self.honest(&seen.provider))))
+            .map(|(id, seen)| (*id, (seen.settled, self.honest(&seen.provider) && !self.left(&seen.provider))))
             .collect();
         self.checks.all_settled(|session| paid.get(session).copied());
         // What was opened for jobs that never came ends, too.
@@ -247,12 +284,14 @@ impl World {
     fn nothing_is_left(&mut self) {
         let mut left = Vec::new();
         let honest = |host: HostId| self.hosts[host].adversary.is_none();
+        let cheated = self.hosts.iter().any(|host| host.adversary.is_some_and(|kind| !kind.is_provider()));
         let streams = self.network.links(|link| link.ends.iter().all(|end| honest(end.host))).len();
         if streams > 0 {
             left.push(format!("{streams} streams"));
         }
         for host in self.hosts.iter().filter(|host| host.adversary.is_none()) {
-            let load = host.gpu.as_ref().map_or(0, Gpu::load);
+            // Who cheats may go on asking for longer than the calm lasts.
+            let load = if cheated { 0 } else { host.gpu.as_ref().map_or(0, Gpu::load) };
             let things =
                 [(load, "pieces of work"), (host.probes.len(), "probes"), (host.probed.len(), "unanswered probes")];
             for (count, what) in things.into_iter().filter(|(count, _)| *count > 0) {
@@ -288,7 +327,7 @@ impl World {
                 self.deliver(host, life, Event::ProbeReplied { probe, reply });
             }
             Happening::Offered(from, to, offer) => {
-                if self.network.connected(from, to) {
+                if self.network.carries(from, to) {
                     let life = self.hosts[to].life;
                     self.deliver(to, life, Event::OfferReceived(*offer));
                     self.ping(to, from);
@@ -297,7 +336,7 @@ impl World {
             Happening::Step(host, life, work) => self.step_gpu(host, life, work),
             Happening::Mischief(host, life) => self.mischief(host, life),
             Happening::Submitted(host, life, entry) => {
-                if self.network.connected(host, self.hosts.len()) {
+                if self.network.carries(host, self.hosts.len()) {
                     self.authority.submit(host, life, *entry);
                     self.plan_block();
                 }
@@ -345,8 +384,9 @@ impl World {
 
     /// A node pings those that it happens to be connected to: a third of all. The others' distances it has to estimate.
     fn ping(&mut self, from: HostId, to: HostId) {
-        if (from + to).is_multiple_of(3) {
-            let wait = self.network.delay(from, to, 64) + self.network.delay(to, from, 64);
+        if (from + to).is_multiple_of(3) && self.network.can_meet(from, to) {
+            let now = self.line.now();
+            let wait = self.network.delay(now, from, to, 64) + self.network.delay(now, to, from, 64);
             let (life, peer) = (self.hosts[from].life, self.hosts[to].node);
             let event = Event::RoundTrip { peer, rtt: Duration::from_micros(wait) };
             self.line.after(wait, Happening::Tell(from, life, Box::new(event)));

@@ -149,6 +149,10 @@ impl Consumer {
 
     /// Nobody on the network will have it now: it waits for a slot, tries its next model, or ends.
     fn unplaced(&mut self, cx: &mut Context, id: JobId, any: bool, free_at: Option<Now>) {
+        #[cfg(feature = "sabotage")]
+        if cx.sabotaged(crate::context::Sabotage::Hasty) {
+            return self.fail(cx, id, Reason::ProviderRefused, None, "it was in haste");
+        }
         let active = self.jobs.get_mut(&id).expect("the caller holds the job");
         let own_may = !active.own_failed && active.job.preferences.allows_own();
         if own_may && cx.own.state(&active.job.model, active.job.kind) == OwnState::Free {

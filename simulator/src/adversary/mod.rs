@@ -47,7 +47,7 @@ pub enum Adversary {
     OverDeposit,
     /// Consumer: locks the same money for two providers at once, and opens each job twice on one voucher.
     DoubleOpen,
-    /// Consumer: sends probes and openings without money to everyone, two hundred a second.
+    /// Consumer: sends probes and openings without money to everyone, fifty a second.
     Flood,
     /// Provider: serves as everyone does; one of many names of one owner.
     Sybil,
@@ -145,7 +145,7 @@ impl Mischief {
 
 /// How often a thief claims what it can, and a flooder floods, in microseconds.
 const CLAIM_US: u64 = 15_000_000;
-const FLOOD_US: u64 = 5_000;
+const FLOOD_US: u64 = 20_000;
 
 impl World {
     /// How a node breaks the rules, if it does.

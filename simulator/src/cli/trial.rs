@@ -2,7 +2,7 @@
 //! Invariant: the exit code is 0 only if every rule and every bound held.
 
 use super::{Seeds, parse_seeds};
-use crate::trial::{adversaries, overload};
+use crate::trial::{adversaries, overload, streams};
 use serde::Serialize;
 use std::fmt::Display;
 use std::process::ExitCode;
@@ -19,6 +19,8 @@ pub struct TrialArgs {
 enum Trial {
     /// More work than slots: no job is turned away while a slot that it could have had stands idle.
     Overload(Common),
+    /// Long answers whose providers leave for good in mid-stream: how many survive, and how soon a death is noticed.
+    Streams(Common),
     /// Every kind of adversary at 0, 10, 33 and 50 %, and 1,000 names of one owner: losses, gains, and how soon it is known.
     Adversaries(Common),
 }
@@ -69,9 +71,15 @@ pub fn run(args: &TrialArgs) -> anyhow::Result<ExitCode> {
             let result = overload::overload(seeds.clone(), told(seeds.end - seeds.start));
             common.show(&result, result.failures.is_empty())
         }
+        Trial::Streams(common) => {
+            let seeds = common.seeds(40);
+            let total = 2 * (seeds.end - seeds.start);
+            let result = streams::streams(seeds, told(total));
+            common.show(&result, result.held())
+        }
         Trial::Adversaries(common) => {
             let result = adversaries::adversaries(common.seeds(3), |what| eprintln!("{what}"));
-            common.show(&result, result.failures.is_empty())
+            common.show(&result, result.held())
         }
     }
 }

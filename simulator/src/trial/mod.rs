@@ -2,7 +2,9 @@
 //! Invariant: a trial that promises a bound fails if a run exceeds it, and names the command that replays that run.
 
 pub mod adversaries;
+pub mod bound;
 pub mod overload;
+pub mod streams;
 
 use crate::Violation;
 use serde::Serialize;

@@ -5,7 +5,7 @@
 use super::{Failure, Spread};
 use crate::check::Went;
 use crate::draws::Draws;
-use crate::network::DRAWN_REGIONS as REGIONS;
+use crate::network::{DRAWN_REGIONS as REGIONS, Nat};
 use crate::scenario::{
     Arrivals, Clients, FaultRules, Fleet, GpuRules, MarketRules, NetworkRules, Preference, Scenario,
 };
@@ -76,6 +76,7 @@ pub fn scenario(seed: u64) -> Scenario {
             preempt: true,
             price_output_micro: draws.within([100_000, 800_000]),
             reserved_slots: 0,
+            nat: Nat::Open,
             adversary: None,
             gpu: Some(gpu(each, &mut draws)),
         });
@@ -98,6 +99,7 @@ pub fn scenario(seed: u64) -> Scenario {
             preempt: true,
             price_output_micro: draws.within([100_000, 800_000]),
             reserved_slots: u32::from(own > 0 && draws.happens(500_000)),
+            nat: Nat::Open,
             adversary: None,
             gpu: (own > 0).then(|| gpu(own, &mut draws)),
         });
@@ -164,6 +166,7 @@ pub fn owners(seed: u64, selling: bool) -> Scenario {
         preempt: true,
         price_output_micro: 400_000,
         reserved_slots: 1,
+        nat: Nat::Open,
         adversary: None,
         gpu: Some(gpu.clone()),
     };
@@ -174,6 +177,7 @@ pub fn owners(seed: u64, selling: bool) -> Scenario {
         balance_micro: 1_000_000_000,
         provide: false,
         reserved_slots: 0,
+        nat: Nat::Open,
         adversary: None,
         gpu: None,
         ..owner.clone()

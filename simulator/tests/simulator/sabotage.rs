@@ -20,6 +20,7 @@ fn each_sabotage_is_caught_by_its_rule() {
         (Sabotage::RepeatText, "churn", Rule::TextDiffers),
         (Sabotage::OverClaim, "burst", Rule::OverClaim),
         (Sabotage::IgnoreDeposit, "tight", Rule::VoucherAboveDeposit),
+        (Sabotage::Hasty, "burst", Rule::WrongfulRefusal),
     ] {
         let (seed, by, what) = caught(scenario, how).unwrap_or_else(|| panic!("{how:?} is not caught in 80 seeds"));
         assert_eq!(by, rule, "{how:?}, seed {seed}: {what}");
