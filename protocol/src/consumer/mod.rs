@@ -251,7 +251,7 @@ impl Consumer {
         }
         let own = if active.own_failed { OwnState::Missing } else { cx.own.state(&active.job.model, active.job.kind) };
         let own = if active.job.preferences.allows_own() { own } else { OwnState::Missing };
-        let target_ms = active.job.target_ms.map(f64::from);
+        let target_ms = active.target_ms(cx.now);
         let active = &self.jobs[&id];
         let gate = spill::gate(&own_view(cx, &active.job, own, &self.queue, &self.jobs), target_ms);
         let active = self.jobs.get_mut(&id).expect("seen above");
@@ -564,6 +564,12 @@ impl Consumer {
 }
 
 impl Active {
+    /// What is left of the time that the job gives its first text, in milliseconds.
+    fn target_ms(&self, now: Now) -> Option<f64> {
+        let waited_ms = now.since(self.submitted).as_secs_f64() * 1e3;
+        self.job.target_ms.map(|target| (f64::from(target) - waited_ms).max(0.0))
+    }
+
     /// Whether it was tried at as many places as it may be.
     const fn is_spent(&self) -> bool {
         self.legs.len() >= LEGS_MAX as usize || self.refusals >= REFUSALS_MAX

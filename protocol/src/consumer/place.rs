@@ -31,7 +31,7 @@ impl Consumer {
             opening_ms: self.ahead.wait_ms(),
         };
         let output = market.router.output_expected(active.job.output_max);
-        let ask = ask(active, output, cx.config.second_worth);
+        let ask = ask(cx.now, active, output, cx.config.second_worth);
         let decision = market.router.decide(cx.now, &ask, &active.asked, &eligible, &mut cx.rng);
         let any = eligible.any();
         match decision {
@@ -374,13 +374,13 @@ pub(super) fn leg_money(active: &Active, quote: &Quote) -> LegMoney {
     }
 }
 
-pub(super) fn ask(active: &Active, output: u64, second_worth: Credits) -> Ask<'_> {
+pub(super) fn ask(now: Now, active: &Active, output: u64, second_worth: Credits) -> Ask<'_> {
     Ask {
         units: active.job.prompt_units() + active.delivered.len() as u64,
         output,
         prefix: &active.job.prefix,
         prefix_units: PREFIX_UNITS as u64,
-        target_ms: active.job.target_ms.map(f64::from),
+        target_ms: active.target_ms(now),
         rate_us: active.job.preferences.preferred_min_throughput.map(|rate| 1e6 / f64::from(rate.max(1))),
         weights: Weights::new(second_worth, active.job.preferences.sort),
         thorough: active.thorough,

@@ -44,7 +44,7 @@ impl Consumer {
             leaving: false,
         }));
         let router = &mut self.markets.of(cx.now, &active.job.model).router;
-        let ask = ask(active, router.output_expected(active.job.output_max), cx.config.second_worth);
+        let ask = ask(cx.now, active, router.output_expected(active.job.output_max), cx.config.second_worth);
         router.sent(cx.now, node, &ask, expected.cached);
         self.top_up_if_low(cx, session);
     }
