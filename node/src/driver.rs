@@ -43,6 +43,8 @@ const USED_FOR: Duration = Duration::from_secs(24 * 3600);
 const ANCHORS_MAX: usize = 32;
 /// How long it may take to tell peers that this node leaves.
 const FAREWELL_WAIT: Duration = Duration::from_millis(500);
+/// How often what is thought of others is kept.
+const REPUTATION_EVERY: Duration = Duration::from_secs(60);
 /// How often the snapshot of the market is renewed at the least.
 const VIEW_EVERY: Duration = Duration::from_secs(2);
 /// How soon after a change.
@@ -118,6 +120,7 @@ struct Driver {
     peers: usize,
     view_dirty: bool,
     view_at: Instant,
+    reputation_at: Instant,
 }
 
 /// Wall time that never goes back: read once, then counted.
@@ -170,6 +173,7 @@ pub async fn drive(
         peers: 0,
         view_dirty: true,
         view_at: Instant::now(),
+        reputation_at: Instant::now(),
     };
     driver.begin(&restored);
     driver.drain()?;
@@ -204,6 +208,10 @@ pub async fn drive(
         }
         driver.drain()?;
         driver.renew_view();
+        if driver.reputation_at.elapsed() >= REPUTATION_EVERY {
+            driver.reputation_at = Instant::now();
+            driver.parts.known.keep_reputation(&driver.parts.peer);
+        }
     }
 }
 
@@ -221,6 +229,7 @@ impl Driver {
 
     /// Tells the market what has been true before it started: sessions, balance, addresses, backends.
     fn begin(&mut self, restored: &[spillway_protocol::Record]) {
+        self.parts.known.restore_reputation(self.clock.now(), &mut self.parts.peer);
         let account = self.parts.books.account();
         let mut events = Vec::new();
         self.parts.books.read(|book| {
@@ -514,6 +523,7 @@ impl Driver {
             }
         }
         let _ = tokio::time::timeout(FAREWELL_WAIT, futures::future::join_all(told)).await;
+        self.parts.known.keep_reputation(&self.parts.peer);
         self.parts.known.flush();
     }
 
@@ -706,6 +716,11 @@ impl Driver {
                 }
             }
             Effect::Publish(offer) => self.publish(offer),
+            Effect::Withdraw => {
+                self.discover(discovery::Event::Withdraw);
+                self.own_offers.clear();
+                self.parts.network.provide(Vec::new());
+            }
             Effect::Ledger { business, command } => self.ledger(business, command),
             Effect::Persist(_) => unreachable!("kept before"),
         }

@@ -1,14 +1,17 @@
-//! Peers to come back to, kept in the cache on disk: those that served this node, tried first at the next start.
+//! Peers to come back to, and what is thought of them, kept in the cache on disk: those that served this node are tried first
+//! at the next start.
 //! Invariant: a cache that is lost, damaged or in use elsewhere costs time and nothing else.
 
 use crate::network::peer_of;
 use spillway_cache::Cache;
 use spillway_ledger::{NodeId, decode, encode};
-use spillway_protocol::{Keep, Known, KnownPeers, Now};
+use spillway_protocol::{Keep, Known, KnownPeers, Now, Peer};
 use std::path::Path;
 
 /// What the keys of peers in the cache begin with.
 const PREFIX: &[u8] = b"peer/";
+/// The key of what is thought of peers.
+const REPUTATION: &[u8] = b"reputation";
 /// Peers that are tried at a start.
 const TRIED_MAX: usize = 8;
 
@@ -16,6 +19,8 @@ const TRIED_MAX: usize = 8;
 pub struct PeerCache {
     known: KnownPeers,
     cache: Option<Cache>,
+    /// The reputations that were kept last.
+    reputation: Vec<u8>,
 }
 
 impl PeerCache {
@@ -31,7 +36,7 @@ impl PeerCache {
         };
         let entries = cache.iter().flat_map(Cache::iter).filter(|(key, _)| key.starts_with(PREFIX));
         let known = KnownPeers::new(entries.filter_map(|(_, bytes)| decode::<Known>(&bytes).ok()));
-        Self { known, cache }
+        Self { known, cache, reputation: Vec::new() }
     }
 
     /// Where to try first, as multiaddresses that end in a peer id.
@@ -64,6 +69,32 @@ impl PeerCache {
         self.known.anchors(usize::MAX).len() > before
     }
 
+    /// Tells the market what it thought of others before the restart. What cannot be read is thrown away.
+    pub fn restore_reputation(&self, now: Now, peer: &mut Peer) {
+        let Some(cache) = &self.cache else { return };
+        let Some(kept) = cache.get(REPUTATION) else { return };
+        match peer.import_reputation(now, &kept) {
+            Ok(peers) => tracing::info!(peers, "reputations are known from before"),
+            Err(error) => {
+                tracing::warn!(%error, "the reputations from before are thrown away");
+                cache.remove(REPUTATION);
+            }
+        }
+    }
+
+    /// Keeps what the market thinks of others, if that is news.
+    pub fn keep_reputation(&mut self, peer: &Peer) {
+        let Some(cache) = &self.cache else { return };
+        let reputation = peer.reputation().export();
+        if reputation == self.reputation {
+            return;
+        }
+        if let Err(error) = cache.put(REPUTATION, &reputation) {
+            tracing::debug!(%error, "reputations are not kept");
+        }
+        self.reputation = reputation;
+    }
+
     /// Writes out what was kept.
     pub fn flush(&self) {
         if let Some(cache) = &self.cache {
@@ -90,7 +121,48 @@ impl PeerCache {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use spillway_ledger::SecretKey;
+    use spillway_ledger::{Digest, NetworkId, SecretKey};
+    use spillway_protocol::{Experience, Identity, MarketConfig, Reputation};
+
+    fn market() -> Peer {
+        let network = NetworkId(Digest::of("test", &[b"network"]));
+        let (node, account) = (SecretKey::from_bytes(&[1; 32]), SecretKey::from_bytes(&[2; 32]));
+        Peer::new(MarketConfig::default(), Identity { network, node, account }, [3; 32], Vec::new())
+    }
+
+    #[test]
+    fn what_is_thought_of_others_outlives_a_restart_and_damage_costs_no_more_than_that() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let now = Now::from_ms(1_700_000_000_000);
+        let other = NodeId(SecretKey::from_bytes(&[4; 32]).public());
+        let mut thinks = Reputation::default();
+        for _ in 0..3 {
+            thinks.record(now, other, Experience::Served);
+        }
+        {
+            let mut cache = PeerCache::open(folder.path());
+            let mut first = market();
+            cache.restore_reputation(now, &mut first);
+            assert_eq!(first.reputation().served(&other), 0, "nothing was kept yet");
+            first.import_reputation(now, &thinks.export()).expect("good");
+            cache.keep_reputation(&first);
+            cache.flush();
+        }
+        let known = |cache: &PeerCache| {
+            let mut again = market();
+            cache.restore_reputation(now, &mut again);
+            again.reputation().served(&other)
+        };
+        let cache = PeerCache::open(folder.path());
+        assert_eq!(known(&cache), 3);
+        assert!(cache.addresses().is_empty(), "it is no peer to come back to");
+        let store = cache.cache.as_ref().expect("open");
+        for damaged in [&b""[..], b"x", &[0xff; 4096]] {
+            store.put(REPUTATION, damaged).expect("it fits");
+            assert_eq!(known(&cache), 0);
+            assert_eq!(store.get(REPUTATION), None, "thrown away");
+        }
+    }
 
     #[test]
     fn who_served_is_tried_after_a_restart() {

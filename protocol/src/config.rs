@@ -43,7 +43,7 @@ pub struct MarketConfig {
     pub session_lifetime: Duration,
     /// How long after a session's end the consumer waits for a refund; from genesis.
     pub session_grace: Duration,
-    /// How long an earning session rests before it is settled.
+    /// How long an earning session rests before it is settled; one that never rests is settled every four times that.
     pub settle_after: Duration,
     /// How long a paying stream may be silent before the provider counts as dead.
     pub silence_max: Duration,
@@ -253,7 +253,7 @@ pub struct ProvideSection {
     pub reserved_slots: u32,
     /// Output units wanted ahead.
     pub window: u64,
-    /// Seconds of rest before a session is settled.
+    /// Seconds of rest before a session is settled; four times that where it never rests.
     pub settle_after_s: f64,
     /// Promises strangers that nothing of what they send is kept: only for backends that log no prompts.
     pub keeps_nothing: bool,

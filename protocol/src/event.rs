@@ -327,6 +327,8 @@ pub enum Effect {
     },
     /// Tell the market.
     Publish(Signed<Offer>),
+    /// Take back all that was told it: nothing is for sale for now.
+    Withdraw,
     /// Put an entry on the ledger.
     Ledger {
         /// Its business id: the same entry on a retry.

@@ -45,7 +45,7 @@ pub use peer::{Identity, Peer};
 pub use prefix::{HotPrefix, PREFIX_UNITS, PrefixTable};
 pub use rate::{Currency, Rate};
 pub use record::{Record, RecordKind};
-pub use reputation::{Experience, Reputation, Score};
+pub use reputation::{Experience, Reputation, Score, SnapshotError};
 pub use router::{Preferences, Sort};
 pub use selling::{Sell, Selling, Slots, Utilisation};
 pub use speed::{Correction, Predicted, Speed};

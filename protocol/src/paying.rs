@@ -30,6 +30,8 @@ pub(crate) struct LegMoney {
     pub(crate) asks: bool,
     /// The most output this leg can have.
     pub(crate) output_max: u64,
+    /// Its opening went out: from then on vouchers pay for it.
+    pub(crate) is_open: bool,
 }
 
 impl LegMoney {
@@ -58,6 +60,9 @@ impl LegMoney {
     }
 
     fn ahead(&self) -> Credits {
+        if !self.is_open {
+            return Credits::ZERO;
+        }
         self.cost(self.delivered.saturating_add(self.window.max(self.held)).min(self.output_max))
     }
 }
@@ -192,6 +197,13 @@ impl PayingSession {
         self.legs.insert(job, leg);
     }
 
+    /// A leg's opening goes out with the next voucher.
+    pub(crate) fn opens(&mut self, job: &JobId) {
+        if let Some(leg) = self.legs.get_mut(job) {
+            leg.is_open = true;
+        }
+    }
+
     pub(crate) fn leg(&self, job: &JobId) -> Option<&LegMoney> {
         self.legs.get(job)
     }
@@ -249,7 +261,8 @@ impl PayingSession {
     }
 
     fn owed(&self) -> Credits {
-        sum(std::iter::once(self.record.spent).chain(self.legs.values().map(LegMoney::earned)))
+        let open = self.legs.values().filter(|leg| leg.is_open);
+        sum(std::iter::once(self.record.spent).chain(open.map(LegMoney::earned)))
     }
 
     /// Whether a new voucher should go out: half of what was paid ahead is used up, or a provider waits for more.
@@ -296,6 +309,7 @@ impl PayingSession {
         }
         let running = self.legs.values();
         let (input, output) = running
+            .filter(|leg| leg.is_open)
             .fold((self.record.usage.input, self.record.usage.output), |(input, output), leg| {
                 (input + leg.input, output + leg.delivered)
             });

@@ -10,7 +10,7 @@ use crate::offer::{METER, ModelOffer, OFFER_LIFETIME, OFFER_PERIOD, Offer};
 use crate::own::{Own, WorkFor};
 use crate::provider::Provider;
 use crate::record::{Earning, Paying, Record};
-use crate::reputation::Reputation;
+use crate::reputation::{Reputation, SnapshotError};
 use crate::router::Coordinate;
 use crate::time::Now;
 use crate::timers::Timers;
@@ -35,6 +35,8 @@ const MOVED_MS: u128 = 10;
 #[derive(Debug, Default)]
 struct Published {
     models: Vec<ModelOffer>,
+    /// Offers are out that were neither taken back nor left to lapse.
+    is_out: bool,
     coordinate: Coordinate,
 }
 
@@ -108,6 +110,14 @@ impl Peer {
     #[must_use]
     pub const fn reputation(&self) -> &Reputation {
         &self.cx.reputation
+    }
+
+    /// Takes in what [`Reputation::export`] gave before a restart; says of how many peers. An error changes nothing.
+    ///
+    /// # Errors
+    /// If it is damaged or of another version.
+    pub fn import_reputation(&mut self, now: Now, snapshot: &[u8]) -> Result<usize, SnapshotError> {
+        self.cx.reputation.import(now, snapshot)
     }
 
     /// Strangers' jobs under way here.
@@ -192,6 +202,7 @@ impl Peer {
                 }
                 Alarm::Sweep => {
                     cx.directory.sweep(cx.now);
+                    cx.reputation.age(cx.now);
                     cx.timers.set(Alarm::Sweep, cx.now.after(SWEEP_EVERY));
                 }
             }
@@ -359,6 +370,11 @@ fn publish(cx: &mut Context, addresses: &[String], published: &mut Published) {
     cx.timers.set(Alarm::Publish, cx.now.after(OFFER_PERIOD).min(turns));
     let moved = published.coordinate.distance(&cx.coordinate).as_millis() > MOVED_MS
         || cx.coordinate.error_per_mille * 2 < published.coordinate.error_per_mille;
+    // What is for sale no more because a schedule closed is known to be so; what may be back any moment is left to lapse.
+    if published.is_out && cx.config.selling.is_closed(cx.now) {
+        published.is_out = false;
+        cx.emit(Effect::Withdraw);
+    }
     if published.models == models && !moved {
         return;
     }
@@ -393,6 +409,7 @@ fn publish(cx: &mut Context, addresses: &[String], published: &mut Published) {
     }
     let offers: Vec<Signed<Offer>> =
         groups.into_iter().filter_map(|group| Signed::try_sign(offer(group), &cx.identity.node).ok()).collect();
+    published.is_out |= !offers.is_empty();
     for offer in offers {
         cx.emit(Effect::Publish(offer));
     }

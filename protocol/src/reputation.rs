@@ -1,6 +1,10 @@
 //! What this node knows at first hand of the peers it dealt with: four scores each.
 //! Invariant: at most [`PEERS_MAX`] peers are remembered; a stranger counts as somewhat worse than an average peer.
 
+mod snapshot;
+
+pub use snapshot::{SNAPSHOT_PEERS_MAX, SnapshotError};
+
 use crate::time::Now;
 use spillway_ledger::NodeId;
 use std::collections::BTreeMap;
@@ -10,6 +14,8 @@ use std::time::Duration;
 pub const PEERS_MAX: usize = 4096;
 /// Half of what was seen is forgotten in this time.
 const HALF_LIFE: Duration = Duration::from_secs(14 * 24 * 3600);
+/// How often what nothing happens to fades.
+const AGE_EVERY: Duration = Duration::from_secs(3600);
 /// The first quarantine; each further one without a success between is twice as long.
 const BAN_FIRST: Duration = Duration::from_secs(15);
 /// The longest quarantine.
@@ -111,8 +117,11 @@ impl Score {
 
 #[derive(Clone, Debug)]
 struct Standing {
+    /// As of `decayed`.
     scores: [Evidence; 4],
+    /// When it was dealt with last.
     updated: Now,
+    decayed: Now,
     banned_until: Now,
     ban: Duration,
     served: u32,
@@ -151,6 +160,13 @@ impl Reputation {
         if bans {
             standing.banned_until = now.after(standing.ban);
             standing.ban = (standing.ban * 2).min(BAN_MAX);
+        }
+    }
+
+    /// Lets fade what nothing happens to: who is shunned for what it did is tried again one day.
+    pub fn age(&mut self, now: Now) {
+        for standing in self.peers.values_mut().filter(|standing| now.since(standing.decayed) >= AGE_EVERY) {
+            standing.decay(now);
         }
     }
 
@@ -209,6 +225,7 @@ impl Reputation {
         self.peers.entry(peer).or_insert(Standing {
             scores: [Evidence::default(); 4],
             updated: now,
+            decayed: now,
             banned_until: Now(0),
             ban: BAN_FIRST,
             served: 0,
@@ -219,7 +236,8 @@ impl Reputation {
 
 impl Standing {
     fn decay(&mut self, now: Now) {
-        let factor = (-(now.since(self.updated).as_secs_f64()) / HALF_LIFE.as_secs_f64()).exp2();
+        let factor = libm::exp2(-now.since(self.decayed).as_secs_f64() / HALF_LIFE.as_secs_f64());
+        self.decayed = self.decayed.max(now);
         for evidence in &mut self.scores {
             evidence.good *= factor;
             evidence.bad *= factor;

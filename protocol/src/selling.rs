@@ -169,6 +169,15 @@ impl Selling {
         at.slots.saturating_sub(self.reserved_slots).saturating_sub(taken)
     }
 
+    /// Whether a schedule is closed.
+    #[must_use]
+    pub fn is_closed(&self, now: Now) -> bool {
+        match &self.mode {
+            Sell::Schedule(windows) => !is_within(windows, now),
+            Sell::Never | Sell::Always | Sell::Below(_) => false,
+        }
+    }
+
     /// When the schedule opens or closes next; `None` for what depends on no clock.
     #[must_use]
     pub fn turns_at(&self, now: Now) -> Option<Now> {

@@ -19,9 +19,9 @@ fn main() {
         "hours",
         "requests",
         "events",
-        "core s",
         "wall s",
-        "events/s",
+        "core s",
+        "events/core s",
         "x real time each",
         "alive max",
         "peak MiB"
@@ -30,6 +30,7 @@ fn main() {
     for policy in ["spillway", "random", "two-choices", "prequal", "sglang", "least-load"] {
         measure(policy, 1000, 2, scale);
     }
+    measure("two-choices", 1000, 24, scale);
     measure("spillway", 1000, 24, scale);
 }
 

@@ -129,6 +129,19 @@ impl World {
                     }
                 }
             }
+            Effect::Withdraw => {
+                let offers: Vec<_> =
+                    std::mem::take(&mut self.hosts[id].offers).into_iter().map(std::sync::Arc::new).collect();
+                for to in 0..self.hosts.len() {
+                    for offer in &offers {
+                        if to != id && !self.is_deaf(to) {
+                            let taken_back = Event::OfferHeld { offer: std::sync::Arc::clone(offer), until_ms: 0 };
+                            let life = self.hosts[to].life;
+                            self.post(id, to, 64, Happening::Tell(to, life, Box::new(taken_back)));
+                        }
+                    }
+                }
+            }
             Effect::Ledger { business, command } => {
                 if matches!(command, LedgerCommand::Open { .. } | LedgerCommand::TopUp { .. }) {
                     self.checks.locks(id);
@@ -137,6 +150,9 @@ impl World {
                 self.bring(id);
             }
             Effect::Persist(record) => {
+                if let Record::Paying(paying) = &record {
+                    self.checks.keeps(id, paying.session, paying.promised);
+                }
                 let disk = &mut self.hosts[id].disk;
                 let before = disk.get(&record.key()).map(|bytes| money_of(&Record::from_bytes(bytes).expect("kept")));
                 let after = money_of(&record);
@@ -185,13 +201,6 @@ impl World {
         let Some(to) = self.by_node.get(&peer).copied() else {
             return self.checks.broken(Rule::BadEffect, format!("a stream goes to {peer}, who does not exist"));
         };
-        let beside = self.network.links(|link| {
-            let [out, called] = &link.ends;
-            out.host == id && called.host == to && !out.closed
-        });
-        if !beside.is_empty() {
-            self.checks.shares(id, to);
-        }
         self.hosts[to].called += 1;
         let link = self.network.open((id, stream), (to, StreamId::In(self.hosts[to].called)));
         if !self.network.can_meet(id, to) {
@@ -221,14 +230,12 @@ impl World {
                     self.checks.spills(id, stream, &open.job);
                 }
                 self.checks.opened_on(id, stream, open.job);
-                if honest {
-                    self.check_voucher(&open.voucher);
-                }
-                if let (Some((session, _)), Some(provider), Some(quote)) =
-                    (voucher_of(&open.voucher), provider, quote_of(&open.quote))
+                if let (Some((session, _)), Some(quote)) = (voucher_of(&open.voucher), quote_of(&open.quote))
+                    && let Some(provider) = provider.or_else(|| self.by_node.get(&quote.provider).copied())
                 {
                     let bought = Bought {
                         job: open.job,
+                        leg: open.leg,
                         provider,
                         session,
                         price,
@@ -243,6 +250,9 @@ impl World {
                         end: None,
                     };
                     self.checks.buys(id, stream, bought);
+                }
+                if honest {
+                    self.check_voucher(&open.voucher);
                 }
             }
             Frame::Voucher(voucher) if honest => self.check_voucher(voucher),
@@ -298,15 +308,16 @@ impl World {
                 self.hosts[id].sent += units;
                 self.checks.works(id, stream, units, false, sent);
             }
-            Frame::Done { .. } => self.checks.works(id, stream, 0, true, sent),
+            Frame::Done { .. } => {
+                self.checks.works(id, stream, 0, true, sent);
+                self.checks.ends(id, stream);
+            }
+            Frame::Aborted { .. } | Frame::Rejected { .. } | Frame::Refused { .. } => self.checks.ends(id, stream),
             Frame::Open(_)
             | Frame::Accepted { .. }
-            | Frame::Refused { .. }
             | Frame::Alive { .. }
             | Frame::Voucher(_)
             | Frame::Cancel
-            | Frame::Aborted { .. }
-            | Frame::Rejected { .. }
             | Frame::CoSigned(_) => {}
         }
     }
@@ -335,7 +346,11 @@ impl World {
                 let input = (open.body.len() + open.prefix.len()) as u64;
                 let cached = quote.cached_of(&spillway_protocol::prefix::names(&open.model, &open.body));
                 let price = quote.price;
-                self.checks.arrives(id, stream, Opened { session, price, input, cached, vouched });
+                self.checks.arrives(
+                    id,
+                    stream,
+                    Opened { leg: (open.job, open.leg), session, price, input, cached, vouched },
+                );
             }
             Frame::Voucher(voucher) => {
                 if let Some((session, total)) = voucher_of(voucher)
@@ -345,7 +360,6 @@ impl World {
                 }
             }
             Frame::CoSigned(_) => self.checks.agrees(id, stream),
-            Frame::Chunk { bytes, .. } => self.checks.receives(id, stream, oracle::text_of(bytes).len() as u64),
             Frame::Refused { .. } => self.checks.bought_ends(id, stream, LegEnd::Refused),
             Frame::Alive { held } => {
                 let most = self.hosts[id].config.window_max;
@@ -353,6 +367,7 @@ impl World {
             }
             Frame::Aborted { abort: Abort::Preempted, .. } => self.checks.taken(id, stream),
             Frame::Accepted { .. }
+            | Frame::Chunk { .. }
             | Frame::Cancel
             | Frame::Done { .. }
             | Frame::Aborted { .. }

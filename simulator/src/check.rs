@@ -29,10 +29,8 @@ pub enum Rule {
     VoucherAboveDeposit,
     /// No honest provider settles more than it delivered.
     OverClaim,
-    /// No consumer pays more than what it got, and for each leg that broke off a prompt and one window; or one event, where
-    /// its provider said that a larger one waits. Where legs ran at once between the two, what was paid ahead for any of
-    /// them may have gone to one that broke off: there it is a window for each leg, and each time that one breaks off a
-    /// window for each that runs beside it.
+    /// No consumer promises more than what it has to pay, and a prompt and one window for each leg that runs on its session; and
+    /// none pays more than what it got, unless a leg breaks off: then at most what was promised until its provider knew.
     ConsumerExposed,
     /// No provider delivers what is not promised.
     DeliveredUnpaid,
@@ -219,6 +217,7 @@ impl LedgerWaits {
 
 #[derive(Debug)]
 struct LegTrack {
+    leg: (JobId, u32),
     session: SessionId,
     price: Price,
     input: u64,
@@ -226,6 +225,8 @@ struct LegTrack {
     sent: u64,
     /// All was delivered: the prompt is owed even if there was no text.
     done: bool,
+    /// The provider has said that it is over, well or not: it delivers no more.
+    ended: bool,
     agreed: bool,
 }
 
@@ -248,11 +249,19 @@ struct SessionTrack {
     agreed: u64,
     /// The most that its consumer may have to pay for all legs that are over.
     bound: u64,
+    /// What its consumer has to take as spent: what it got of legs that are over, and where one broke off, all that was promised
+    /// beyond what it got of those that run. See [`Checks::leg_over`].
+    spent: u64,
+    /// The highest promise that the consumer kept on disk, sent or not.
+    kept: u64,
+    consumer: Option<HostId>,
 }
 
 /// A leg as its provider sees it open.
 #[derive(Clone, Copy, Debug)]
 pub struct Opened {
+    /// Whose part it is, and which.
+    pub leg: (JobId, u32),
     /// The session that pays.
     pub session: SessionId,
     /// At what price.
@@ -270,6 +279,8 @@ pub struct Opened {
 pub struct Bought {
     /// Whose part it is.
     pub job: JobId,
+    /// Which part, from 0.
+    pub leg: u32,
     /// Who is asked.
     pub provider: HostId,
     /// The session that pays.
@@ -340,8 +351,6 @@ pub struct Checks {
     /// Legs as their consumers see them.
     bought: BTreeMap<(HostId, StreamId), Bought>,
     legs_seen: Vec<LegSeen>,
-    /// Consumers and providers that had two streams open between them at once.
-    shared: BTreeSet<(HostId, HostId)>,
     adversaries: Vec<Option<Adversary>>,
     sessions: BTreeMap<SessionId, SessionTrack>,
     went: BTreeMap<Went, u64>,
@@ -369,7 +378,6 @@ impl Checks {
             out: BTreeMap::new(),
             bought: BTreeMap::new(),
             legs_seen: Vec::new(),
-            shared: BTreeSet::new(),
             adversaries,
             sessions: BTreeMap::new(),
             went: BTreeMap::new(),
@@ -460,6 +468,10 @@ impl Checks {
 
     /// A gateway lost all it did not keep: its clients see their connections break.
     pub fn crashed(&mut self, host: HostId) {
+        // What was promised counts as spent from then on.
+        for track in self.sessions.values_mut().filter(|track| track.consumer == Some(host)) {
+            track.spent = track.spent.max(track.kept);
+        }
         for track in self.jobs.values_mut().filter(|track| track.host == host && !track.over) {
             (track.over, track.answer) = (true, None);
             *self.went.entry(Went::Failed).or_default() += 1;
@@ -649,10 +661,43 @@ impl Checks {
 
     /// A leg reaches its provider.
     pub fn arrives(&mut self, host: HostId, stream: StreamId, opened: Opened) {
-        let Opened { session, price, input, cached, vouched } = opened;
+        let Opened { leg, session, price, input, cached, vouched } = opened;
         self.vouched(session, vouched);
-        let leg = LegTrack { session, price, input, cached, sent: 0, done: false, agreed: false };
+        let leg = LegTrack { leg, session, price, input, cached, sent: 0, done: false, ended: false, agreed: false };
         self.legs.insert((host, stream), leg);
+    }
+
+    /// A provider says that a leg is over.
+    pub fn ends(&mut self, host: HostId, stream: StreamId) {
+        let Some(leg) = self.legs.get_mut(&(host, stream)) else { return };
+        let (leg, session, before) = (leg.leg, leg.session, std::mem::replace(&mut leg.ended, true));
+        if !before && !self.has_consumer(session, leg) {
+            self.all_promised(session);
+        }
+    }
+
+    /// Whether the leg still runs at its consumer.
+    fn has_consumer(&self, session: SessionId, leg: (JobId, u32)) -> bool {
+        self.bought.values().any(|bought| bought.session == session && (bought.job, bought.leg) == leg)
+    }
+
+    /// Whether a provider goes on with a leg of the session that is over at its consumer.
+    fn lingers(&self, session: SessionId) -> bool {
+        let mut legs = self.legs.values().filter(|leg| leg.session == session && !leg.ended);
+        legs.any(|leg| !self.has_consumer(session, leg.leg))
+    }
+
+    /// What has come of a session's running legs, and what may be promised for them: a prompt and a window more.
+    fn running(&self, session: SessionId) -> (u64, u64) {
+        let legs = self.bought.values().filter(|bought| bought.session == session);
+        legs.fold((0, 0), |(worth, ahead), leg| (worth + leg.worth().micro(), ahead + leg.ahead().micro()))
+    }
+
+    /// All that was promised until now may have been used for legs that are over, but for what came of those that run.
+    fn all_promised(&mut self, session: SessionId) {
+        let (worth, _) = self.running(session);
+        let track = self.sessions.entry(session).or_default();
+        track.bound = track.bound.max(track.promised.micro().saturating_sub(worth));
     }
 
     /// A voucher reaches the provider.
@@ -691,18 +736,32 @@ impl Checks {
     }
 
     /// A stream is over at one side.
+    ///
+    /// What a provider may claim of a session when all its legs are over, `bound`, follows from one rule that vouchers enforce:
+    /// what it has delivered of all legs together is worth no more than what was promised until then. So whenever a leg that
+    /// broke off is over at either side, and whenever another ends while one that is over here goes on there, those that are
+    /// over have used at most what is promised, less what came of those that run. In between, a leg that ends with both
+    /// signatures adds exactly what came of it. No rounding is left over: each leg's cost is rounded up alone on both sides.
     pub fn leg_over(&mut self, host: HostId, stream: StreamId) {
+        self.ends(host, stream);
         self.legs.remove(&(host, stream));
         self.out.remove(&(host, stream));
         let Some(bought) = self.bought.remove(&(host, stream)) else { return };
-        let shared = self.shared.contains(&(host, bought.provider));
-        let bound = if shared { bought.ahead() } else { bought.bound() };
-        let broke = bought.end != Some(LegEnd::Agreed);
-        let beside = self.bought.values().filter(|other| broke && other.session == bought.session);
-        let ahead = beside.map(|other| other.ahead().micro().saturating_sub(other.worth().micro())).sum::<u64>();
-        let bound = Credits::new(bound.micro().saturating_add(ahead));
-        let track = self.sessions.entry(bought.session).or_default();
-        track.bound = track.bound.saturating_add(bound.micro());
+        let (session, bound) = (bought.session, bought.bound());
+        let honest = self.adversaries.get(bought.provider).is_none_or(Option::is_none);
+        let (broke, least) = match bought.end {
+            Some(LegEnd::Agreed) => (false, bound.micro()),
+            // Whoever is honest has taken nothing for it, not even its voucher.
+            Some(LegEnd::Refused) => (!honest, 0),
+            Some(LegEnd::Broken) | None => (true, bound.micro()),
+        };
+        let (worth, _) = self.running(session);
+        let lingers = self.lingers(session);
+        let track = self.sessions.entry(session).or_default();
+        let promised = track.promised.micro().saturating_sub(worth);
+        let refused = bought.end == Some(LegEnd::Refused);
+        track.bound = track.bound.saturating_add(least).max(if broke || lingers { promised } else { 0 });
+        track.spent = track.spent.saturating_add(least).max(if broke && !refused { promised } else { 0 });
         self.legs_seen.push(LegSeen {
             job: bought.job,
             consumer: host,
@@ -718,14 +777,10 @@ impl Checks {
         });
     }
 
-    /// A consumer opens a stream to a provider, beside one that is open.
-    pub fn shares(&mut self, consumer: HostId, provider: HostId) {
-        self.shared.insert((consumer, provider));
-    }
-
     /// A consumer sends an opening.
     pub fn buys(&mut self, host: HostId, stream: StreamId, mut bought: Bought) {
         bought.opened = self.now;
+        self.sessions.entry(bought.session).or_default().consumer = Some(host);
         self.bought.insert((host, stream), bought);
     }
 
@@ -765,10 +820,30 @@ impl Checks {
         self.bought.contains_key(&(host, stream))
     }
 
-    /// A consumer promises so much in all.
+    /// A consumer promises so much in all. What it opens with the promise is bought already.
     pub fn promises(&mut self, session: SessionId, total: Credits) {
+        let (_, ahead) = self.running(session);
         let track = self.sessions.entry(session).or_default();
+        let most = track.promised.micro().max(track.spent.saturating_add(ahead));
         track.promised = track.promised.max(total);
+        self.hold(Rule::ConsumerExposed, total.micro() <= most, || {
+            format!("{} promises {total} micro-credits, {most} at most are called for", session.0)
+        });
+    }
+
+    /// A node hears what a session has paid. Its consumer takes what is beyond the running legs for delivered, whatever arrived.
+    pub fn told_settled(&mut self, host: HostId, session: SessionId, settled: Credits) {
+        let (_, ahead) = self.running(session);
+        if let Some(track) = self.sessions.get_mut(&session).filter(|track| track.consumer == Some(host)) {
+            track.spent = track.spent.max(settled.micro().saturating_sub(ahead));
+        }
+    }
+
+    /// A consumer keeps on disk that it has promised so much.
+    pub fn keeps(&mut self, host: HostId, session: SessionId, promised: Credits) {
+        let track = self.sessions.entry(session).or_default();
+        track.consumer = Some(host);
+        track.kept = track.kept.max(promised.micro());
     }
 
     /// The most that a session's running legs and all its earlier ones can use of its deposit.
@@ -801,8 +876,6 @@ impl Checks {
         for (id, SessionTrack { agreed, bound, .. }) in sessions {
             let Some((paid, honest)) = settled(&id) else { continue };
             let paid = paid.micro();
-            // Each leg's cost is rounded up, and a leg that breaks may have been billed before its cached part was known.
-            let bound = bound + bound / 50 + 16;
             self.hold(Rule::ConsumerExposed, paid <= bound, || {
                 format!("{} was settled for {paid} micro-credits, its consumer is bound for {bound} at most", id.0)
             });

@@ -278,8 +278,23 @@ impl World {
         {
             self.idle.learns(now, id, *from, offer.value());
         }
+        if let Event::OfferHeld { offer, until_ms: 0 } = &event
+            && let Some(from) = self.by_node.get(&offer.value().node)
+        {
+            self.idle.unlearns(id, *from, offer.value());
+        }
+        if let Event::FrameReceived { stream, frame: spillway_protocol::Frame::Chunk { .. }, text, .. } = &event {
+            self.checks.receives(id, *stream, text.len() as u64);
+        }
+        if let Event::SessionSettled { session, settled, .. } = &event {
+            self.checks.told_settled(id, *session, *settled);
+        }
         if let Some(stream) = over {
             self.idle.told(now, id, stream);
+            if matches!(stream, spillway_protocol::StreamId::Out(_)) {
+                // What the consumer does now, it does without this leg.
+                self.checks.leg_over(id, stream);
+            }
         }
         let clock = host.clock(now);
         host.peer.as_mut().expect("seen above").handle(clock, event);

@@ -103,6 +103,13 @@ impl Idle {
         }
     }
 
+    /// A gateway is told that an offer is taken back.
+    pub fn unlearns(&mut self, gateway: HostId, provider: HostId, offer: &Offer) {
+        if let Some(models) = self.known.get_mut(&(gateway, provider)) {
+            models.retain(|id, _| offer.models.iter().all(|model| model.id != *id));
+        }
+    }
+
     /// A node crashed, and forgets what it was told and whom it held it against.
     pub fn forgets(&mut self, gateway: HostId) {
         self.known.retain(|(to, _), _| *to != gateway);

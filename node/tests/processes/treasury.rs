@@ -27,8 +27,8 @@ fn topology(provider: Plan) -> Topology {
     let mut consumer = Plan::new(CONSUMER);
     consumer.config.spend.price_output_max = PRICE_OUTPUT;
     let mut provider = provider.with_guide(4).provides(1.0, PRICE_OUTPUT);
-    // A session that is topped up and always in use never rests: here each job is claimed at once.
-    provider.config.provide.settle_after_s = 0.0;
+    // The session never rests while `earn` asks: it is claimed all the same, within a few times this.
+    provider.config.provide.settle_after_s = 1.0;
     Topology { plans: vec![Plan::books(), consumer, provider] }
 }
 

@@ -15,7 +15,7 @@ const QUOTES_MAX: usize = 64;
 /// When a busy provider that names no time is looked at again, in milliseconds.
 const RETRY_UNKNOWN_MS: u32 = 1_000;
 
-/// A quote at hand.
+/// A quote at hand. While it lasts it serves several jobs, each billed as cached what it quotes of that job's own prompt.
 #[derive(Clone, Debug)]
 pub(super) struct AtHand {
     pub(super) quote: Signed<Quote>,
@@ -25,7 +25,7 @@ pub(super) struct AtHand {
 #[derive(Debug)]
 pub(super) struct ModelMarket {
     pub(super) router: Router<NodeId>,
-    quotes: BTreeMap<NodeId, AtHand>,
+    pub(super) quotes: BTreeMap<NodeId, AtHand>,
     used: Now,
 }
 
@@ -88,6 +88,7 @@ pub(super) struct Eligible<'a> {
     pub(super) reputation: &'a Reputation,
     pub(super) coordinate: Coordinate,
     pub(super) paying: &'a PayingSessions,
+    pub(super) quotes: &'a BTreeMap<NodeId, AtHand>,
     /// How long a session takes to open, in milliseconds.
     pub(super) opening_ms: f64,
 }
@@ -127,7 +128,13 @@ impl Market<NodeId> for Eligible<'_> {
         let listing = self.directory.lookup(self.now, &self.job.model, id).filter(|it| it.serves(self.job.kind))?;
         let rank = self.admits(listing)?;
         let rtt = self.reputation.rtt_ms(id);
-        let price = listing.model().price;
+        // The job is billed by the quote that is at hand, not by the offer.
+        let at_hand = self.quotes.get(id).filter(|at_hand| {
+            let quote = at_hand.quote.value();
+            quote.is_valid(self.now) && quote.price.within(&self.job.price_max)
+        });
+        let price = at_hand.map_or(listing.model().price, |at_hand| at_hand.quote.value().price);
+        let billed = at_hand.map(|at_hand| at_hand.quote.value().cached_of(&self.job.prefix));
         let most = Usage {
             input: self.job.prompt_units() + self.delivered,
             cached: 0,
@@ -146,6 +153,7 @@ impl Market<NodeId> for Eligible<'_> {
             }),
             standing: self.reputation.lower_bound(id),
             cached: None,
+            billed,
             ready_ms: if ready { 0.0 } else { self.opening_ms },
             rank,
         })
@@ -164,21 +172,39 @@ impl Market<NodeId> for Eligible<'_> {
     }
 }
 
-/// The load in a probe's answer.
-/// A job's stream has to be opened before the job goes out on it, so that one sent two round trips ago has just arrived.
+/// The load in a probe's answer. A job's stream has to be opened before the job goes out on it, so that one sent two round trips ago has just arrived.
 pub(super) fn report_of(now: Now, rtt: Duration, reply: &ProbeReply) -> Report {
-    let load = &reply.load;
-    let retry_after_ms = if reply.retry_after_ms == 0 { RETRY_UNKNOWN_MS } else { reply.retry_after_ms };
+    let load = Load { slots_free: if reply.quote.is_ok() { reply.load.slots_free } else { 0 }, ..reply.load };
+    report(now, before(now, 2 * rtt), load, retry_at(now, reply.retry_after_ms))
+}
+
+/// The load on a frame of a job's leg that began at `opened`: as with a probe, and the job itself had surely arrived.
+pub(super) fn overheard(now: Now, rtt: Option<Duration>, opened: Now, load: Load) -> Report {
+    let covers = rtt.map_or(opened, |rtt| before(now, 2 * rtt).max(opened));
+    report(now, covers, load, retry_at(now, 0))
+}
+
+/// When one without a free slot is looked at again.
+fn retry_at(now: Now, retry_after_ms: u32) -> Now {
+    let wait = if retry_after_ms == 0 { RETRY_UNKNOWN_MS } else { retry_after_ms };
+    now.after(Duration::from_millis(u64::from(wait)))
+}
+
+fn before(now: Now, span: Duration) -> Now {
+    Now(now.0.saturating_sub(u64::try_from(span.as_micros()).unwrap_or(u64::MAX)))
+}
+
+fn report(now: Now, covers: Now, load: Load, free_at: Now) -> Report {
     Report {
         at: now,
-        covers: Now(now.0.saturating_sub(2 * u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX / 2))),
-        slots_free: if reply.quote.is_ok() { load.slots_free } else { 0 },
+        covers,
+        slots_free: load.slots_free,
         pending: load.pending,
         running: load.running,
         start_ms: load.start_ms,
         read_us_per_kilo: load.read_us_per_kilo,
         per_unit_us: load.per_unit_us.max(1),
-        free_at: now.after(Duration::from_millis(u64::from(retry_after_ms))),
+        free_at,
     }
 }
 

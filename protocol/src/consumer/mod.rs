@@ -19,7 +19,7 @@ use crate::record::{Paying, Record, Spending};
 use crate::reputation::Experience;
 use crate::router::{Estimate, Gate, OwnView, spill};
 use crate::time::Now;
-use crate::wire::{Abort, Frame, OpenJob, Probe, ProbeReply};
+use crate::wire::{Abort, Frame, Load, OpenJob, Probe, ProbeReply};
 use market::Markets;
 use rand::Rng as _;
 use spillway_ledger::{
@@ -78,6 +78,8 @@ struct Asked {
     job: Option<JobId>,
     model: String,
     candidate: Candidate,
+    /// The names of the prompt's prefix blocks.
+    prefix: Vec<u64>,
     sent: Now,
 }
 
@@ -155,8 +157,8 @@ struct Remote {
     opened: Now,
     /// When its first text came.
     first: Option<Now>,
-    /// It refused; when it said to come again.
-    refused: Option<Now>,
+    /// It refused: when it said to come again, and its load.
+    refused: Option<(Now, Load)>,
     heard: Now,
     /// The client is gone; only the receipt is awaited.
     leaving: bool,
@@ -249,7 +251,7 @@ impl Consumer {
         }
         let own = if active.own_failed { OwnState::Missing } else { cx.own.state(&active.job.model, active.job.kind) };
         let own = if active.job.preferences.allows_own() { own } else { OwnState::Missing };
-        let target_ms = active.job.target_ms.map(f64::from);
+        let target_ms = active.target_ms(cx.now);
         let active = &self.jobs[&id];
         let gate = spill::gate(&own_view(cx, &active.job, own, &self.queue, &self.jobs), target_ms);
         let active = self.jobs.get_mut(&id).expect("seen above");
@@ -562,6 +564,12 @@ impl Consumer {
 }
 
 impl Active {
+    /// What is left of the time that the job gives its first text, in milliseconds.
+    fn target_ms(&self, now: Now) -> Option<f64> {
+        let waited_ms = now.since(self.submitted).as_secs_f64() * 1e3;
+        self.job.target_ms.map(|target| (f64::from(target) - waited_ms).max(0.0))
+    }
+
     /// Whether it was tried at as many places as it may be.
     const fn is_spent(&self) -> bool {
         self.legs.len() >= LEGS_MAX as usize || self.refusals >= REFUSALS_MAX

@@ -1,9 +1,9 @@
 //! Finding a provider: probes and quotes.
 //! Invariant: a job waits for at most one thing at a time, and for each only so long.
 
-use super::market::{Eligible, quote_of, report_of, window_for};
+use super::market::{Eligible, overheard, quote_of, report_of, window_for};
 use super::*;
-use crate::router::{Ask, Decision, Served, Weights};
+use crate::router::{Ask, Decision, Report, Served, Weights, spill};
 
 /// Rounds of probes in one look at the market.
 const ROUNDS_MAX: u32 = 8;
@@ -27,15 +27,17 @@ impl Consumer {
             reputation: &cx.reputation,
             coordinate: cx.coordinate,
             paying: &self.paying,
+            quotes: &market.quotes,
             opening_ms: self.ahead.wait_ms(),
         };
         let output = market.router.output_expected(active.job.output_max);
-        let ask = ask(active, output, cx.config.second_worth);
+        let ask = ask(cx.now, active, output, cx.config.second_worth);
         let decision = market.router.decide(cx.now, &ask, &active.asked, &eligible, &mut cx.rng);
         let any = eligible.any();
         match decision {
             Decision::Go { to, expected, refresh } => {
-                let own_is_sooner = active.own_first_ms.is_some_and(|ms| ms <= expected.first_ms);
+                let own_is_sooner =
+                    active.own_first_ms.is_some_and(|ms| spill::waits(ms, expected.first_ms, ask.target_ms));
                 let over = active.queued_until.is_some_and(|until| cx.now >= until);
                 if own_is_sooner && !over && self.queue.len() < cx.config.queue_max {
                     self.stop_probing(id);
@@ -46,9 +48,16 @@ impl Consumer {
                     let quote = quote.value();
                     quote.is_valid(cx.now) && quote.price.within(&active.job.price_max) && quote.window <= window
                 });
+                let may_ask = !active.asked.contains(&to) && active.rounds < ROUNDS_MAX;
+                if may_ask && usable.is_some_and(|quote| is_worth_a_new_quote(quote.value(), &ask, &expected)) {
+                    return self.ask_all(cx, id, vec![to], reason);
+                }
                 let Some(quote) = usable.cloned() else {
-                    // Its load is fresh, its quote is not good for this job: ask for one that is.
-                    if active.asked.contains(&to) {
+                    // Its load is fresh, its quote is not good for this job: ask for one that is. It may have said that it is
+                    // busy when it was asked, and since then on another job's stream that it no longer is.
+                    let lapsed = market.quote(&to).is_none_or(|quote| !quote.value().is_valid(cx.now));
+                    let may_again = lapsed && active.rounds < ROUNDS_MAX;
+                    if active.asked.contains(&to) && !may_again {
                         active.tried.insert(to);
                         return self.look(cx, id, reason);
                     }
@@ -66,9 +75,8 @@ impl Consumer {
                 let quoted = Quoted { candidate, quote, expected };
                 self.next_quote(cx, id, vec![quoted], reason);
             }
-            Decision::Probe(who) if active.rounds < ROUNDS_MAX => self.ask_all(cx, id, who, reason),
-            Decision::Probe(_) | Decision::Nobody { .. } => {
-                let free_at = if let Decision::Nobody { free_at } = decision { free_at } else { None };
+            Decision::Probe(who) => self.ask_all(cx, id, who, reason),
+            Decision::Nobody { free_at } => {
                 if let Stage::Probing { waiting, sent, .. } = &active.stage
                     && !waiting.is_empty()
                 {
@@ -119,8 +127,9 @@ impl Consumer {
             prefix: active.job.prefix.iter().take(NAMES_MAX).copied().collect(),
         };
         let addresses = candidate.addresses.clone();
-        let sent = cx.now;
-        self.probes.insert(probe, Asked { job: waits.then_some(id), model: model.to_owned(), candidate, sent });
+        let (sent, prefix) = (cx.now, request.prefix.clone());
+        let asked = Asked { job: waits.then_some(id), model: model.to_owned(), candidate, prefix, sent };
+        self.probes.insert(probe, asked);
         cx.emit(Effect::SendProbe { probe, peer: *peer, addresses, request });
         Some(probe)
     }
@@ -212,7 +221,8 @@ impl Consumer {
     }
 
     pub(crate) fn probe_replied(&mut self, cx: &mut Context, probe: ProbeId, reply: Option<ProbeReply>) {
-        let Some(Asked { job, model, candidate, sent }) = self.probes.remove(&probe) else { return }; // Late, not wrong.
+        let Some(asked) = self.probes.remove(&probe) else { return }; // Late, not wrong.
+        let Asked { job, model, candidate, prefix, sent } = asked;
         let node = candidate.node;
         let quote = reply.as_ref().and_then(|reply| quote_of(cx, &candidate, &model, reply));
         let market = self.markets.of(cx.now, &model);
@@ -221,6 +231,7 @@ impl Consumer {
             (Some(reply), quote) if quote.is_some() || reply.quote.is_err() => {
                 cx.measured(node, cx.now.since(sent));
                 market.router.reported(cx.now, node, report_of(cx.now, cx.now.since(sent), reply));
+                market.router.holds_of(node, &prefix, PREFIX_UNITS as u64, u64::from(reply.cached_units));
                 market.router.holds(node, reply.hot.iter().map(|hot| (hot.name, u64::from(hot.units))));
                 match quote {
                     Some(quote) => {
@@ -279,9 +290,13 @@ impl Consumer {
         let Stage::Remote(remote) = &active.stage else { return };
         let Some(market) = self.markets.find(&active.job.model) else { return };
         let node = remote.candidate.node;
-        if let Some(free_at) = remote.refused {
+        if let Some((free_at, load)) = remote.refused {
             market.drop_quote(&node);
-            return market.router.refused(cx.now, node, free_at);
+            market.router.refused(cx.now, node, free_at);
+            // Whatever the load says: it has just turned a job down.
+            let rtt = cx.reputation.rtt_ms(&node).map(|ms| Duration::from_secs_f64(ms / 1e3));
+            let told = overheard(cx.now, rtt, remote.opened, Load { slots_free: 0, ..load });
+            return market.router.overheard(cx.now, node, Report { free_at, ..told });
         }
         if remote.phase == Phase::Connecting {
             market.router.silent(&node);
@@ -299,6 +314,16 @@ impl Consumer {
             cx.reputation.record(cx.now, node, if late { Experience::Late } else { Experience::OnTime });
         }
         market.router.ended(cx.now, node, served);
+    }
+
+    /// A provider told its load on the stream of a leg that began at `opened`, and the leg goes on or ended well.
+    pub(super) fn heard_load(&mut self, cx: &mut Context, model: &str, node: NodeId, opened: Now, load: Load) {
+        let rtt = cx.reputation.rtt_ms(&node).map(|ms| Duration::from_secs_f64(ms / 1e3));
+        let Some(market) = self.markets.find(model) else { return };
+        market.router.overheard(cx.now, node, overheard(cx.now, rtt, opened, load));
+        if load.slots_free > 0 {
+            self.wake(cx, model);
+        }
     }
 
     /// Tries the last of `quotes`, or looks for other providers if there is none.
@@ -345,20 +370,36 @@ pub(super) fn leg_money(active: &Active, quote: &Quote) -> LegMoney {
         held: 0,
         asks: false,
         output_max: active.job.output_max.saturating_sub(prefix),
+        is_open: false,
     }
 }
 
-pub(super) fn ask(active: &Active, output: u64, second_worth: Credits) -> Ask<'_> {
+pub(super) fn ask(now: Now, active: &Active, output: u64, second_worth: Credits) -> Ask<'_> {
     Ask {
         units: active.job.prompt_units() + active.delivered.len() as u64,
         output,
         prefix: &active.job.prefix,
         prefix_units: PREFIX_UNITS as u64,
-        target_ms: active.job.target_ms.map(f64::from),
+        target_ms: active.target_ms(now),
         rate_us: active.job.preferences.preferred_min_throughput.map(|rate| 1e6 / f64::from(rate.max(1))),
         weights: Weights::new(second_worth, active.job.preferences.sort),
         thorough: active.thorough,
+        settled: active.rounds >= ROUNDS_MAX,
     }
+}
+
+/// Whether a quote that is kept from an earlier job bills so much less of this prompt as cached than its provider seems to hold
+/// that a round trip for a new one pays, and leaves the target in reach.
+fn is_worth_a_new_quote(quote: &Quote, ask: &Ask<'_>, expected: &Estimate) -> bool {
+    let missing = expected.cached.saturating_sub(quote.cached_of(ask.prefix));
+    let discount = quote.price.input.micro().saturating_sub(quote.price.cached.micro());
+    #[expect(clippy::cast_precision_loss, reason = "a weight")]
+    let saves = missing as f64 * discount as f64 / 1e6 * ask.weights.money;
+    let in_time = ask.target_ms.is_none_or(|target| {
+        let asked = expected.first_ms + expected.distance_ms;
+        asked <= target || expected.first_ms > target
+    });
+    in_time && saves > expected.distance_ms * ask.weights.first_ms
 }
 
 /// How much of the job's prompt the quote's provider bills as cached: it compares the body, not what was named to it.

@@ -44,7 +44,7 @@ impl Consumer {
             leaving: false,
         }));
         let router = &mut self.markets.of(cx.now, &active.job.model).router;
-        let ask = ask(active, router.output_expected(active.job.output_max), cx.config.second_worth);
+        let ask = ask(cx.now, active, router.output_expected(active.job.output_max), cx.config.second_worth);
         router.sent(cx.now, node, &ask, expected.cached);
         self.top_up_if_low(cx, session);
     }
@@ -64,6 +64,7 @@ impl Consumer {
         remote.heard = cx.now;
         let session = remote.session;
         let quote = remote.quote.to_wire();
+        self.paying.get_mut(&session).expect("a leg's session is kept until the leg ends").opens(&id);
         let voucher = self.sign(cx, session).to_wire();
         let active = self.jobs.get(&id).expect("seen above");
         let open = OpenJob {
@@ -136,11 +137,15 @@ impl Consumer {
         }
         remote.heard = cx.now;
         match frame {
-            Frame::Accepted { .. } => {
+            Frame::Accepted { load } => {
+                if remote.phase != Phase::Sent {
+                    return; // Said twice, or of an opening that was never sent: it changes nothing.
+                }
                 remote.phase = Phase::Accepted;
                 cx.timers.set(Alarm::Job(id), cx.now.after(cx.config.silence_max));
-                let session = remote.session;
+                let (session, opened, model) = (remote.session, remote.opened, active.job.model.clone());
                 self.pay(cx, session);
+                self.heard_load(cx, &model, peer, opened, load);
             }
             Frame::Alive { held } => {
                 let session = remote.session;
@@ -155,13 +160,13 @@ impl Consumer {
                 self.pay(cx, session);
             }
             Frame::Chunk { sequence, offset, bytes } => self.chunk(cx, id, sequence, offset, bytes, text),
-            Frame::Refused { refusal, retry_after_ms, .. } => {
+            Frame::Refused { refusal, retry_after_ms, load } => {
                 let wait = Duration::from_millis(u64::from(retry_after_ms).clamp(100, RETRY_AFTER_MAX_MS));
-                remote.refused = Some(cx.now.after(wait));
+                remote.refused = Some((cx.now.after(wait), load));
                 let experience = (!refusal.is_consumers_fault()).then_some(Experience::RefusedQuote);
                 self.leg_failed(cx, id, Reason::ProviderRefused, experience, Bill::Nothing);
             }
-            Frame::Done { finish, receipt, .. } => self.done(cx, id, finish, receipt),
+            Frame::Done { finish, receipt, load } => self.done(cx, id, finish, receipt, load),
             Frame::Aborted { abort, receipt } => {
                 if abort == Abort::Preempted {
                     let model = active.job.model.clone();
@@ -225,10 +230,11 @@ impl Consumer {
         self.pay(cx, session);
     }
 
-    pub(super) fn done(&mut self, cx: &mut Context, id: JobId, finish: String, receipt: SignedBytes) {
+    pub(super) fn done(&mut self, cx: &mut Context, id: JobId, finish: String, receipt: SignedBytes, load: Load) {
         let active = self.jobs.get_mut(&id).expect("the caller holds the job");
         let Stage::Remote(remote) = &active.stage else { unreachable!("the caller saw it") };
-        let (node, leaving) = (remote.candidate.node, remote.leaving);
+        let (node, leaving, opened) = (remote.candidate.node, remote.leaving, remote.opened);
+        let model = active.job.model.clone();
         if remote.phase != Phase::Accepted {
             return self.leg_failed(cx, id, Reason::ProviderStalled, Some(Experience::Disputed), Bill::Unknown);
         }
@@ -236,9 +242,13 @@ impl Consumer {
         cx.reputation.record(cx.now, node, if agreed { Experience::Served } else { Experience::Disputed });
         self.end_leg(cx, id, if agreed { LegEnd::Agreed } else { LegEnd::Broken });
         if leaving {
-            return self.finish_left(cx, id);
+            self.finish_left(cx, id);
+        } else {
+            self.finish(cx, id, Ok(finish));
         }
-        self.finish(cx, id, Ok(finish));
+        if agreed {
+            self.heard_load(cx, &model, node, opened, load);
+        }
     }
 
     /// Signs the provider's receipt if it says what was delivered here. Says whether it did.

@@ -311,6 +311,11 @@ impl<O: Opener> Discovery<O> {
                 self.emit(Effect::Answer { call, bytes });
             }
             Event::Answered { ask, bytes } => self.answered(ask, bytes),
+            Event::Withdraw => {
+                let own = std::mem::take(&mut self.own);
+                self.take_back(own);
+                self.follow();
+            }
             Event::Leave => {
                 self.is_leaving = true;
                 let own = std::mem::take(&mut self.own);

@@ -105,6 +105,8 @@ pub enum Fault {
 pub enum Event {
     /// An own offer, new or issued anew; one that is not issued anew before it expires is taken back.
     Publish(Arc<Signed<Offer>>),
+    /// All own offers are taken back.
+    Withdraw,
     /// The full list of the models that this node uses now; the first 64 count.
     Uses(Vec<String>),
     /// The full list of peers that this node has good experience with; the first 64 count.

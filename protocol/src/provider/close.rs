@@ -91,13 +91,14 @@ impl Provider {
         session.legs.retain(|leg| *leg != stream);
         session.last_active = cx.now;
         if let Some((usage, owed, digest)) = delivered {
+            session.unclaimed.get_or_insert(cx.now);
             session.record.spent = add(session.record.spent, owed);
             session.record.usage = session.record.usage.checked_add(usage).unwrap_or(session.record.usage);
             session.record.receipts.push(digest);
         }
-        let id = session.record.session;
+        let (id, due) = (session.record.session, session.claim_at(cx.config.settle_after));
         self.keep(cx, id);
-        cx.timers.set(Alarm::Settle(id), cx.now.after(cx.config.settle_after));
+        cx.timers.set(Alarm::Settle(id), due);
     }
 
     pub(super) fn co_signed(&mut self, cx: &mut Context, stream: StreamId, signature: Signature) {
@@ -235,16 +236,17 @@ impl Provider {
         }
     }
 
-    /// Claims what was delivered, once the session has rested for a while or nears its end.
+    /// Claims what was delivered, once the session has rested for a while, nears its end, or was in use for too long
+    /// without a claim: one that is topped up again and again may never rest. Legs that run are claimed when they are over.
     pub(crate) fn settle_due(&mut self, cx: &mut Context, id: SessionId) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         let last = cx.now.after(EXPIRY_MARGIN).ms() >= session.record.expires_ms && session.legs.is_empty();
-        let rested = session.last_active.after(cx.config.settle_after);
+        let due = session.claim_at(cx.config.settle_after);
         if session.settling.is_some() {
             return;
         }
-        if !last && cx.now < rested {
-            return cx.timers.set(Alarm::Settle(id), rested);
+        if !last && cx.now < due {
+            return cx.timers.set(Alarm::Settle(id), due);
         }
         let record = &session.record;
         // Never above the voucher, which the ledger would refuse.
@@ -254,6 +256,10 @@ impl Provider {
         let Some(voucher) = record.voucher.clone() else { return };
         // The last claim may repeat what is settled: it closes the session and returns the rest to the consumer.
         if claim < record.settled || (claim == record.settled && !last) {
+            let end = before(Now::from_ms(record.expires_ms), EXPIRY_MARGIN);
+            if cx.now < end {
+                cx.timers.set(Alarm::Settle(id), end);
+            }
             return;
         }
         let digest = Digest::of("spillway/settle", &[id.0.as_bytes(), &claim.micro().to_le_bytes()]);
@@ -284,10 +290,12 @@ impl Provider {
             cx.emit(Effect::Persist(Record::EarningOver(id)));
             return;
         }
+        // What was delivered while the ledger answered.
         let more = session.record.spent > session.record.settled;
+        session.unclaimed = more.then_some(cx.now);
+        let near_end = before(Now::from_ms(session.record.expires_ms), EXPIRY_MARGIN).max(cx.now);
+        let at = if more { cx.now.after(cx.config.settle_after) } else { near_end };
         self.keep(cx, id);
-        let near_end = Now::from_ms(self.sessions.get(&id).map_or(0, |session| session.record.expires_ms));
-        let at = if more { cx.now.after(cx.config.settle_after) } else { before(near_end, EXPIRY_MARGIN).max(cx.now) };
         cx.timers.set(Alarm::Settle(id), at);
     }
 

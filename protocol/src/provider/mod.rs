@@ -34,6 +34,8 @@ const SESSION_WAIT: Duration = Duration::from_secs(3);
 const CO_SIGN_WAIT: Duration = Duration::from_secs(10);
 /// A session that ends sooner than this takes no new job, and is settled for the last time.
 const EXPIRY_MARGIN: Duration = Duration::from_secs(300);
+/// A session that never rests is claimed after so many times the rest that is waited for otherwise.
+const BUSY_FACTOR: u32 = 4;
 
 #[derive(Debug)]
 struct Serving {
@@ -121,6 +123,8 @@ struct EarningSession {
     /// Legs running on it.
     legs: Vec<StreamId>,
     last_active: Now,
+    /// Since when a leg is over that no claim covers.
+    unclaimed: Option<Now>,
     early: Option<Early>,
     /// The business id of the claim that the ledger has not answered yet.
     settling: Option<[u8; 16]>,
@@ -145,7 +149,14 @@ struct Early {
 
 impl EarningSession {
     const fn new(now: Now, record: Earning) -> Self {
-        Self { record, legs: Vec::new(), last_active: now, early: None, settling: None }
+        Self { record, legs: Vec::new(), last_active: now, unclaimed: None, early: None, settling: None }
+    }
+
+    /// When what was delivered is to be claimed: after a rest of `settle_after`, or in use after a few times that long.
+    fn claim_at(&self, settle_after: Duration) -> Now {
+        let rested = self.last_active.after(settle_after);
+        let longest = settle_after.saturating_mul(BUSY_FACTOR);
+        self.unclaimed.map_or(rested, |since| rested.min(since.after(longest)))
     }
 }
 

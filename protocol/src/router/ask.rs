@@ -23,6 +23,8 @@ pub struct Ask<'a> {
     pub weights: Weights,
     /// Whether those that said they are busy are asked again: a job's last look before it is turned away.
     pub thorough: bool,
+    /// Whether it has asked around enough: it goes to the best of those whose load is known, and nobody is probed for it.
+    pub settled: bool,
 }
 
 /// What is weighed against what, in micro-credits.
@@ -69,6 +71,9 @@ pub struct Candidate {
     /// Units of this very prompt that it says its cache holds, or is seen to hold; `None` leaves it to what the router
     /// remembers.
     pub cached: Option<u64>,
+    /// Units of this very prompt that a quote at hand bills as cached, which its provider then said to hold; `None` without
+    /// a quote: as many as are believed to be cached.
+    pub billed: Option<u64>,
     /// Milliseconds before a job can be sent there at all: a session that has yet to be opened.
     pub ready_ms: f64,
     /// Its place in the user's order; those with a lower one go first whatever they cost.

@@ -39,6 +39,8 @@ pub struct Estimate {
     pub distance_ms: f64,
     /// Jobs there for each slot.
     pub load: f64,
+    /// Jobs that wait there, as it told.
+    pub pending: u32,
     /// Milliseconds that reading what is not cached takes from the jobs that run there, all together.
     pub delays_ms: f64,
     /// Money and the worth of time over standing, in micro-credits.
@@ -77,13 +79,16 @@ pub(super) fn estimate(
             (start, read, rate, (1.0, 1.0))
         }
     };
-    let cached = candidate.cached.unwrap_or(held).min(ask.units);
+    // What a quote bills as cached, its provider has said to hold.
+    let billed = candidate.billed.map(|units| units.min(ask.units));
+    let cached = candidate.cached.unwrap_or(held).max(billed.unwrap_or(0)).min(ask.units);
     let fresh = ask.units - cached;
     let read_ms = units(fresh) * read / 1e6;
     let delays_ms = read_ms * f64::from(known.map_or(0, Known::running));
     let first_ms = distance_ms + candidate.ready_ms.max(0.0) + (start + read_ms) * first_bias;
     let per_unit_us = rate * rate_bias;
-    let usage = Usage { input: fresh, cached, output: ask.output };
+    let billed = billed.unwrap_or(cached);
+    let usage = Usage { input: ask.units - billed, cached: billed, output: ask.output };
     let money = candidate.price.cost(usage).map_or(1e18, |cost| units(cost.micro()));
     let weights = &ask.weights;
     let rest_ms = units(ask.output) * per_unit_us / 1e3;
@@ -96,6 +101,7 @@ pub(super) fn estimate(
         money: money / candidate.standing.clamp(0.01, 1.0),
         distance_ms,
         load: f64::from(known.map_or(0, Known::requests)) / f64::from(candidate.slots.max(1)),
+        pending: told.map_or(0, |(_, report)| report.pending),
         delays_ms,
         score: worth / candidate.standing.clamp(0.01, 1.0),
         ms_worth: weights.first_ms,
@@ -108,16 +114,25 @@ pub(super) fn estimate(
 pub(super) struct Target {
     first_ms: f64,
     per_unit_us: f64,
+    load_weight: f64,
 }
 
 impl Target {
-    /// What a job asks for, less the share that is kept for what predictions miss.
-    pub(super) fn of(ask: &Ask<'_>, share: f64) -> Option<Self> {
+    /// What a job asks for; of the time to the first text, less the share that is kept for what predictions miss.
+    pub(super) fn of(ask: &Ask<'_>, rules: &RouterRules) -> Option<Self> {
         if ask.target_ms.is_none() && ask.rate_us.is_none() {
             return None;
         }
-        let most = |wish: Option<f64>| wish.map_or(f64::MAX, |wish| wish * share);
-        Some(Self { first_ms: most(ask.target_ms), per_unit_us: most(ask.rate_us) })
+        Some(Self {
+            first_ms: ask.target_ms.map_or(f64::MAX, |wish| wish * rules.target_share),
+            per_unit_us: ask.rate_us.unwrap_or(f64::MAX),
+            load_weight: rules.load_weight,
+        })
+    }
+
+    /// What the job costs there, with what it costs those that run there already.
+    fn laden(self, it: &Estimate) -> f64 {
+        it.money * (1.0 + self.load_weight * it.load)
     }
 
     /// Whether that is expected to meet it.
@@ -126,13 +141,12 @@ impl Target {
     }
 }
 
-/// Which of two is better. With a target the cheapest that meets it, of equals the fullest; otherwise the lower score.
+/// Which of two is better. With a target the cheapest that meets it, load counted; otherwise the lower score.
 pub(super) fn better(a: &Estimate, b: &Estimate, target: Option<Target>) -> Ordering {
     let by_rank = a.rank.cmp(&b.rank);
     let Some(target) = target else { return by_rank.then(a.score.total_cmp(&b.score)) };
     by_rank.then(match (target.met_by(a), target.met_by(b)) {
-        // Best fit: what is fast stays free for whoever needs it.
-        (true, true) => a.money.total_cmp(&b.money).then(b.load.total_cmp(&a.load)),
+        (true, true) => target.laden(a).total_cmp(&target.laden(b)).then(a.load.total_cmp(&b.load)),
         (true, false) => Ordering::Less,
         (false, true) => Ordering::Greater,
         (false, false) => a.first_ms.total_cmp(&b.first_ms),

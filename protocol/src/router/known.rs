@@ -39,7 +39,7 @@ pub struct Served {
 }
 
 /// How many times longer it takes than a provider says, as this node measured it. Bounded steps in the ratio's logarithm, so
-/// that a few outliers move it little, and it eases back to 1 with each word of the provider: whoever was slow once is tried
+/// that a few outliers move it little, and it eases back to 1 with each answer to a probe: whoever was slow once is tried
 /// again.
 #[derive(Clone, Copy, Debug)]
 struct Bias(f64);
@@ -106,7 +106,15 @@ impl Known {
         self.in_flight
     }
 
-    pub(super) fn report(&mut self, now: Now, mut report: Report) {
+    /// An answer to a probe. Whoever was slow is forgiven a little with each.
+    pub(super) fn report(&mut self, now: Now, report: Report) {
+        self.overheard(now, report);
+        self.first.ease();
+        self.rate.ease();
+    }
+
+    /// A load that came with a job's frame. It forgives nothing: the job itself shows how far the word is off.
+    pub(super) fn overheard(&mut self, now: Now, mut report: Report) {
         report.at = now;
         // Nobody reads or writes slower than these, nor is it anybody's word that counts beyond them.
         report.start_ms = report.start_ms.min(600_000);
@@ -116,8 +124,6 @@ impl Known {
         self.sent.retain(|(at, _)| *at > report.covers);
         self.report = Some(report);
         self.fresh = true;
-        self.first.ease();
-        self.rate.ease();
     }
 
     pub(super) const fn forget_load(&mut self) {

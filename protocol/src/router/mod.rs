@@ -42,12 +42,16 @@ pub struct RouterRules {
     /// From this share of a prompt in a provider's prefix cache on, the conversation stays there. llm-d uses 0.8.
     pub affinity_gate: f64,
     /// Unless staying costs that many more milliseconds than going; or, where that is more, than going costs those whose jobs
-    /// run there already: a prompt that is read anew holds up each of them.
+    /// run there already: a prompt that is read anew holds up each of them. Nothing where jobs wait already, and elsewhere not.
     pub affinity_bound_ms: f64,
     /// How many jobs of a thousand go to a provider drawn at random within the limits.
     pub explore_per_mille: u32,
-    /// How much of a target's time is used up at most by prediction; the rest is for what predictions miss.
+    /// How much of the time to the first text that a target allows is used up at most by prediction; the rest is for what
+    /// predictions miss.
     pub target_share: f64,
+    /// Of those that meet a target, how much dearer one counts whose slots are all taken, as a share of its price: a batch
+    /// that fills up slows everyone in it.
+    pub load_weight: f64,
     /// Providers probed in the background after a job was placed without asking.
     pub refresh_max: usize,
 }
@@ -62,7 +66,8 @@ impl Default for RouterRules {
             affinity_gate: 0.8,
             affinity_bound_ms: 1_000.0,
             explore_per_mille: 10,
-            target_share: 0.8,
+            target_share: 0.5,
+            load_weight: 0.5,
             refresh_max: 1,
         }
     }
@@ -97,7 +102,7 @@ pub enum Decision<P> {
 pub struct Router<P> {
     rules: RouterRules,
     known: BTreeMap<P, Known>,
-    /// Providers with a recent load, newest last.
+    /// Providers whose last word was that a slot is free, the newest last.
     pool: Vec<P>,
     /// The next time the pool is full, its worst goes instead of its oldest.
     drop_worst: bool,
@@ -173,7 +178,7 @@ impl<P: Copy + Ord> Router<P> {
                 Certainty::Unsure => unsure.push((*id, estimate)),
             }
         }
-        let target = Target::of(ask, self.rules.target_share);
+        let target = Target::of(ask, &self.rules);
         if target.is_none() {
             // With a target, who is too hot to meet it comes last anyway, and who meets it may be filled up.
             cool(&mut sure, self.rules.hot_quantile);
@@ -187,7 +192,8 @@ impl<P: Copy + Ord> Router<P> {
         match (best, unsure.first()) {
             (None, None) => Decision::Nobody { free_at },
             (Some((to, expected)), None) => Decision::Go { to, expected, refresh: Vec::new() },
-            (Some((to, expected)), Some((_, other))) if !worth_asking(&expected, other, target) => {
+            (None, Some(_)) if ask.settled => Decision::Nobody { free_at },
+            (Some((to, expected)), Some((_, other))) if ask.settled || !worth_asking(&expected, other, target) => {
                 let refresh = draw(&mut unsure, self.rules.refresh_max, rng);
                 Decision::Go { to, expected, refresh }
             }
@@ -227,23 +233,47 @@ impl<P: Copy + Ord> Router<P> {
             }
         }
         match holder {
-            Some(holder) if holder.1.first_ms <= best.1.first_ms + self.bound_ms(&holder.1, &best.1) => Some(*holder),
+            Some(holder) if self.stays(&holder.1, &best.1, target) => Some(*holder),
             Some(_) | None => Some(best),
         }
     }
 
-    /// How many milliseconds a job may wait longer to stay where its prefix is.
-    const fn bound_ms(&self, stay: &Estimate, go: &Estimate) -> f64 {
-        self.rules.affinity_bound_ms.max(go.delays_ms - stay.delays_ms)
+    /// Whether a job stays where its prefix is rather than go, though it waits longer there: reading it anew would hold up those
+    /// whose jobs run elsewhere. Not where jobs wait already while nobody waits elsewhere.
+    fn stays(&self, stay: &Estimate, go: &Estimate, target: Option<Target>) -> bool {
+        if target.is_some_and(|target| target.met_by(go) && !target.met_by(stay)) {
+            return false;
+        }
+        let bound_ms = if stay.pending > 0 && go.pending == 0 {
+            0.0
+        } else {
+            self.rules.affinity_bound_ms.max(go.delays_ms - stay.delays_ms)
+        };
+        stay.first_ms <= go.first_ms + bound_ms
     }
 
-    /// A provider told its load.
+    /// A provider told its load when it was asked.
     pub fn reported(&mut self, now: Now, id: P, report: Report) {
         self.typical.learn(&report);
-        let known = self.entry(now, id);
-        known.report(now, report);
+        self.entry(now, id).report(now, report);
+        self.pooled(id, report.slots_free > 0);
+    }
+
+    /// A provider told its load unasked, on a job's stream.
+    pub fn overheard(&mut self, now: Now, id: P, report: Report) {
+        self.typical.learn(&report);
+        self.entry(now, id).overheard(now, report);
+        self.pooled(id, report.slots_free > 0);
+    }
+
+    /// Its place in the pool, if it is free.
+    fn pooled(&mut self, id: P, free: bool) {
         if let Some(index) = self.pool.iter().position(|other| *other == id) {
             self.pool.remove(index);
+        }
+        // A full one would only take the room of one that is not, and what is free but dear would be forgotten in a rush.
+        if !free {
+            return;
         }
         self.pool.push(id);
         if self.pool.len() > self.rules.pool_max.max(1) {
@@ -257,6 +287,15 @@ impl<P: Copy + Ord> Router<P> {
     pub fn holds(&mut self, id: P, prefixes: impl IntoIterator<Item = (u64, u64)>) {
         for (name, units) in prefixes {
             self.holders.insert(name, units, id);
+        }
+    }
+
+    /// A provider told how many units of a prompt its cache holds: what was remembered of it beyond that is wrong.
+    pub fn holds_of(&mut self, id: P, prefix: &[u64], prefix_units: u64, units: u64) {
+        self.holders.lost(prefix, &id, units);
+        let blocks = usize::try_from(units / prefix_units.max(1)).unwrap_or(usize::MAX);
+        for (index, name) in prefix.iter().enumerate().take(blocks) {
+            self.holders.insert(*name, (index as u64 + 1) * prefix_units, id);
         }
     }
 
@@ -279,6 +318,7 @@ impl<P: Copy + Ord> Router<P> {
 
     /// It turned a job away though its load had looked free; `free_at` is when it said to come again.
     pub fn refused(&mut self, now: Now, id: P, free_at: Now) {
+        self.pool.retain(|other| *other != id);
         let known = self.entry(now, id);
         known.ended();
         known.busy_until(now, free_at);
@@ -358,7 +398,8 @@ fn worth_asking(sure: &Estimate, unsure: &Estimate, target: Option<Target>) -> b
     match target {
         Some(target) if target.met_by(sure) => target.met_by(&asked) && unsure.money < sure.money * 0.9,
         Some(target) if target.met_by(&asked) => true,
-        Some(_) | None => unsure.score + unsure.distance_ms * unsure.ms_worth < sure.score * 0.9,
+        Some(_) => asked.first_ms < sure.first_ms * 0.9,
+        None => unsure.score + unsure.distance_ms * unsure.ms_worth < sure.score * 0.9,
     }
 }
 

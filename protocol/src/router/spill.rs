@@ -57,6 +57,17 @@ pub fn gate(own: &OwnView, target_ms: Option<f64>) -> Gate {
     Gate::Spill { own_first_ms: wait_ms + own.first_ms }
 }
 
+/// How much sooner waiting here must look than going: a wait is a guess, and jobs queue up behind one that waits in vain.
+const SOONER: f64 = 2.0;
+
+/// Whether a job that the gate let go waits for own hardware after all, since the best place that was found is not as soon:
+/// `own_first_ms` is [`Gate::Spill`]'s, `away_first_ms` what is expected there, both in milliseconds from now.
+#[must_use]
+pub fn waits(own_first_ms: f64, away_first_ms: f64, target_ms: Option<f64>) -> bool {
+    let limit = target_ms.map_or(away_first_ms, |target| target.min(away_first_ms));
+    own_first_ms * SOONER <= limit
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -84,6 +95,18 @@ mod tests {
             ("down", OwnView { healthy: false, ..own }, None, Gate::Nothing),
         ] {
             assert_eq!(gate(&view, target), want, "{what}");
+        }
+    }
+
+    #[test]
+    fn a_wait_must_look_twice_as_soon() {
+        for (what, own, away, target, want) in [
+            ("twice as soon", 100.0, 200.0, None, true),
+            ("sooner, but not by much", 150.0, 200.0, None, false),
+            ("in time for the target", 100.0, 500.0, Some(200.0), true),
+            ("late for the target, like the other place", 150.0, 500.0, Some(200.0), false),
+        ] {
+            assert_eq!(waits(own, away, target), want, "{what}");
         }
     }
 }

@@ -26,6 +26,7 @@ fn candidate(price: u64, distance_ms: f64) -> Candidate {
         distance_ms: Some(distance_ms),
         standing: 1.0,
         cached: None,
+        billed: None,
         ready_ms: 0.0,
         rank: 0,
     }
@@ -55,6 +56,7 @@ fn ask(target_ms: Option<f64>) -> Ask<'static> {
         rate_us: None,
         weights: Weights::new(Credits::new(1000), None),
         thorough: false,
+        settled: false,
     }
 }
 
@@ -98,8 +100,22 @@ fn the_best_of_those_that_are_free() {
             1,
         ),
         (
-            "of equals that meet the target the fuller one",
+            "of equals that meet the target the emptier one",
             vec![(1, cheap), (2, cheap)],
+            vec![(1, report(1, 50)), (2, report(4, 50))],
+            Some(1000.0),
+            2,
+        ),
+        (
+            "an empty one that is a little dearer than a full one",
+            vec![(1, candidate(1_000_000, 20.0)), (2, candidate(1_200_000, 20.0))],
+            vec![(1, report(1, 50)), (2, report(4, 50))],
+            Some(1000.0),
+            2,
+        ),
+        (
+            "a full one that is much cheaper than an empty one",
+            vec![(1, candidate(1_000_000, 20.0)), (2, candidate(1_600_000, 20.0))],
             vec![(1, report(1, 50)), (2, report(4, 50))],
             Some(1000.0),
             1,
@@ -235,6 +251,63 @@ fn words_are_weighed_by_what_was_measured() {
         Some(Served { first_ms: (1e-9, f64::INFINITY), per_unit_us: Some((0.0, -1.0)), output: u64::MAX }),
     );
     assert_eq!(goes_to(&router.decide(NOW, &ask(None), &[1, 2], &market, &mut rng)), Some(2));
+}
+
+#[test]
+fn money_is_reckoned_by_the_quote_at_hand_and_time_by_the_cache() {
+    let prefix = [1, 2, 3, 4, 5, 6, 7, 8, 9, 10];
+    let talk = Ask { prefix: &prefix, ..ask(None) };
+    let price = Price { input: Credits::new(9_000_000), cached: Credits::new(0), output: Credits::new(0) };
+    // What is believed to be cached, what a quote bills as cached; units that are reckoned with, and money.
+    for (held, billed, cached, money) in
+        [(1000, None, 1000, 0.0), (1000, Some(0), 1000, 9_000.0), (0, Some(400), 400, 5_400.0), (0, None, 0, 9_000.0)]
+    {
+        let mut router = Router::new(rules());
+        router.reported(NOW, 1, report(2, 50));
+        router.holds_of(1, &prefix, 100, held);
+        let market = Stalls([(1, Candidate { price, billed, ..candidate(0, 20.0) })].into());
+        let decision = router.decide(NOW, &talk, &[], &market, &mut ChaCha12Rng::from_seed([1; 32]));
+        let Decision::Go { expected, .. } = decision else { panic!("{decision:?}") };
+        assert_eq!((expected.cached, expected.money), (cached, money), "{held} held, {billed:?} billed");
+        // Its own word is better than what was remembered.
+        router.holds_of(1, &prefix, 100, 300);
+        assert_eq!(router.holders.held(&prefix, &1), 300);
+    }
+}
+
+#[test]
+fn a_load_on_a_jobs_frame_counts_as_a_report_and_forgives_nothing() {
+    let mut router = Router::new(rules());
+    let market = Stalls([(1, candidate(1_000, 20.0)), (2, candidate(1_000, 20.0))].into());
+    let mut rng = ChaCha12Rng::from_seed([1; 32]);
+    let slow = Served { first_ms: (80.0, 1_030.0), per_unit_us: Some((100.0, 900.0)), output: 100 };
+    for _ in 0..20 {
+        router.ended(NOW, 1, Some(slow));
+    }
+    router.overheard(NOW, 2, report(2, 100));
+    for _ in 0..500 {
+        router.overheard(NOW, 1, report(2, 50));
+    }
+    assert_eq!(goes_to(&router.decide(NOW, &ask(None), &[], &market, &mut rng)), Some(2));
+    for _ in 0..500 {
+        router.reported(NOW, 1, report(2, 50));
+    }
+    assert_eq!(
+        goes_to(&router.decide(NOW, &ask(None), &[], &market, &mut rng)),
+        Some(1),
+        "who is asked may be forgiven"
+    );
+
+    // Jobs that were sent after what the word covers are taken off it; those before are in it.
+    let ms = |ms| NOW.after(Duration::from_millis(ms));
+    let mut router = Router::new(rules());
+    for at in [0, 50] {
+        router.sent(ms(at), 1, &ask(None), 0);
+    }
+    for (covers, free) in [(0, 1), (49, 1), (50, 2)] {
+        router.overheard(ms(60), 1, Report { covers: ms(covers), ..report(2, 50) });
+        assert_eq!(router.known[&1].free(), free, "covers {covers} ms");
+    }
 }
 
 #[test]

@@ -5,10 +5,11 @@ use spillway_ledger::{
     Account, Credits, Digest, JobId, NetworkId, NodeId, Price, SecretKey, SessionId, Signed, Usage, Voucher,
 };
 use spillway_protocol::{
-    Capacity, Effect, Event, Frame, Identity, Job, Kind, LedgerCommand, MarketConfig, Now, Outcome, Peer, Prefer,
-    Reason, Record, RecordKind, StreamId, WorkId,
+    Capacity, Effect, Event, Frame, Identity, Job, Kind, LedgerCommand, MarketConfig, Now, Offer, Outcome, Peer,
+    Prefer, Reason, Record, RecordKind, StreamId, WorkId,
 };
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
 use std::time::Duration;
 
 pub const MODEL: &str = "guide";
@@ -65,6 +66,8 @@ pub struct Node {
     pub placed: Vec<(JobId, Reason, Option<NodeId>)>,
     pub text: BTreeMap<JobId, Vec<u8>>,
     pub ended: BTreeMap<JobId, Outcome>,
+    /// What it published and did not take back.
+    offers: Vec<Arc<Signed<Offer>>>,
 }
 
 #[derive(Default)]
@@ -78,6 +81,8 @@ pub struct World {
     pub sessions: BTreeMap<SessionId, Session>,
     /// Every frame sent: from, to, frame.
     pub wire: Vec<(usize, usize, Frame)>,
+    /// Every probe: from, to.
+    pub probes: Vec<(usize, usize)>,
     /// Frames of these senders are lost.
     pub muted: Vec<usize>,
     /// Vouchers after the first are lost.
@@ -120,6 +125,7 @@ impl World {
             placed: vec![],
             text: BTreeMap::new(),
             ended: BTreeMap::new(),
+            offers: vec![],
         });
         self.start(index);
         index
@@ -246,6 +252,7 @@ impl World {
             }
             Effect::SendProbe { probe, peer, request, .. } => {
                 let far = self.node_of(peer);
+                self.probes.push((index, far));
                 let (now, from) = (self.now, self.nodes[index].id);
                 let Some(far_peer) = &mut self.nodes[far].peer else { return };
                 far_peer.handle(now, Event::ProbeReceived { probe, peer: from, request });
@@ -264,8 +271,17 @@ impl World {
             }
             Effect::ReplyProbe { .. } => unreachable!("answered where the probe was asked"),
             Effect::Publish(offer) => {
+                self.nodes[index].offers.push(Arc::new(offer.clone()));
                 for other in (0..self.nodes.len()).filter(|other| *other != index) {
                     self.queue.push_back((other, Event::OfferReceived(offer.clone())));
+                }
+            }
+            Effect::Withdraw => {
+                let offers: Vec<_> = std::mem::take(&mut self.nodes[index].offers);
+                for other in (0..self.nodes.len()).filter(|other| *other != index) {
+                    for offer in &offers {
+                        self.queue.push_back((other, Event::OfferHeld { offer: offer.clone(), until_ms: 0 }));
+                    }
                 }
             }
             Effect::Ledger { business, command } => {
@@ -343,7 +359,7 @@ impl World {
                 let session = voucher.value().session;
                 let state = self.sessions.get_mut(&session).expect("opened");
                 assert!(claim <= voucher.value().total && claim <= state.deposit, "claims more than was promised");
-                assert!(claim > state.settled, "settles nothing new");
+                assert!(claim > state.settled || last, "settles nothing new");
                 assert!(usage != Usage::default());
                 state.settled = claim;
                 for node in [state.provider, state.consumer] {

@@ -323,6 +323,26 @@ fn an_offer_that_the_market_no_longer_issues_is_taken_back() {
 }
 
 #[test]
+fn what_a_schedule_closes_is_taken_back_at_once_and_comes_back() {
+    let mut net = Net::new();
+    let (provider, user) = (net.add(&[], &[("a", 2), ("b", 2)]), net.add(&["a"], &[]));
+    net.run(MINUTE);
+    assert!(net.holds(user, provider));
+    for _ in 0..3 {
+        let serves = std::mem::take(&mut net.nodes[provider].serves);
+        net.tell(provider, Event::Withdraw);
+        net.settle();
+        assert!(!net.holds(user, provider), "it said so");
+        net.run(10 * MINUTE);
+        assert!(!net.holds(user, provider), "no late sign brings it back");
+        net.nodes[provider].serves = serves;
+        net.publish(provider);
+        net.run(MINUTE);
+        assert!(net.holds(user, provider), "it is open again");
+    }
+}
+
+#[test]
 fn a_change_of_price_replaces_the_offer() {
     let mut net = Net::new();
     let (provider, user) = (net.add(&[], &[("a", 2)]), net.add(&["a"], &[]));

@@ -279,6 +279,41 @@ fn a_busy_provider_refuses_and_the_next_is_asked() {
     assert_eq!(world.nodes[gateway].ended[&third].legs.len(), 1);
 }
 
+/// A load is good for a second, wherever it came from.
+#[test]
+fn the_load_on_a_jobs_frames_spares_probes_and_wakes_who_waits() {
+    let tenths = |count: u32| Duration::from_millis(100) * count;
+    // Tenths of a second from the first job to its end, and on to the second job; and the probes that the second needs.
+    for (lasts, then, probes) in [(30, 5, 0), (30, 15, 1), (5, 6, 0), (0, 5, 0), (0, 15, 1)] {
+        let mut world = World::new();
+        let gateway = world.add(1, 0, consumer());
+        let only = world.add(2, 4, provider(200_000));
+        world.submit(gateway, job(1));
+        world.say(only, "text");
+        world.pass(tenths(lasts));
+        if lasts > 0 {
+            world.finish(only);
+        }
+        world.pass(tenths(then));
+        let before = world.probes.len();
+        world.submit(gateway, job(2));
+        assert_eq!(world.probes.len() - before, probes, "{lasts} and {then} tenths of a second");
+        assert_eq!(world.nodes[only].work.len(), if lasts > 0 { 1 } else { 2 });
+    }
+
+    let mut world = World::new();
+    let gateway = world.add(1, 0, consumer());
+    let only = world.add(2, 1, provider(200_000));
+    world.submit(gateway, job(1));
+    let waits = world.submit(gateway, job(2));
+    assert!(!world.nodes[gateway].ended.contains_key(&waits), "all are busy: it waits");
+    world.finish(only);
+    assert_eq!(world.nodes[only].work.len(), 1, "the first one's end says that there is room");
+    world.say(only, "text");
+    world.finish(only);
+    assert_eq!(world.nodes[gateway].ended[&waits].legs.len(), 1);
+}
+
 #[test]
 fn a_job_waits_for_a_strangers_slot_only_so_long_and_only_behind_so_many() {
     let mut world = World::new();

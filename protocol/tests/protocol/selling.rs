@@ -162,8 +162,34 @@ fn a_schedule_opens_and_closes_advertisement_probe_and_admission_together() {
     world.finish(owner);
     assert_eq!(world.text(gateway, id), "in time, and what began is finished");
     assert_eq!(ask(&mut world, gateway, owner, vec![]).quote, Err(Refusal::Busy));
-    world.pass(Duration::from_secs(180));
-    assert!(!listed(&world), "and the offer lapses");
+    assert!(!listed(&world), "and the offer was taken back with the closing");
+    world.pass(Duration::from_secs(24 * 3600 - 400));
+    assert!(!listed(&world), "until the next evening");
+    world.pass(Duration::from_secs(120));
+    assert!(listed(&world));
+    assert!(ask(&mut world, gateway, owner, vec![]).quote.is_ok());
+}
+
+/// What closes by the owner's use, or by a backend's fault, may be back any moment: its offer is left to lapse.
+#[test]
+fn only_a_schedule_takes_offers_back() {
+    for (mode, slots) in [("below 40%", 2), ("always", 1)] {
+        let (mut world, gateway, owner, _) = setting(slots, sell(mode, 0));
+        let listed = |world: &World| {
+            let (id, now) = (world.nodes[owner].id, world.now);
+            world.nodes[gateway].peer.as_ref().expect("up").directory().all(now).any(|listing| listing.node() == id)
+        };
+        assert!(listed(&world));
+        if mode == "always" {
+            world.event(owner, Event::Capacity(vec![]));
+        } else {
+            world.submit(owner, job(9));
+        }
+        world.pass(Duration::from_secs(100));
+        assert!(listed(&world), "{mode}: not at once");
+        world.pass(Duration::from_secs(200));
+        assert!(!listed(&world), "{mode}: but it lapses");
+    }
 }
 
 #[test]
@@ -275,6 +301,39 @@ fn a_cached_prefix_is_billed_at_the_cached_price_by_both_sides() {
     world.pass(Duration::from_secs(10));
     let spent = world.nodes[gateway].ended.values().map(|outcome| outcome.cost.micro()).sum::<u64>();
     assert_eq!(world.sessions.values().map(|session| session.settled.micro()).sum::<u64>(), spent);
+}
+
+/// A quote outlives the job that it was asked for. The next turn of the conversation finds more in the cache than it says.
+#[test]
+fn a_kept_quote_is_renewed_where_the_discount_is_worth_a_round_trip() {
+    let cached = 2 * PREFIX_UNITS as u64;
+    let flat = Price { cached: DISCOUNT.input, ..DISCOUNT };
+    // Price, round trip in milliseconds; whether the next turn asks for a new quote, and what is billed as cached.
+    for (price, rtt_ms, asks, billed) in [(DISCOUNT, 0, true, cached), (DISCOUNT, 1_000, false, 0), (flat, 0, false, 0)]
+    {
+        let mut world = World::new();
+        let gateway = world.add(1, 0, consumer());
+        let owner = world.add(2, 2, MarketConfig { price, ..sell("always", 0) });
+        world.submit(gateway, long(1, "why?"));
+        world.say(owner, "because");
+        world.finish(owner);
+        let peer = world.nodes[owner].id;
+        for _ in 0..30 {
+            world.event(gateway, Event::RoundTrip { peer, rtt: Duration::from_millis(rtt_ms) });
+        }
+        world.pass(Duration::from_millis(500)); // The load is fresh, and the quote is good.
+        let before = world.probes.len();
+        let job = long(2, "and how?");
+        let (id, whole) = (job.id, job.body.len() as u64);
+        world.submit(gateway, job);
+        assert_eq!(world.probes.len() - before, usize::from(asks), "{price:?}, {rtt_ms} ms away");
+        world.say(owner, "so");
+        world.finish(owner);
+        let leg = world.nodes[gateway].ended[&id].legs[0].clone();
+        assert_eq!(leg.usage, Usage { input: whole - billed, cached: billed, output: 2 });
+        let signed = world.wire.iter().filter(|(_, _, frame)| matches!(frame, Frame::CoSigned(_))).count();
+        assert_eq!(signed, 2, "both bill it alike");
+    }
 }
 
 #[test]

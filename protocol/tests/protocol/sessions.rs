@@ -289,6 +289,40 @@ fn a_session_in_use_is_topped_up_once_and_vouchers_stay_below_the_deposit_until_
     }
 }
 
+/// Topped up again and again, a session may never rest: its provider is paid all the same, and not for each job alone.
+#[test]
+fn a_session_that_never_rests_is_claimed_while_it_is_in_use() {
+    let mut world = World::new();
+    let gateway = world.add(1, 0, MarketConfig { deposit: Credits::new(2_000), ..consumer() });
+    let provider = world.add(2, 8, provider(200_000));
+    let claims = |world: &World| {
+        let settles = world.asked.iter().filter(|(.., command)| matches!(command, LedgerCommand::Settle { .. }));
+        settles.count()
+    };
+    // A session rests for five seconds before it is claimed; here text is under way at every moment.
+    world.submit(gateway, job(1));
+    let mut claimed = Vec::new();
+    for id in 2..42 {
+        world.submit(gateway, job(id));
+        world.say(provider, "a word or two");
+        let oldest = *world.nodes[provider].work.keys().next().expect("two run");
+        world.nodes[provider].work.remove(&oldest);
+        world.event(provider, Event::Finished { work: oldest, finish: "stop".into() });
+        world.pass(SECOND * 2);
+        claimed.push(claims(&world));
+    }
+    assert_eq!(world.sessions.len(), 1, "on one session");
+    assert!((4..=6).contains(&claims(&world)), "every twenty seconds or so of eighty: {claimed:?}");
+    let first = claimed.iter().position(|count| *count > 0);
+    assert!(first.is_some_and(|steps| steps >= 9), "not for each job: {claimed:?}");
+    // What is left is claimed after the rest.
+    world.finish(provider);
+    world.pass(SECOND * 6);
+    let spent: u64 = world.nodes[gateway].ended.values().map(|outcome| outcome.cost.micro()).sum();
+    let session = world.sessions.values().next().expect("one");
+    assert_eq!((world.nodes[gateway].ended.len(), session.settled.micro()), (41, spent));
+}
+
 #[test]
 fn a_refused_top_up_is_not_asked_again_at_once_and_jobs_find_another_way() {
     for new_one in [true, false] {

@@ -86,8 +86,11 @@ pub enum News<'a> {
         /// What it said.
         seen: Seen,
     },
-    /// A probe was given up.
-    ProbeLost,
+    /// A probe has had no answer for so long; one that comes yet is told as any other.
+    ProbeLost {
+        /// Microseconds since it was sent.
+        after_us: u64,
+    },
     /// The first text of a job came.
     First {
         /// The job.

@@ -63,7 +63,7 @@ impl Policy for Gorgo {
             News::Done { ask, .. } | News::Refused { ask } | News::Cut { ask } | News::Died { ask } => {
                 self.sent[replica.index()] -= u64::from(ask.input);
             }
-            News::First { .. } | News::Probed { .. } | News::ProbeLost => {}
+            News::First { .. } | News::Probed { .. } | News::ProbeLost { .. } => {}
         }
         if let News::Died { .. } = news {
             self.prefixes.lost(replica);

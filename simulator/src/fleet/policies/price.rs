@@ -95,7 +95,7 @@ impl Policy for OpenRouter {
                 self.failed_us[replica.index()] = Some(now_us);
             }
             // A full provider is no outage: the next one is tried.
-            News::Refused { .. } | News::First { .. } | News::Probed { .. } | News::ProbeLost => {}
+            News::Refused { .. } | News::First { .. } | News::Probed { .. } | News::ProbeLost { .. } => {}
         }
     }
 }

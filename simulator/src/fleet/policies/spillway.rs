@@ -187,6 +187,7 @@ impl Market<u32> for Stalls<'_, '_> {
             distance_ms: view.rtt_us(replica).map(|us| us as f64 / 1e3),
             standing: 1.0,
             cached: view.cached_tokens(replica, self.job).map(u64::from),
+            billed: None,
             ready_ms: 0.0,
             rank: 0,
         })
@@ -256,12 +257,13 @@ impl Policy for Spillway {
             rate_us: self.targets.then_some(view.slo().tpot_ms as f64 * 1e3),
             weights: Weights::new(SECOND_WORTH, None),
             thorough: false,
+            settled: self.looks.get(&job.job).is_some_and(|look| look.rounds >= ROUNDS_MAX),
         };
         let look = self.looks.entry(job.job).or_default();
         match self.router.decide(Now(now_us), &ask, &look.asked, &stalls, &mut self.rng) {
             Decision::Go { to, expected, refresh } => {
                 self.looks.remove(&job.job);
-                if own_first_ms.is_some_and(|ms| ms <= expected.first_ms && ms <= target_ms) {
+                if own_first_ms.is_some_and(|ms| spill::waits(ms, expected.first_ms, Some(target_ms))) {
                     return Choice::Wait;
                 }
                 self.router.sent(Now(now_us), to, &ask, expected.cached);
@@ -271,7 +273,7 @@ impl Policy for Spillway {
                 }
                 Choice::Replica(ReplicaId(to))
             }
-            Decision::Probe(who) if look.rounds < ROUNDS_MAX => {
+            Decision::Probe(who) => {
                 look.rounds += 1;
                 look.asked.extend(who.iter().copied());
                 let probes: Probes = who.into_iter().map(ReplicaId).collect();
@@ -280,7 +282,7 @@ impl Policy for Spillway {
                 }
                 Choice::Probe(probes)
             }
-            Decision::Probe(_) | Decision::Nobody { .. } => {
+            Decision::Nobody { .. } => {
                 self.looks.remove(&job.job);
                 Choice::Wait
             }
@@ -296,7 +298,12 @@ impl Policy for Spillway {
         }
         match news {
             News::Probed { seen } => self.hear(now_us, replica, view.rtt_us(replica).unwrap_or(0), seen),
-            News::ProbeLost => self.router.silent(&replica.0),
+            // From far away an answer is late rather than lost; it is told when it comes.
+            News::ProbeLost { after_us } => {
+                if view.rtt_us(replica).is_none_or(|rtt_us| rtt_us < *after_us) {
+                    self.router.silent(&replica.0);
+                }
+            }
             News::First { ask, after_us, .. } => {
                 if let Some(flight) = self.flights.get_mut(&ask.job) {
                     flight.first_us = Some(*after_us);
