@@ -6,7 +6,7 @@ use serde::Serialize;
 use spillway_ledger::{Account, JobId, NodeId, Price};
 use spillway_protocol::router::Sort;
 use spillway_protocol::router::preference::DataCollection;
-use spillway_protocol::{Job, Outcome, Reason, Route};
+use spillway_protocol::{Job, Kind, Outcome, Reason, Route};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, RwLock};
 use tokio::sync::mpsc;
@@ -32,7 +32,7 @@ pub enum JobEvent {
         /// Why there.
         reason: Reason,
     },
-    /// One event of the backend: the JSON of one `data:` line.
+    /// One event of the backend: the JSON of one `data:` line; or one [part](crate::openai::parts) of an answer that is none.
     Chunk(Vec<u8>),
     /// The end.
     Ended(Outcome),
@@ -103,8 +103,44 @@ pub struct MarketModel {
     pub own: bool,
     /// Strangers that offer it.
     pub providers: usize,
+    /// What own backends serve of it.
+    pub own_kinds: Kinds,
+    /// What anyone serves of it, own backends too.
+    pub kinds: Kinds,
     /// The lowest price on offer, per million units in micro-credits.
     pub price_min: Option<Price>,
+}
+
+/// A set of endpoints.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Kinds(u32);
+
+impl Kinds {
+    /// Whether it has `kind`.
+    #[must_use]
+    pub const fn has(self, kind: Kind) -> bool {
+        self.0 & (1 << kind as u32) != 0
+    }
+}
+
+impl Extend<Kind> for Kinds {
+    fn extend<T: IntoIterator<Item = Kind>>(&mut self, kinds: T) {
+        kinds.into_iter().for_each(|kind| self.0 |= 1 << kind as u32);
+    }
+}
+
+impl FromIterator<Kind> for Kinds {
+    fn from_iter<T: IntoIterator<Item = Kind>>(kinds: T) -> Self {
+        let mut set = Self::default();
+        set.extend(kinds);
+        set
+    }
+}
+
+impl Serialize for Kinds {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(Kind::ALL.into_iter().filter(|kind| self.has(*kind)))
+    }
 }
 
 /// One provider's offer of one model, for people.

@@ -1,8 +1,8 @@
 //! What the market looks like to people at a moment: models, offers, load.
 //! Invariant: only what can be asked for now is in it: healthy own backends, and offers that have not expired.
 
-use crate::jobs::{Load, MarketModel, MarketView, OfferView};
-use spillway_protocol::{Capacity, Now, Peer};
+use crate::jobs::{Kinds, Load, MarketModel, MarketView, OfferView};
+use spillway_protocol::{Capacity, Kind, Now, Peer};
 use std::collections::BTreeMap;
 
 /// The view of `peer`, whose own backends are `capacity` and which is connected to `peers` others.
@@ -10,7 +10,9 @@ pub(crate) fn market_view(peer: &Peer, capacity: &[Capacity], peers: usize, now:
     let mut models: BTreeMap<String, MarketModel> = BTreeMap::new();
     for capacity in capacity.iter().filter(|capacity| capacity.healthy) {
         let id = capacity.model.clone();
-        models.insert(id.clone(), MarketModel { id, own: true, providers: 0, price_min: None });
+        let kinds: Kinds = capacity.kinds.iter().copied().collect();
+        let model = MarketModel { id: id.clone(), own: true, providers: 0, own_kinds: kinds, kinds, price_min: None };
+        models.insert(id, model);
     }
     let mut offers = Vec::new();
     for listing in peer.directory().all(now) {
@@ -19,9 +21,12 @@ pub(crate) fn market_view(peer: &Peer, capacity: &[Capacity], peers: usize, now:
             id: model.id.clone(),
             own: false,
             providers: 0,
+            own_kinds: Kinds::default(),
+            kinds: Kinds::default(),
             price_min: None,
         });
         entry.providers += 1;
+        entry.kinds.extend(model.kinds.iter().filter_map(|name| Kind::named(name)));
         if entry.price_min.is_none_or(|price| model.price.output < price.output) {
             entry.price_min = Some(model.price);
         }

@@ -2,6 +2,7 @@
 //! Invariant: a [`NodeConfig`] that passed [`NodeConfig::validate`] needs no further check.
 
 use crate::earn::Earn;
+use crate::job::Kind;
 use crate::rate::{Rate, credits_of};
 use crate::selling::{Sell, SellError, Selling};
 use serde::{Deserialize, Serialize};
@@ -219,7 +220,16 @@ pub enum BackendSection {
         /// Requests at once.
         #[serde(default = "default_slots")]
         slots: u32,
+        /// What its models serve; no list of models tells. Absent means chats and completions.
+        #[serde(default = "default_endpoints")]
+        endpoints: Vec<Kind>,
     },
+}
+
+/// What a server is taken to serve whose section does not say.
+#[must_use]
+pub fn default_endpoints() -> Vec<Kind> {
+    vec![Kind::Chat, Kind::Completion]
 }
 
 const fn default_slots() -> u32 {
@@ -478,7 +488,12 @@ impl NodeConfig {
                     }
                     (*slots, model)
                 }
-                BackendSection::OpenAi { url, slots, .. } => (*slots, url),
+                BackendSection::OpenAi { url, slots, endpoints, .. } => {
+                    if endpoints.is_empty() {
+                        return fail(format!("backend[{index}].endpoints"), "empty");
+                    }
+                    (*slots, url)
+                }
             };
             if name.is_empty() {
                 return fail(format!("backend[{index}]"), "model or url is empty");
@@ -586,6 +601,18 @@ mod tests {
             let said = node(provide).validate().map_or_else(|error| error.to_string(), |()| String::new());
             assert!(said.starts_with(says) && said.is_empty() == says.is_empty(), "{said:?} for {says:?}");
         }
+    }
+
+    #[test]
+    fn a_server_serves_something() {
+        let with = |endpoints: &[Kind]| {
+            let (url, models) = ("http://127.0.0.1:1/v1".to_owned(), Vec::new());
+            let section =
+                BackendSection::OpenAi { url, key_env: None, models, slots: 1, endpoints: endpoints.to_vec() };
+            NodeConfig { backend: vec![section], ..node(ProvideSection::default()) }
+        };
+        assert!(with(&default_endpoints()).validate().is_ok() && with(&Kind::ALL).validate().is_ok());
+        assert_eq!(with(&[]).validate().expect_err("nothing").to_string(), "backend[0].endpoints: empty");
     }
 
     #[test]

@@ -13,23 +13,83 @@ pub const ALTERNATIVES_MAX: usize = 4;
 /// Longest model name, in bytes.
 pub const MODEL_BYTES_MAX: usize = 256;
 
-/// What is asked of a model.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, wincode::SchemaRead, wincode::SchemaWrite)]
+/// What is asked of a model: one of the API's endpoints.
+///
+/// New kinds go to the end: their places are their names on the wire.
+#[derive(
+    Clone,
+    Copy,
+    Debug,
+    PartialEq,
+    Eq,
+    PartialOrd,
+    Ord,
+    Hash,
+    serde::Serialize,
+    serde::Deserialize,
+    wincode::SchemaRead,
+    wincode::SchemaWrite,
+)]
+#[serde(rename_all = "snake_case")]
 pub enum Kind {
     /// A conversation: `/v1/chat/completions`.
     Chat,
     /// A text to go on with: `/v1/completions`.
     Completion,
+    /// Vectors of texts: `/v1/embeddings`.
+    Embedding,
+    /// A conversation in the form of OpenAI's Responses: `/v1/responses`.
+    Response,
+    /// A conversation in the form of Anthropic's Messages: `/v1/messages`.
+    Message,
+    /// Documents by their worth for a question: `/v1/rerank`.
+    Rerank,
+    /// Images of a text: `/v1/images/generations`.
+    Image,
+    /// The text of a recording: `/v1/audio/transcriptions`.
+    Transcription,
+    /// A text spoken: `/v1/audio/speech`.
+    Speech,
+    /// Whether a text is harmful: `/v1/moderations`.
+    Moderation,
 }
 
 impl Kind {
-    /// The name in offers, receipts and logs.
+    /// Every kind.
+    pub const ALL: [Self; 10] = [
+        Self::Chat,
+        Self::Completion,
+        Self::Embedding,
+        Self::Response,
+        Self::Message,
+        Self::Rerank,
+        Self::Image,
+        Self::Transcription,
+        Self::Speech,
+        Self::Moderation,
+    ];
+
+    /// The name in offers, receipts, logs and the configuration.
     #[must_use]
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Chat => "chat",
             Self::Completion => "completion",
+            Self::Embedding => "embedding",
+            Self::Response => "response",
+            Self::Message => "message",
+            Self::Rerank => "rerank",
+            Self::Image => "image",
+            Self::Transcription => "transcription",
+            Self::Speech => "speech",
+            Self::Moderation => "moderation",
         }
+    }
+
+    /// The kind of that name.
+    #[must_use]
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|kind| kind.as_str() == name)
     }
 }
 

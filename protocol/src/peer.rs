@@ -6,6 +6,7 @@ use crate::consumer::Consumer;
 use crate::context::{Alarm, Context};
 use crate::directory::Directory;
 use crate::event::{Effect, Event};
+use crate::job::Kind;
 use crate::offer::{METER, ModelOffer, OFFER_LIFETIME, OFFER_PERIOD, Offer};
 use crate::own::{Own, WorkFor};
 use crate::provider::Provider;
@@ -345,6 +346,14 @@ fn truncate(text: &mut String, bytes: usize) {
 }
 
 /// Publishes what is served, if that is news, in as many offers as it takes.
+/// The kinds by name, strictly sorted, as offers list them.
+fn names(kinds: &[Kind]) -> Vec<String> {
+    let mut names: Vec<_> = kinds.iter().map(|kind| kind.as_str().to_owned()).collect();
+    names.sort_unstable();
+    names.dedup();
+    names
+}
+
 fn publish(cx: &mut Context, addresses: &[String], published: &mut Published) {
     if !cx.config.provide || addresses.is_empty() {
         return;
@@ -359,7 +368,7 @@ fn publish(cx: &mut Context, addresses: &[String], published: &mut Published) {
             quantization: capacity.quantization,
             engine: capacity.engine,
             context_max: capacity.context_max,
-            kinds: capacity.kinds.iter().map(|kind| kind.as_str().to_owned()).collect(),
+            kinds: names(&capacity.kinds),
             meter: METER.to_owned(),
             price: cx.config.price,
             slots,
@@ -414,4 +423,16 @@ fn publish(cx: &mut Context, addresses: &[String], published: &mut Published) {
         cx.emit(Effect::Publish(offer));
     }
     published.models = models;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn kinds_are_listed_as_offers_want_them() {
+        let listed = names(&[Kind::Chat, Kind::Rerank, Kind::Embedding, Kind::Chat]);
+        assert_eq!(listed, ["chat", "embedding", "rerank"]);
+        assert!(names(&Kind::ALL).is_sorted_by(|a, b| a < b));
+    }
 }

@@ -1,11 +1,11 @@
 //! Which nodes a network has and how each is set.
 //! Invariant: the first plans keep the books, and are everyone's bootstrap addresses.
 
-use spillway_protocol::NodeConfig;
 use spillway_protocol::config::{
     BackendSection, EdgeSection, GatewaySection, LedgerRole, LedgerSection, NetworkSection, ProvideSection,
-    SpendSection,
+    SpendSection, default_endpoints,
 };
+use spillway_protocol::{Kind, NodeConfig};
 
 /// The name of the node that keeps the books.
 pub const BOOKS: &str = "books";
@@ -90,7 +90,24 @@ impl Plan {
     /// With an OpenAI-compatible server by URL as its backend.
     #[must_use]
     pub fn with_server(mut self, url: &str, slots: u32) -> Self {
-        self.config.backend.push(BackendSection::OpenAi { url: url.into(), key_env: None, models: Vec::new(), slots });
+        self.config.backend.push(BackendSection::OpenAi {
+            url: url.into(),
+            key_env: None,
+            models: Vec::new(),
+            slots,
+            endpoints: default_endpoints(),
+        });
+        self
+    }
+
+    /// With servers that serve these endpoints.
+    #[must_use]
+    pub fn serving(mut self, kinds: &[Kind]) -> Self {
+        for backend in &mut self.config.backend {
+            if let BackendSection::OpenAi { endpoints, .. } = backend {
+                *endpoints = kinds.to_vec();
+            }
+        }
         self
     }
 

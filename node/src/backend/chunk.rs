@@ -1,15 +1,15 @@
 //! The embedded engine's answers as OpenAI's stream events, the same as other servers send.
 //! Invariant: one answer's events share one id, and the last has the usage.
 
+use crate::openai::endpoint::Choices;
 use serde_json::{Value, json};
 use spillway_engine::{Finish, TokenInfo, Usage};
-use spillway_protocol::Kind;
 use std::time::SystemTime;
 
 /// Writes the events of one answer.
 #[derive(Debug)]
 pub(super) struct Chunks {
-    kind: Kind,
+    kind: Choices,
     id: String,
     created_s: u64,
     model: String,
@@ -20,11 +20,11 @@ pub(super) struct Chunks {
 
 impl Chunks {
     /// `prefix_bytes` is how much of the answer was delivered before.
-    pub(super) fn new(kind: Kind, number: u64, model: &str, logprobs: bool, prefix_bytes: usize) -> Self {
+    pub(super) fn new(kind: Choices, number: u64, model: &str, logprobs: bool, prefix_bytes: usize) -> Self {
         let created_s = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
         let name = match kind {
-            Kind::Chat => "chatcmpl",
-            Kind::Completion => "cmpl",
+            Choices::Chat => "chatcmpl",
+            Choices::Completion => "cmpl",
         };
         let id = format!("{name}-{created_s:x}{number:08x}");
         Self { kind, id, created_s, model: model.to_owned(), logprobs, offset: prefix_bytes }
@@ -32,8 +32,8 @@ impl Chunks {
 
     fn event(&self, choices: Value, usage: Option<Value>) -> Vec<u8> {
         let object = match self.kind {
-            Kind::Chat => "chat.completion.chunk",
-            Kind::Completion => "text_completion",
+            Choices::Chat => "chat.completion.chunk",
+            Choices::Completion => "text_completion",
         };
         let mut event = json!({
             "id": self.id,
@@ -51,23 +51,23 @@ impl Chunks {
     /// What opens a chat's answer; completions have no such event.
     pub(super) fn begin(&self) -> Option<Vec<u8>> {
         match self.kind {
-            Kind::Chat => Some(self.event(
+            Choices::Chat => Some(self.event(
                 json!([{"index": 0, "delta": {"role": "assistant", "content": ""}, "logprobs": null, "finish_reason": null}]),
                 None,
             )),
-            Kind::Completion => None,
+            Choices::Completion => None,
         }
     }
 
     /// More of the answer.
     pub(super) fn text(&mut self, text: &str, tokens: &[TokenInfo]) -> Vec<u8> {
         let choice = match self.kind {
-            Kind::Chat => {
+            Choices::Chat => {
                 let logprobs =
                     self.logprobs.then(|| json!({"content": tokens.iter().map(chat_logprob).collect::<Vec<_>>()}));
                 json!([{"index": 0, "delta": {"content": text}, "logprobs": logprobs, "finish_reason": null}])
             }
-            Kind::Completion => {
+            Choices::Completion => {
                 let logprobs = self.logprobs.then(|| self.completion_logprobs(tokens));
                 json!([{"index": 0, "text": text, "logprobs": logprobs, "finish_reason": null}])
             }
@@ -81,8 +81,8 @@ impl Chunks {
         let finish = finish_name(finish);
         self.event(
             match self.kind {
-                Kind::Chat => json!([{"index": 0, "delta": {}, "logprobs": null, "finish_reason": finish}]),
-                Kind::Completion => json!([{"index": 0, "text": "", "logprobs": null, "finish_reason": finish}]),
+                Choices::Chat => json!([{"index": 0, "delta": {}, "logprobs": null, "finish_reason": finish}]),
+                Choices::Completion => json!([{"index": 0, "text": "", "logprobs": null, "finish_reason": finish}]),
             },
             None,
         )
@@ -151,7 +151,7 @@ fn text_of(bytes: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::openai::text_of_event;
+    use crate::openai::measure::text_of_chunk;
     use spillway_engine::TopToken;
 
     fn token(bytes: &[u8]) -> TokenInfo {
@@ -161,21 +161,21 @@ mod tests {
 
     #[test]
     fn events_are_counted_as_their_text() {
-        for kind in [Kind::Chat, Kind::Completion] {
+        for kind in [Choices::Chat, Choices::Completion] {
             let mut chunks = Chunks::new(kind, 1, "m", true, 4);
             let text = chunks.text("Hé", &[token("H".as_bytes()), token("é".as_bytes())]);
-            assert_eq!(text_of_event(kind, &text), "Hé".as_bytes());
+            assert_eq!(text_of_chunk(kind, &text), "Hé".as_bytes());
             let more = chunks.text("!", &[token(b"!")]);
             let value: Value = serde_json::from_slice(&more).expect("JSON");
             match kind {
-                Kind::Chat => {
+                Choices::Chat => {
                     assert_eq!(value["choices"][0]["logprobs"]["content"][0]["top_logprobs"][0]["bytes"], json!([33]));
                 }
-                Kind::Completion => assert_eq!(value["choices"][0]["logprobs"]["text_offset"], json!([4 + 3])),
+                Choices::Completion => assert_eq!(value["choices"][0]["logprobs"]["text_offset"], json!([4 + 3])),
             }
             let usage = Usage { prompt_tokens: 5, completion_tokens: 9, prefix_tokens: 2 };
             for silent in [chunks.begin(), Some(chunks.finish(Finish::Length)), Some(chunks.usage(usage))] {
-                assert_eq!(text_of_event(kind, &silent.unwrap_or_default()), b"");
+                assert_eq!(text_of_chunk(kind, &silent.unwrap_or_default()), b"");
             }
             let value: Value = serde_json::from_slice(&chunks.usage(usage)).expect("JSON");
             let counts = json!({"prompt_tokens": 7, "completion_tokens": 7, "total_tokens": 14, "prefix_tokens": 2});

@@ -3,6 +3,7 @@
 
 use super::chunk::{Chunks, finish_name};
 use super::{Out, Work, rejected};
+use crate::openai::endpoint::{Answer, Choices, endpoint};
 use crate::openai::event::text;
 use crate::openai::fields::Fields;
 use serde_json::value::RawValue;
@@ -61,9 +62,11 @@ impl Embedded {
 
     /// Generates an answer; gives the finish reason.
     pub(super) async fn run(&self, work: Work, out: &Out) -> Result<String, BackendError> {
-        let request = request(work.kind, &work.body, work.prefix)?;
-        let mut chunks =
-            Chunks::new(work.kind, work.id.0, &self.model, request.logprobs.is_some(), request.prefix.len());
+        let Answer::Choices(choices) = endpoint(work.kind).answer else {
+            return Err(rejected("model", "the embedded engine serves chats and completions"));
+        };
+        let request = request(choices, &work.body, work.prefix)?;
+        let mut chunks = Chunks::new(choices, work.id.0, &self.model, request.logprobs.is_some(), request.prefix.len());
         let engine = self.engine.clone();
         // Splitting a long prompt into tokens takes a while.
         let submitted = tokio::task::spawn_blocking(move || engine.submit(request)).await;
@@ -72,7 +75,7 @@ impl Embedded {
             SubmitError::OutOfRange { field, reason } => rejected(field, &reason),
             SubmitError::NoTemplate | SubmitError::BadTemplate(_) => rejected("messages", &error.to_string()),
             SubmitError::Tokenize(_) | SubmitError::ContextExceeded { .. } => {
-                rejected(if work.kind == Kind::Chat { "messages" } else { "prompt" }, &error.to_string())
+                rejected(if choices == Choices::Chat { "messages" } else { "prompt" }, &error.to_string())
             }
             SubmitError::QueueFull { .. } => BackendError::Busy,
             SubmitError::Stopped => BackendError::Failed(error.to_string()),
@@ -118,7 +121,7 @@ fn is_off(value: &str) -> bool {
 }
 
 /// OpenAI's request as the engine's.
-fn request(kind: Kind, body: &[u8], prefix: Vec<u8>) -> Result<Request, BackendError> {
+fn request(choices: Choices, body: &[u8], prefix: Vec<u8>) -> Result<Request, BackendError> {
     let fields = Fields::parse(body).map_err(|error| rejected("body", &error.to_string()))?;
     for name in UNSUPPORTED.into_iter().chain(["presence_penalty"]) {
         let is_one = name == "best_of" && fields.get(name) == Some("1");
@@ -134,9 +137,9 @@ fn request(kind: Kind, body: &[u8], prefix: Vec<u8>) -> Result<Request, BackendE
     {
         return Err(rejected("response_format", "the embedded engine gives plain text only"));
     }
-    let prompt = match kind {
-        Kind::Chat => Prompt::Chat(messages(&fields)?),
-        Kind::Completion => Prompt::Text(
+    let prompt = match choices {
+        Choices::Chat => Prompt::Chat(messages(&fields)?),
+        Choices::Completion => Prompt::Text(
             fields.read("prompt").ok_or_else(|| rejected("prompt", "the embedded engine takes one string"))?,
         ),
     };
@@ -153,11 +156,11 @@ fn request(kind: Kind, body: &[u8], prefix: Vec<u8>) -> Result<Request, BackendE
         None => random()?,
     };
     request.stop = fields.read("stop").or_else(|| fields.read("stop").map(|one: String| vec![one])).unwrap_or_default();
-    request.logprobs = match kind {
-        Kind::Chat => {
+    request.logprobs = match choices {
+        Choices::Chat => {
             fields.read::<bool>("logprobs").unwrap_or(false).then(|| fields.read::<usize>("top_logprobs").unwrap_or(0))
         }
-        Kind::Completion => fields.read::<usize>("logprobs"),
+        Choices::Completion => fields.read::<usize>("logprobs"),
     };
     Ok(request)
 }
@@ -200,7 +203,7 @@ mod tests {
     fn requests_are_read() {
         let chat = r#"{"model":"m","messages":[{"role":"system","content":null},{"role":"user","content":[{"type":"text","text":"a"},{"type":"text","text":"b"}]}],
             "max_tokens":7,"temperature":0,"seed":-1,"stop":"x","logprobs":true,"top_logprobs":3,"n":1,"tools":[],"stream":true}"#;
-        let got = request(Kind::Chat, chat.as_bytes(), b"so far".to_vec()).expect("good");
+        let got = request(Choices::Chat, chat.as_bytes(), b"so far".to_vec()).expect("good");
         let say = |role: &str, content: &str| ChatMessage { role: role.into(), content: content.into() };
         let want = Request {
             prefix: "so far".into(),
@@ -222,7 +225,7 @@ mod tests {
             logprobs: Some(0),
             ..Request::new(Prompt::Text("a".into()))
         };
-        assert_eq!(request(Kind::Completion, completion.as_bytes(), Vec::new()).expect("good"), want);
+        assert_eq!(request(Choices::Completion, completion.as_bytes(), Vec::new()).expect("good"), want);
     }
 
     #[test]
@@ -240,14 +243,18 @@ mod tests {
         ];
         for (field, name) in cases {
             let messages = if field.starts_with("\"messages") { "" } else { r#","messages":[]"# };
-            let error = request(Kind::Chat, format!("{{{field}{messages}}}").as_bytes(), Vec::new()).expect_err(field);
+            let error =
+                request(Choices::Chat, format!("{{{field}{messages}}}").as_bytes(), Vec::new()).expect_err(field);
             let BackendError::Rejected { status: 400, message } = error else { panic!("{field}: {error:?}") };
             assert!(message.contains(&format!("\"param\":\"{name}\"")), "{field}: {message}");
         }
         for off in
             [r#""modalities":["text"]"#, r#""presence_penalty":0"#, r#""logit_bias":{}"#, r#""best_of":1"#, r#""n":1"#]
         {
-            assert!(request(Kind::Chat, format!(r#"{{{off},"messages":[]}}"#).as_bytes(), Vec::new()).is_ok(), "{off}");
+            assert!(
+                request(Choices::Chat, format!(r#"{{{off},"messages":[]}}"#).as_bytes(), Vec::new()).is_ok(),
+                "{off}"
+            );
         }
     }
 }

@@ -2,6 +2,7 @@
 //! Invariant: each work ends with one [`BackendEvent::Finished`] or [`BackendEvent::Failed`], unless it is stopped: dropping
 //! its [`Running`] cancels it at the backend at once, and nothing more comes of it.
 
+mod answer;
 mod chunk;
 mod embedded;
 mod merge;
@@ -41,7 +42,7 @@ struct Work {
 /// What comes of work.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum BackendEvent {
-    /// One event of the answer's stream.
+    /// One event of the answer's stream, or one part of an answer that is none.
     Output {
         /// The work.
         work: WorkId,
@@ -138,8 +139,8 @@ impl Backends {
                     merge.publish(index, vec![engine.capacity()]);
                     Backend::Embedded(engine)
                 }
-                BackendSection::OpenAi { url, key_env, models, slots } => {
-                    let upstream = Upstream::new(url, key_env.as_deref(), models.clone(), *slots)
+                BackendSection::OpenAi { url, key_env, models, slots, endpoints } => {
+                    let upstream = Upstream::new(url, key_env.as_deref(), models.clone(), *slots, endpoints.clone())
                         .map_err(|(field, why)| BackendStartError::Setting { index, field, why })?;
                     upstream.watch(index, Arc::downgrade(&merge));
                     Backend::Upstream(upstream)

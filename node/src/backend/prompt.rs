@@ -3,7 +3,9 @@
 //! `stream_options`, only what a continuation needs is touched.
 
 use super::rejected;
+use crate::openai::endpoint::{Answer, Choices, Encoding, endpoint};
 use crate::openai::fields::{Fields, literal, raw};
+use crate::openai::form::Form;
 use crate::openai::request::{UNITS_PER_TOKEN, for_backend, with_stream};
 use serde_json::value::RawValue;
 use spillway_protocol::{BackendError, Kind};
@@ -26,9 +28,47 @@ fn chooses_model(name: &str) -> bool {
     name != "model" && CHOOSES_MODEL.contains(&folded.as_str())
 }
 
-/// The body to send for `model`. With a `prefix`, a chat gets it as the begun answer, in the form that vLLM, SGLang and llama.cpp
+/// The body to send for `model`, and what it is.
+pub(super) fn for_upstream(
+    kind: Kind,
+    model: &str,
+    body: &[u8],
+    prefix: &[u8],
+) -> Result<(Vec<u8>, String), BackendError> {
+    let row = endpoint(kind);
+    if !prefix.is_empty() && !matches!(row.answer, Answer::Choices(_)) {
+        return Err(BackendError::Failed("an answer that is no plain text cannot be gone on with".into()));
+    }
+    if row.encoding == Encoding::Multipart {
+        let mut form = Form::parse(body).map_err(|error| rejected("body", &error.to_string()))?;
+        form.remove_where(chooses_model);
+        form.set("model", model);
+        let body = form.to_bytes();
+        let content_type = crate::openai::form::content_type(&body).expect("it was just written");
+        return Ok((body, content_type));
+    }
+    let body = match row.answer {
+        Answer::Choices(choices) => for_choices(choices, model, body, prefix)?,
+        Answer::Events(_) | Answer::Whole(_) => {
+            let mut fields = Fields::parse(body).map_err(|error| rejected("body", &error.to_string()))?;
+            let mut touched = fields.remove_where(chooses_model);
+            if fields.read::<String>("model").as_deref() != Some(model) {
+                fields.set("model", raw(model));
+                touched = true;
+            }
+            if matches!(row.answer, Answer::Events(_)) && fields.get("stream") != Some("true") {
+                fields.set("stream", literal("true"));
+                touched = true;
+            }
+            if touched { fields.to_bytes() } else { body.to_vec() }
+        }
+    };
+    Ok((body, "application/json".into()))
+}
+
+/// The body of a chat or a completion. With a `prefix`, a chat gets it as the begun answer, in the form that vLLM, SGLang and llama.cpp
 /// understand (`continue_final_message`); a completion gets it behind its prompt.
-pub(super) fn for_upstream(kind: Kind, model: &str, body: &[u8], prefix: &[u8]) -> Result<Vec<u8>, BackendError> {
+fn for_choices(choices: Choices, model: &str, body: &[u8], prefix: &[u8]) -> Result<Vec<u8>, BackendError> {
     let mut fields = Fields::parse(body).map_err(|error| rejected("body", &error.to_string()))?;
     let mut touched = fields.remove_where(chooses_model);
     if fields.read::<String>("model").as_deref() != Some(model) {
@@ -40,8 +80,8 @@ pub(super) fn for_upstream(kind: Kind, model: &str, body: &[u8], prefix: &[u8]) 
     }
     let prefix =
         std::str::from_utf8(prefix).map_err(|_| BackendError::Failed("the delivered text is not UTF-8".into()))?;
-    match kind {
-        Kind::Chat => {
+    match choices {
+        Choices::Chat => {
             let mut messages: Vec<Box<RawValue>> =
                 fields.read("messages").ok_or_else(|| rejected("messages", "not an array"))?;
             let mut begun = Fields::default();
@@ -52,7 +92,7 @@ pub(super) fn for_upstream(kind: Kind, model: &str, body: &[u8], prefix: &[u8]) 
             fields.set("continue_final_message", literal("true"));
             fields.set("add_generation_prompt", literal("false"));
         }
-        Kind::Completion => {
+        Choices::Completion => {
             let prompt: String = fields.read("prompt").ok_or_else(|| rejected("prompt", "not a string"))?;
             fields.set("prompt", raw(&(prompt + prefix)));
         }
@@ -99,7 +139,7 @@ mod tests {
         ];
         for (kind, body, prefix, want) in cases {
             let got = for_upstream(kind, "m", body.as_bytes(), prefix.as_bytes());
-            let got = got.map(|bytes| String::from_utf8(bytes).expect("JSON")).map_err(|error| match error {
+            let got = got.map(|(bytes, _)| String::from_utf8(bytes).expect("JSON")).map_err(|error| match error {
                 BackendError::Rejected { status, .. } => status,
                 BackendError::Busy | BackendError::Failed(_) => 0,
             });
@@ -125,14 +165,52 @@ mod tests {
         for (sent, got) in cases {
             let separator = if sent.contains(": ") { ", " } else { "," };
             let sent = format!("{{{sent}{separator}{stream}}}");
-            let body = for_upstream(Kind::Completion, "cheap", sent.as_bytes(), b"").expect(&sent);
+            let (body, _) = for_upstream(Kind::Completion, "cheap", sent.as_bytes(), b"").expect(&sent);
             assert_eq!(String::from_utf8_lossy(&body), format!("{{{got}{separator}{stream}}}"), "{sent}");
         }
         let sent = format!(r#"{{"prompt":"a",{stream}}}"#);
-        let named = for_upstream(Kind::Completion, "cheap", sent.as_bytes(), b"").expect(&sent);
+        let (named, _) = for_upstream(Kind::Completion, "cheap", sent.as_bytes(), b"").expect(&sent);
         assert_eq!(String::from_utf8_lossy(&named), format!(r#"{{"prompt":"a",{stream},"model":"cheap"}}"#));
         let sent = r#"{"model":"dear","prompt":"a"}"#;
-        let behind = for_upstream(Kind::Completion, "cheap", sent.as_bytes(), b"b").expect(sent);
+        let (behind, _) = for_upstream(Kind::Completion, "cheap", sent.as_bytes(), b"b").expect(sent);
         assert_eq!(String::from_utf8_lossy(&behind), format!(r#"{{"model":"cheap","prompt":"ab",{stream}}}"#));
+    }
+
+    #[test]
+    fn other_endpoints_get_the_clients_bytes_and_the_agreed_model() {
+        let cases = [
+            (Kind::Embedding, r#"{"model":"m","input" : ["a"],"x":1.0}"#, r#"{"model":"m","input" : ["a"],"x":1.0}"#),
+            (Kind::Embedding, r#"{"model":"dear","input" : "a"}"#, r#"{"model":"m","input":"a"}"#),
+            (Kind::Rerank, r#"{"MODEL":"dear","model":"m","query":"a"}"#, r#"{"model":"m","query":"a"}"#),
+            (
+                Kind::Response,
+                r#"{"model":"m", "input":"a","stream":false}"#,
+                r#"{"model":"m","input":"a","stream":true}"#,
+            ),
+            (Kind::Message, r#"{"model":"m", "stream":true}"#, r#"{"model":"m", "stream":true}"#),
+        ];
+        for (kind, sent, want) in cases {
+            let (body, content_type) = for_upstream(kind, "m", sent.as_bytes(), b"").expect(sent);
+            assert_eq!((String::from_utf8_lossy(&body).as_ref(), &*content_type), (want, "application/json"));
+            assert!(for_upstream(kind, "m", sent.as_bytes(), b"so far").is_err());
+        }
+        let part = |name: &str, value: &str| {
+            format!("--x\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n")
+        };
+        let sent = [
+            part("Model", "dear"),
+            part("model", "dear"),
+            part("model", "dearer"),
+            part("language", "de"),
+            "--x--".into(),
+        ]
+        .concat();
+        let (body, content_type) = for_upstream(Kind::Transcription, "m", sent.as_bytes(), b"").expect("a form");
+        let form = Form::parse(&body).expect("a form");
+        assert_eq!(
+            (form.text("model"), form.text("Model"), form.text("language")),
+            (Ok(Some("m")), Ok(None), Ok(Some("de")))
+        );
+        assert!(content_type.starts_with("multipart/form-data; boundary="), "{content_type}");
     }
 }

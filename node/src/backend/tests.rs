@@ -90,7 +90,7 @@ async fn serve(
 
 fn section(url: &str, models: &[&str]) -> BackendSection {
     let models = models.iter().map(|model| (*model).to_owned()).collect();
-    BackendSection::OpenAi { url: url.into(), key_env: None, models, slots: 2 }
+    BackendSection::OpenAi { url: url.into(), key_env: None, models, slots: 2, endpoints: Kind::ALL.to_vec() }
 }
 
 async fn start(section: BackendSection) -> (Backends, watch::Receiver<Vec<Capacity>>) {
@@ -314,4 +314,77 @@ async fn the_embedded_engine_refuses_what_it_has_not() {
     let counted: Vec<u8> = seen.iter().flat_map(|event| text_of_event(Kind::Completion, event.as_bytes())).collect();
     assert_eq!(counted, whole.as_bytes());
     assert!(seen[0].contains("token_logprobs"), "{}", seen[0]);
+}
+
+#[tokio::test]
+async fn other_endpoints_pass_untouched() {
+    const VECTORS: &str =
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\ncontent-length: 13\r\n\r\n{\"x\": 1.10, \n";
+    const RESPONSE: &str = concat!(
+        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\nevent: response.created\ndata: ",
+        r#"{"type":"response.created","x":1e400}"#,
+        "\n\nevent: response.completed\ndata: ",
+        r#"{"type":"response.completed","response":{}}"#,
+        "\n\n"
+    );
+    let created = r#"{"type":"response.created","x":1e400}"#;
+    let completed = r#"{"type":"response.completed","response":{}}"#;
+    let cases: [(Kind, &'static str, &str, &str, Vec<&str>); 3] = [
+        (
+            Kind::Embedding,
+            VECTORS,
+            r#"{"model":"m","input" : ["a"],"x":1e400}"#,
+            "/v1/embeddings",
+            vec!["happlication/json", "b{\"x\": 1.10, \n"],
+        ),
+        (
+            Kind::Rerank,
+            VECTORS,
+            r#"{"model":"m","query":"q"}"#,
+            "/v1/rerank",
+            vec!["happlication/json", "b{\"x\": 1.10, \n"],
+        ),
+        (
+            Kind::Response,
+            RESPONSE,
+            r#"{"model":"m","input":"a", "stream":true}"#,
+            "/v1/responses",
+            vec![created, completed],
+        ),
+    ];
+    for (kind, answer, body, path, want) in cases {
+        let mut server = Server::start(Script::Say(answer)).await;
+        let (backends, capacity) = start(section(&server.url, &["m"])).await;
+        assert_eq!(capacity.borrow()[0].kinds, Kind::ALL);
+        let (_running, events) = run(&backends, "m", kind, body, "");
+        let (seen, _, end) = all_of(events).await;
+        assert_eq!((seen, end), (want.iter().map(|part| part.as_bytes().to_vec()).collect(), Ok("stop".into())));
+        let (head, got) = server.requests.recv().await.expect("a request");
+        assert!(head.starts_with(&format!("POST {path} HTTP/1.1\r\n")), "{head}");
+        assert_eq!(got, body);
+    }
+    // A message's server is told the version; a stream that stops early is no answer.
+    let begun = "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\ndata: {\"type\":\"message_start\"}\n\n";
+    let mut server = Server::start(Script::Say(begun)).await;
+    let (backends, _capacity) = start(section(&server.url, &["m"])).await;
+    let (_running, events) = run(&backends, "m", Kind::Message, r#"{"model":"m","messages":[]}"#, "");
+    assert_eq!(all_of(events).await.2, Err(BackendError::Failed("the stream ended early".into())));
+    let (head, _) = server.requests.recv().await.expect("a request");
+    assert!(head.to_ascii_lowercase().contains("anthropic-version: 2023-06-01\r\n"), "{head}");
+}
+
+/// As [`all`], with what is no text.
+async fn all_of(mut events: mpsc::Receiver<BackendEvent>) -> (Vec<Vec<u8>>, Vec<u8>, Result<String, BackendError>) {
+    let (mut seen, mut units) = (Vec::new(), Vec::new());
+    loop {
+        let next = tokio::time::timeout(Duration::from_secs(60), events.recv()).await.expect("in time");
+        match next.expect("an end") {
+            BackendEvent::Output { bytes, text, .. } => {
+                seen.push(bytes);
+                units.extend(text);
+            }
+            BackendEvent::Finished { finish, .. } => return (seen, units, Ok(finish)),
+            BackendEvent::Failed { error, .. } => return (seen, units, Err(error)),
+        }
+    }
 }

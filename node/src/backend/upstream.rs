@@ -2,12 +2,13 @@
 //! Invariant: this node connects to the configured URL and nowhere else: no redirects, no proxies from the environment,
 //! and of a client's request nothing but the body.
 
+use super::answer::{named_events, whole};
 use super::merge::Merge;
 use super::models::{ANSWER_BYTES_MAX, CHECK_EVERY, CHECK_WAIT, RETRY_AFTER_MIN, configured, discovered};
 use super::prompt::for_upstream;
 use super::{Out, Work, cut};
-use crate::openai::SseParser;
 use crate::openai::event::Event;
+use crate::openai::{Answer, SseParser, endpoint};
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::redirect::Policy;
 use reqwest::{Client, Response, Url};
@@ -26,7 +27,9 @@ const IDLE_MAX: Duration = Duration::from_secs(4);
 /// How long work waits for a place within the server's limit: a place becomes free a moment after its work was stopped.
 const PLACE_WAIT: Duration = Duration::from_secs(2);
 /// Most bytes of an error's body that are read.
-const ERROR_BYTES_MAX: usize = 4096;
+pub(super) const ERROR_BYTES_MAX: usize = 4096;
+/// The version of Anthropic's API whose requests and events the gateway knows.
+const ANTHROPIC_VERSION: &str = "2023-06-01";
 
 /// A server.
 #[derive(Debug)]
@@ -37,9 +40,9 @@ pub(super) struct Upstream {
 #[derive(Debug)]
 struct Shared {
     client: Client,
-    chat: Url,
-    completion: Url,
+    base: Url,
     models_url: Url,
+    endpoints: Vec<Kind>,
     models: Vec<String>,
     slots: u32,
     places: Semaphore,
@@ -57,7 +60,10 @@ impl Upstream {
         key_env: Option<&str>,
         models: Vec<String>,
         slots: u32,
+        mut endpoints: Vec<Kind>,
     ) -> Result<Self, (&'static str, String)> {
+        endpoints.sort_unstable();
+        endpoints.dedup();
         let base = base_url(url)?;
         let mut headers = HeaderMap::new();
         if let Some(name) = key_env {
@@ -66,6 +72,14 @@ impl Upstream {
             let mut value = value.map_err(|_| ("key_env", format!("what {name} holds cannot be sent in a header")))?;
             value.set_sensitive(true);
             headers.insert(AUTHORIZATION, value);
+            if endpoints.contains(&Kind::Message) {
+                // Servers of Anthropic's Messages want it here.
+                let value = HeaderValue::from_str(&key);
+                let mut value =
+                    value.map_err(|_| ("key_env", format!("what {name} holds cannot be sent in a header")))?;
+                value.set_sensitive(true);
+                headers.insert("x-api-key", value);
+            }
         }
         let mut client = Client::builder()
             .redirect(Policy::none())
@@ -83,9 +97,9 @@ impl Upstream {
         let client = client.build().map_err(|error| ("url", error.to_string()))?;
         let shared = Shared {
             client,
-            chat: below(&base, "chat/completions"),
-            completion: below(&base, "completions"),
             models_url: below(&base, "models"),
+            base,
+            endpoints,
             models,
             slots,
             places: Semaphore::new(slots as usize),
@@ -102,21 +116,25 @@ impl Upstream {
     /// Has the server do work; gives the finish reason.
     pub(super) async fn run(&self, work: Work, out: &Out) -> Result<String, BackendError> {
         let shared = &*self.shared;
-        let body = for_upstream(work.kind, &work.model, &work.body, &work.prefix)?;
+        let (body, content_type) = for_upstream(work.kind, &work.model, &work.body, &work.prefix)?;
         let place = tokio::time::timeout(PLACE_WAIT, shared.places.acquire());
         let Ok(place) = place.await else { return Err(BackendError::Busy) };
         let _place = place.expect("the semaphore is never closed");
-        let url = match work.kind {
-            Kind::Chat => &shared.chat,
-            Kind::Completion => &shared.completion,
-        };
-        let request = shared.client.post(url.clone()).header(CONTENT_TYPE, "application/json").body(body);
+        let row = endpoint(work.kind);
+        let mut request =
+            shared.client.post(below(&shared.base, row.path)).header(CONTENT_TYPE, content_type).body(body);
+        if work.kind == Kind::Message {
+            request = request.header("anthropic-version", ANTHROPIC_VERSION);
+        }
         let response = request.send().await.map_err(|error| {
             shared.doubt.notify_one();
             BackendError::Failed(format!("the server cannot be reached: {}", in_words(&error)))
         })?;
         if !response.status().is_success() {
             return Err(refusal(response).await);
+        }
+        if let Answer::Whole(_) = row.answer {
+            return whole(response, out).await;
         }
         let is_stream = response
             .headers()
@@ -126,7 +144,10 @@ impl Upstream {
         if !is_stream {
             return Err(BackendError::Failed("the server did not answer with a stream of events".into()));
         }
-        relay(response, out).await
+        match row.answer {
+            Answer::Events(_) => named_events(response, out).await,
+            Answer::Choices(_) | Answer::Whole(_) => relay(response, out).await,
+        }
     }
 }
 
@@ -233,7 +254,7 @@ impl Shared {
         }
         if !self.models.is_empty() {
             // The operator's list is used as it is; any other answer shows that the server is there.
-            return Ok(configured(&self.models, self.slots));
+            return Ok(self.serving(configured(&self.models, self.slots)));
         }
         let mut body = Vec::new();
         while let Some(bytes) = response.chunk().await.map_err(|error| in_words(&error))? {
@@ -242,7 +263,14 @@ impl Shared {
             }
             body.extend_from_slice(&bytes);
         }
-        discovered(&body, self.slots).ok_or_else(|| "it answered with no list of models".into())
+        let models = discovered(&body, self.slots).ok_or_else(|| "it answered with no list of models".to_owned());
+        models.map(|models| self.serving(models))
+    }
+
+    /// The models with what they serve by the operator's word.
+    fn serving(&self, mut models: Vec<Capacity>) -> Vec<Capacity> {
+        models.iter_mut().for_each(|capacity| capacity.kinds.clone_from(&self.endpoints));
+        models
     }
 }
 
@@ -269,7 +297,7 @@ fn below(base: &Url, path: &str) -> Url {
 }
 
 /// The innermost cause, which says more than the outer ones, and without the URL.
-fn in_words(error: &reqwest::Error) -> String {
+pub(super) fn in_words(error: &reqwest::Error) -> String {
     let mut cause: &dyn std::error::Error = error;
     while let Some(next) = cause.source() {
         cause = next;
@@ -305,8 +333,8 @@ mod tests {
 
     #[test]
     fn a_missing_key_is_named() {
-        let error =
-            Upstream::new("http://localhost/v1", Some("SPILLWAY_TEST_UNSET"), Vec::new(), 1).expect_err("unset");
+        let error = Upstream::new("http://localhost/v1", Some("SPILLWAY_TEST_UNSET"), Vec::new(), 1, vec![Kind::Chat])
+            .expect_err("unset");
         assert_eq!(error, ("key_env", "the environment has no SPILLWAY_TEST_UNSET".into()));
     }
 }

@@ -45,6 +45,7 @@ kind = "openai"
 url = {}
 # key_env = "MY_SERVER_KEY"   # the environment variable that holds its key, if it wants one
 # models = ["my-model"]       # only these; otherwise all that it lists
+# endpoints = ["chat", "completion", "embedding"]  # what they serve; chats and completions if absent (docs/api.md)
 slots = 4                     # requests at once"#,
             quoted(url)
         ),

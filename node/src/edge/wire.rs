@@ -55,7 +55,8 @@ pub enum EdgeFrame {
         /// The provider's node id in hex, if not own.
         provider: Option<String>,
     },
-    /// One event of the answer: the JSON of one `data:` line of OpenAI's stream.
+    /// One event of the answer: the JSON of one `data:` line of its stream; or one [part](crate::openai::parts) of an answer
+    /// that is none.
     Chunk(Vec<u8>),
     /// Still at work.
     Alive,

@@ -4,11 +4,11 @@
 use super::day_log::DayQuery;
 use super::desk::{Mint, Wish};
 use super::error::ApiError;
+use super::http::Routes;
 use super::http::{drain, json_response, query_value, read_body};
 use super::ledger_log::{KINDS, LogQuery};
 use super::{Gateway, Terms, guard};
 use crate::metrics::TurnedAway;
-use axum::Router;
 use axum::body::Body;
 use axum::extract::{FromRequestParts, Path, RawQuery, Request, State};
 use axum::http::request::Parts;
@@ -27,8 +27,8 @@ const BLOCKS_MAX: usize = 256;
 /// Most lines of the ledger's log, and most receipts, in one answer.
 const LINES_MAX: usize = 10_000;
 
-pub(super) fn routes() -> Router<Gateway> {
-    Router::new()
+pub(super) fn routes(routes: Routes) -> Routes {
+    routes
         .route("/admin/keys", get(list_keys).post(create_key))
         .route("/admin/keys/{id}", delete(revoke_key))
         .route("/admin/jobs", get(list_jobs))

@@ -1,16 +1,18 @@
-//! A job's events as an HTTP response: a stream of server-sent events, or one JSON object.
-//! Invariant: a stream ends with `[DONE]` or with an error event; a plain response is what its stream would have come to.
+//! A job's events as an HTTP response: a stream of server-sent events, one JSON object, or bytes as they are.
+//! Invariant: a stream ends with its form's own end or with an error event; a plain response is what its stream would have
+//! come to.
 
 use super::error::ApiError;
 use super::job::AdmittedJob;
+use super::voice::{Bill, Voice};
+use super::whole::whole;
 use crate::jobs::JobEvent;
 use crate::metrics::Metrics;
-use crate::openai::sse::{DONE, KEEP_ALIVE, frame};
-use crate::openai::stitch::decimal;
-use crate::openai::{Aggregate, Stitch};
+use crate::openai::endpoint::{Answer, endpoint};
+use crate::openai::sse::KEEP_ALIVE;
+use crate::openai::stitch::{CannotContinue, decimal};
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Response, StatusCode, header};
-use axum::response::IntoResponse;
 use bytes::Bytes;
 use serde::Serialize;
 use spillway_ledger::{JobId, NodeId};
@@ -18,7 +20,7 @@ use spillway_protocol::{Outcome, Reason, Route};
 use std::collections::VecDeque;
 use std::convert::Infallible;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 /// How long a stream is silent before something is sent all the same.
 #[derive(Clone, Copy, Debug)]
@@ -44,6 +46,8 @@ const ROUTE: HeaderName = HeaderName::from_static("x-spillway-route");
 const REASON: HeaderName = HeaderName::from_static("x-spillway-reason");
 /// The provider's node id, if it began at a stranger's.
 const PROVIDER: HeaderName = HeaderName::from_static("x-spillway-provider");
+/// What `usage.x_spillway` tells, where an answer has no `usage` of the gateway's.
+const DETAIL: HeaderName = HeaderName::from_static("x-spillway-detail");
 /// The cost in credits; on plain responses, and in `usage.cost` on both.
 const COST: HeaderName = HeaderName::from_static("x-spillway-cost");
 
@@ -55,15 +59,15 @@ pub struct Wishes {
 }
 
 /// `usage.x_spillway`
-#[derive(Serialize)]
-struct Detail {
+#[derive(Debug, Serialize)]
+pub(super) struct Detail {
     job: String,
     legs: Vec<LegDetail>,
     first_ms: Option<u64>,
     total_ms: u64,
 }
 
-#[derive(Serialize)]
+#[derive(Debug, Serialize)]
 struct LegDetail {
     route: &'static str,
     provider: Option<String>,
@@ -94,14 +98,14 @@ impl Detail {
 
 /// Where a job began.
 #[derive(Clone, Copy, Debug)]
-struct Place {
-    route: Route,
-    provider: Option<NodeId>,
-    reason: Reason,
+pub(super) struct Place {
+    pub(super) route: Route,
+    pub(super) provider: Option<NodeId>,
+    pub(super) reason: Reason,
 }
 
 impl Place {
-    fn add_to(self, headers: &mut HeaderMap) {
+    pub(super) fn add_to(self, headers: &mut HeaderMap) {
         headers.insert(ROUTE, HeaderValue::from_static(self.route.as_str()));
         headers.insert(REASON, HeaderValue::from_static(self.reason.as_str()));
         if let Some(node) = self.provider {
@@ -117,57 +121,67 @@ fn text_value(text: &str) -> HeaderValue {
 /// The response to an admitted job.
 pub async fn answer(job: AdmittedJob, wishes: Wishes, waits: Waits, metrics: Arc<Metrics>) -> Response<Body> {
     let id = job.id();
-    let response =
-        if job.asked().stream { stream(job, wishes, waits, metrics).await } else { plain(job, wishes).await };
-    let mut response = response.unwrap_or_else(IntoResponse::into_response);
+    let asked = job.asked().endpoint;
+    let response = match endpoint(job.asked().kind).answer {
+        Answer::Whole(_) => whole(job, wishes, metrics).await,
+        Answer::Choices(_) | Answer::Events(_) if job.asked().stream => stream(job, wishes, waits, metrics).await,
+        Answer::Choices(_) | Answer::Events(_) => plain(job, wishes).await,
+    };
+    let mut response = response.unwrap_or_else(|error| error.into_response_of(asked));
     response.headers_mut().insert(JOB, text_value(&id.to_string()));
     response
 }
 
-fn stitch_for(job: &AdmittedJob) -> Stitch {
-    let created_s = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).map_or(0, |since| since.as_secs());
-    Stitch::new(job.asked().kind, &format!("chatcmpl-{}", job.id()), created_s, &job.asked().model)
-}
-
 /// The market stopped, or this client read so slowly that it was cut off.
-fn cut() -> ApiError {
+pub(super) fn cut() -> ApiError {
     ApiError::new(502, "cut", "the job was cut off: its events were read too slowly, or the node is stopping")
 }
 
+/// What of a job is known at its end.
+pub(super) fn job_headers(
+    headers: &mut HeaderMap,
+    job: JobId,
+    place: Option<Place>,
+    outcome: &Outcome,
+    wishes: Wishes,
+) {
+    headers.insert(COST, text_value(&decimal(outcome.cost)));
+    if let Some(place) = place {
+        place.add_to(headers);
+    }
+    if wishes.detail {
+        // Where the answer has no usage of ours to put it in.
+        let detail = serde_json::to_string(&Detail::new(job, outcome)).expect("names and numbers");
+        headers.insert(DETAIL, text_value(&detail));
+    }
+}
+
 async fn plain(mut job: AdmittedJob, wishes: Wishes) -> Result<Response<Body>, ApiError> {
-    let mut stitch = stitch_for(&job);
-    let mut whole = Aggregate::new(job.asked().kind);
+    let mut voice = Voice::new(&job);
     let mut begun_at: Option<Place> = None;
-    let too_long =
-        |error: crate::openai::aggregate::AnswerTooLong| ApiError::new(502, "answer_too_long", error.to_string());
     loop {
         match job.next().await.ok_or_else(cut)? {
             JobEvent::Placed { route, provider, reason, .. } => {
-                stitch.leg().map_err(|error| ApiError::new(502, "cannot_continue", error.to_string()))?;
+                voice.leg().map_err(cannot_continue)?;
                 begun_at.get_or_insert(Place { route, provider, reason });
             }
-            JobEvent::Chunk(bytes) => {
-                if let Some(event) = stitch.event(bytes) {
-                    whole.push(&event).map_err(too_long)?;
-                }
-            }
+            JobEvent::Chunk(bytes) => voice.gather(bytes)?,
             JobEvent::Ended(outcome) => {
                 let finish = outcome.result.as_ref().map_err(ApiError::from)?;
-                if let Some(event) = stitch.finish(finish) {
-                    whole.push(&event).map_err(too_long)?;
-                }
                 let detail = wishes.detail.then(|| Detail::new(job.id(), &outcome));
-                let mut response = Response::new(Body::from(whole.finish(stitch.usage(outcome.cost, detail.as_ref()))));
+                let bill = Bill { cost: outcome.cost, detail: detail.as_ref() };
+                let mut response = Response::new(Body::from(voice.whole(finish, bill)?));
                 let headers = response.headers_mut();
                 headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
-                headers.insert(COST, text_value(&decimal(outcome.cost)));
-                if let Some(place) = begun_at {
-                    place.add_to(headers);
-                }
+                job_headers(headers, job.id(), begun_at, &outcome, Wishes::default());
                 return Ok(response);
             }
         }
     }
+}
+
+fn cannot_continue(error: CannotContinue) -> ApiError {
+    ApiError::new(502, "cannot_continue", error.to_string())
 }
 
 async fn stream(
@@ -176,14 +190,14 @@ async fn stream(
     waits: Waits,
     metrics: Arc<Metrics>,
 ) -> Result<Response<Body>, ApiError> {
-    let mut stitch = stitch_for(&job);
+    let mut voice = Voice::new(&job);
     let mut ready = VecDeque::new();
     let mut begun_at = None;
     match tokio::time::timeout(waits.headers, job.next()).await {
         Ok(None) => return Err(cut()),
         Ok(Some(JobEvent::Ended(Outcome { result: Err(failure), .. }))) => return Err(ApiError::from(&failure)),
         Ok(Some(JobEvent::Placed { route, provider, reason, .. })) => {
-            stitch.leg().map_err(|error| ApiError::new(502, "cannot_continue", error.to_string()))?;
+            voice.leg().map_err(cannot_continue)?;
             begun_at = Some(Place { route, provider, reason });
         }
         Ok(Some(event @ (JobEvent::Chunk(_) | JobEvent::Ended(_)))) => ready.push_back(event),
@@ -192,7 +206,7 @@ async fn stream(
     metrics.stream_begins();
     let streaming = Streaming {
         job,
-        stitch,
+        voice,
         wishes,
         ready,
         out: VecDeque::new(),
@@ -220,7 +234,7 @@ async fn stream(
 /// A stream on its way to the client. Nothing is read ahead of what the client's connection takes.
 struct Streaming {
     job: AdmittedJob,
-    stitch: Stitch,
+    voice: Voice,
     wishes: Wishes,
     /// Events that came before the headers were sent; at most one.
     ready: VecDeque<JobEvent>,
@@ -261,11 +275,11 @@ impl Streaming {
     fn take(&mut self, event: JobEvent) {
         match event {
             JobEvent::Placed { .. } => {
-                if let Err(error) = self.stitch.leg() {
-                    self.fail(&ApiError::new(502, "cannot_continue", error.to_string()));
+                if let Err(error) = self.voice.leg() {
+                    self.fail(&cannot_continue(error));
                 }
             }
-            JobEvent::Chunk(bytes) => self.out.extend(self.stitch.event(bytes).map(|event| frame(&event))),
+            JobEvent::Chunk(bytes) => self.voice.chunk(bytes, &mut self.out),
             JobEvent::Ended(outcome) => self.end(&outcome),
         }
     }
@@ -276,17 +290,13 @@ impl Streaming {
             Err(failure) => return self.fail(&ApiError::from(failure)),
         };
         self.over = true;
-        self.out.extend(self.stitch.finish(finish).map(|event| frame(&event)));
-        if self.job.asked().include_usage || self.wishes.detail {
-            let detail = self.wishes.detail.then(|| Detail::new(self.job.id(), outcome));
-            let usage = self.stitch.usage(outcome.cost, detail.as_ref());
-            self.out.push_back(frame(&self.stitch.usage_event(usage)));
-        }
-        self.out.push_back(Bytes::from_static(DONE));
+        let detail = self.wishes.detail.then(|| Detail::new(self.job.id(), outcome));
+        let bill = Bill { cost: outcome.cost, detail: detail.as_ref() };
+        self.voice.end(finish, bill, &mut self.out);
     }
 
     fn fail(&mut self, error: &ApiError) {
         self.over = true;
-        self.out.push_back(frame(&error.to_json()));
+        self.out.push_back(self.voice.error(error));
     }
 }

@@ -6,7 +6,7 @@ use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
 use axum::response::IntoResponse;
 use serde::{Deserialize, Serialize};
-use spillway_protocol::{Failure, Reason};
+use spillway_protocol::{Failure, Kind, Reason};
 
 /// An error for a client.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -104,6 +104,57 @@ impl ApiError {
         let error =
             Inner { message: &self.message, r#type: self.kind(), param: self.param.as_deref(), code: &self.code };
         serde_json::to_vec(&Outer { error }).expect("strings are JSON")
+    }
+}
+
+impl ApiError {
+    /// 404: the model is here or on offer, and no place that has it serves the endpoint.
+    #[must_use]
+    pub fn not_served(path: &str, model: &str) -> Self {
+        let message = format!("nobody who has the model `{model}` serves `/v1/{path}`");
+        Self { param: Some("model".into()), ..Self::new(404, "endpoint_not_served", message) }
+    }
+
+    /// The event that ends a stream of OpenAI's Responses.
+    #[must_use]
+    pub fn to_responses_event(&self) -> Vec<u8> {
+        let event = serde_json::json!({
+            "type": "error", "code": self.code, "message": self.message, "param": self.param,
+        });
+        event.to_string().into_bytes()
+    }
+
+    /// The body, and the event that ends a stream, in the shape of Anthropic's API; `code` and `param` are there, too.
+    #[must_use]
+    pub fn to_messages_json(&self) -> Vec<u8> {
+        let kind = match self.status {
+            401 => "authentication_error",
+            402 => "billing_error",
+            403 => "permission_error",
+            404 => "not_found_error",
+            413 => "request_too_large",
+            429 => "rate_limit_error",
+            503 => "overloaded_error",
+            400..=499 => "invalid_request_error",
+            _ => "api_error",
+        };
+        let error = serde_json::json!({
+            "type": "error",
+            "error": {"type": kind, "message": self.message, "code": self.code, "param": self.param},
+        });
+        error.to_string().into_bytes()
+    }
+
+    /// The response, in the shape of `kind`'s API.
+    #[must_use]
+    pub fn into_response_of(self, kind: Kind) -> Response<Body> {
+        if kind != Kind::Message {
+            return self.into_response();
+        }
+        let body = self.to_messages_json();
+        let mut response = self.into_response();
+        *response.body_mut() = Body::from(body);
+        response
     }
 }
 

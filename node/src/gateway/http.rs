@@ -1,16 +1,18 @@
 //! The routes for clients, and how a request's body is read.
-//! Invariant: every route but `/healthz` and `/readyz` wants a key, and no body is read further than its limit.
+//! Invariant: every route but `/healthz`, `/readyz` and `/openapi.json` wants a key, and no body is read further than its
+//! limit.
 
 use super::answer::{Waits, Wishes, answer};
 use super::error::ApiError;
-use super::{Gateway, admin, allows, guard};
+use super::{Caller, Gateway, admin, allows, guard};
+use crate::openai::{Fields, endpoint, messages};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{RawQuery, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Response, header};
 use axum::middleware::{Next, from_fn};
 use axum::response::IntoResponse;
-use axum::routing::{get, post};
+use axum::routing::{MethodRouter, get, post};
 use http_body_util::BodyExt;
 use serde_json::json;
 use spillway_protocol::Kind;
@@ -27,22 +29,57 @@ const DRAIN_WAIT: Duration = Duration::from_secs(5);
 
 /// Every route. `local` is whether the server listens on loopback only; then it answers to loopback names only.
 pub(super) fn router(gateway: Gateway, local: bool) -> Router {
-    let router = Router::new()
-        .route("/healthz", get(async || "ok"))
-        .route("/readyz", get(ready))
-        .route("/metrics", get(metrics))
-        .route("/v1/models", get(models))
-        .route("/v1/models/{*id}", get(model))
-        .route("/v1/chat/completions", post(chat))
-        .route("/v1/completions", post(completion))
-        .route("/api/v1/generation", get(generation))
-        .merge(admin::routes())
+    let router = routes()
+        .router
         .fallback(async || ApiError::new(404, "not_found", "there is no such route"))
         .method_not_allowed_fallback(async || {
             ApiError::new(405, "method_not_allowed", "the route takes another method")
         })
         .with_state(gateway);
     if local { router.layer(from_fn(answer_to_loopback)) } else { router }
+}
+
+/// Routes and their paths: the description of the API is compared with them.
+#[derive(Default)]
+pub(super) struct Routes {
+    router: Router<Gateway>,
+    #[cfg(test)]
+    paths: Vec<String>,
+}
+
+impl Routes {
+    /// As [`Router::route`].
+    pub(super) fn route(mut self, path: &str, methods: MethodRouter<Gateway>) -> Self {
+        self.router = self.router.route(path, methods);
+        #[cfg(test)]
+        self.paths.push(path.to_owned());
+        self
+    }
+
+    /// The paths, as axum writes them.
+    #[cfg(test)]
+    pub(super) fn paths(&self) -> &[String] {
+        &self.paths
+    }
+}
+
+/// Every route.
+pub(super) fn routes() -> Routes {
+    let mut routes = Routes::default();
+    for kind in Kind::ALL {
+        let handler = async move |State(gateway): State<Gateway>, request: Request| job(&gateway, kind, request).await;
+        routes = routes.route(&format!("/v1/{}", endpoint(kind).path), post(handler));
+    }
+    let routes = routes
+        .route("/healthz", get(async || "ok"))
+        .route("/readyz", get(ready))
+        .route("/metrics", get(metrics))
+        .route("/openapi.json", get(openapi))
+        .route("/v1/models", get(models))
+        .route("/v1/models/{*id}", get(model))
+        .route("/v1/messages/count_tokens", post(count_tokens))
+        .route("/api/v1/generation", get(generation));
+    admin::routes(routes)
 }
 
 async fn answer_to_loopback(request: Request, next: Next) -> Response<Body> {
@@ -92,34 +129,47 @@ fn waits_for_leave(headers: &HeaderMap) -> bool {
     headers.get(header::EXPECT).is_some_and(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
-async fn chat(State(gateway): State<Gateway>, request: Request) -> Response<Body> {
-    job(&gateway, Kind::Chat, request).await
-}
-
-async fn completion(State(gateway): State<Gateway>, request: Request) -> Response<Body> {
-    job(&gateway, Kind::Completion, request).await
+/// Who asks, and what the body is.
+async fn caller(gateway: &Gateway, headers: &HeaderMap, body: Body) -> Result<(Caller, Vec<u8>), ApiError> {
+    match gateway.authenticate(guard::secret(headers).unwrap_or_default()) {
+        Ok(caller) => Ok((caller, read_body(body, BODY_BYTES_MAX).await?)),
+        Err(error) => {
+            if !waits_for_leave(headers) {
+                drain(body).await;
+            }
+            Err(error)
+        }
+    }
 }
 
 async fn job(gateway: &Gateway, kind: Kind, request: Request) -> Response<Body> {
     let (head, body) = request.into_parts();
     let admitted = async {
-        let caller = match gateway.authenticate(guard::secret(&head.headers).unwrap_or_default()) {
-            Ok(caller) => caller,
-            Err(error) => {
-                if !waits_for_leave(&head.headers) {
-                    drain(body).await;
-                }
-                return Err(error);
-            }
-        };
-        let bytes = read_body(body, BODY_BYTES_MAX).await?;
+        let (caller, bytes) = caller(gateway, &head.headers, body).await?;
         gateway.admit_as(&caller, kind, &bytes).await
     };
     let wishes = Wishes { detail: head.headers.get("x-spillway-detail").is_some_and(|value| value == "legs") };
     match admitted.await {
         Ok(job) => answer(job, wishes, Waits::default(), gateway.0.metrics.clone()).await,
-        Err(error) => error.into_response(),
+        Err(error) => error.into_response_of(kind),
     }
+}
+
+/// About how many tokens a request for a message has, without doing it.
+async fn count_tokens(State(gateway): State<Gateway>, request: Request) -> Response<Body> {
+    let (head, body) = request.into_parts();
+    let counted = async {
+        let caller = caller(&gateway, &head.headers, body).await;
+        let (caller, body) = caller?;
+        let tokens = messages::count_tokens(&body)?;
+        let model = Fields::parse(&body).ok().and_then(|fields| fields.read::<String>("model")).unwrap_or_default();
+        let is_known = gateway.0.jobs.models().iter().any(|known| known.id == model);
+        if !is_known || !allows(&caller.terms, &model) {
+            return Err(ApiError::unknown_model(&model));
+        }
+        Ok(json_response(&json!({"input_tokens": tokens})))
+    };
+    counted.await.unwrap_or_else(|error| error.into_response_of(Kind::Message))
 }
 
 pub(super) fn json_response(value: &impl serde::Serialize) -> Response<Body> {
@@ -133,6 +183,11 @@ async fn ready(State(gateway): State<Gateway>) -> Result<Response<Body>, ApiErro
         return Err(ApiError::stopping());
     }
     Ok(json_response(&json!({"ready": true, "models": gateway.0.jobs.models().len()})))
+}
+
+/// What the API is, for programs; it says nothing about this node.
+async fn openapi() -> Response<Body> {
+    json_response(&super::openapi::description())
 }
 
 /// Metrics say how busy the node is and what it spends, which is for its operator; any key of the node will do, and so
@@ -155,7 +210,7 @@ fn model_json(model: &crate::jobs::MarketModel) -> serde_json::Value {
         // No model here has a date; clients want the field.
         "created": 0,
         "owned_by": if model.own { "own" } else { "network" },
-        "x_spillway": {"own": model.own, "providers": model.providers, "price_min": model.price_min},
+        "x_spillway": {"own": model.own, "providers": model.providers, "price_min": model.price_min, "endpoints": model.kinds},
     })
 }
 

@@ -5,6 +5,7 @@ use super::day_log::Note;
 use super::keys::Reservation;
 use crate::jobs::{JobEvent, JobHandle, Jobs};
 use crate::metrics::Metrics;
+use crate::openai::responses::Echo;
 use spillway_ledger::{Credits, JobId};
 use spillway_protocol::{Kind, Outcome};
 use std::sync::Arc;
@@ -15,11 +16,24 @@ const OUTCOME_WAIT: Duration = Duration::from_secs(300);
 /// How often the job log is looked at for the outcome of a job whose events were cut.
 const LOG_LOOK_EVERY: Duration = Duration::from_millis(250);
 
+/// An endpoint of the client's that was translated into a chat.
+#[derive(Clone, Debug)]
+pub enum Translation {
+    /// OpenAI's Responses, and what a response repeats of its request.
+    Responses(Echo),
+    /// Anthropic's Messages.
+    Messages,
+}
+
 /// What the client asked for, as far as the answer depends on it.
 #[derive(Clone, Debug)]
 pub struct Asked {
-    /// The endpoint.
+    /// The endpoint that the client called.
+    pub endpoint: Kind,
+    /// The endpoint that the job is for: another one where the client's is translated.
     pub kind: Kind,
+    /// How the job's answer becomes one of the client's endpoint, where the two differ.
+    pub translation: Option<Translation>,
     /// The model.
     pub model: String,
     /// Whether as a stream.

@@ -13,8 +13,12 @@ pub mod http;
 pub mod job;
 pub mod keys;
 pub mod ledger_log;
+mod openapi;
 pub mod server;
 pub mod stall;
+mod surface;
+mod voice;
+mod whole;
 pub mod writer;
 
 #[cfg(test)]
@@ -23,14 +27,14 @@ mod tests;
 pub use day_log::{DayJob, DayLog};
 pub use desk::Desk;
 pub use error::ApiError;
-pub use job::{AdmittedJob, Asked};
+pub use job::{AdmittedJob, Asked, Translation};
 pub use keys::{Caller, Keys, KeysError, Terms};
 pub use server::Serving;
 
 use crate::jobs::{Jobs, JobsFull};
 use crate::keystore;
 use crate::metrics::{Metrics, TurnedAway};
-use crate::openai::Request;
+use crate::openai::{Request, endpoint};
 use day_log::DayLogError;
 use keys::KeyId;
 use spillway_ledger::store::Store;
@@ -179,9 +183,11 @@ impl Gateway {
     /// # Errors
     /// In this order: 401 for a wrong key, 503 while stopping, 413 and 400 for the body, 403 and 404 for the model, 429 and
     /// 402 for the key's limits, 429 if the market is full. An error leaves nothing reserved.
+    ///
+    /// The answer's events are those of `kind`: what nobody serves as such is refused.
     pub async fn admit(&self, secret: &str, kind: Kind, body: &[u8]) -> Result<AdmittedJob, ApiError> {
         let caller = self.authenticate(secret)?;
-        self.admit_as(&caller, kind, body).await
+        self.admit_job(&caller, kind, body, false).await
     }
 
     /// Whose secret this is.
@@ -192,13 +198,24 @@ impl Gateway {
         self.0.keys.authenticate(secret).inspect_err(|_| self.0.metrics.turned_away(TurnedAway::Unauthorized))
     }
 
-    /// As [`Self::admit`], for a caller that is known.
+    /// As [`Self::admit`], for a caller that is known. Where a model is to be had by chats alone, a request for a response or a
+    /// message becomes a chat, and says so in [`Asked::translation`].
     ///
     /// # Errors
     /// As [`Self::admit`].
     pub async fn admit_as(&self, caller: &Caller, kind: Kind, body: &[u8]) -> Result<AdmittedJob, ApiError> {
+        self.admit_job(caller, kind, body, true).await
+    }
+
+    async fn admit_job(
+        &self,
+        caller: &Caller,
+        kind: Kind,
+        body: &[u8],
+        translate: bool,
+    ) -> Result<AdmittedJob, ApiError> {
         let inner = &*self.0;
-        self.check_admit(caller, kind, body).await.inspect_err(|error| {
+        self.check_admit(caller, kind, body, translate).await.inspect_err(|error| {
             inner.metrics.turned_away(match (error.status, error.code.as_str()) {
                 (401, _) => TurnedAway::Unauthorized,
                 (402, _) => TurnedAway::Budget,
@@ -211,7 +228,13 @@ impl Gateway {
         })
     }
 
-    async fn check_admit(&self, caller: &Caller, kind: Kind, body: &[u8]) -> Result<AdmittedJob, ApiError> {
+    async fn check_admit(
+        &self,
+        caller: &Caller,
+        endpoint_asked: Kind,
+        body: &[u8],
+        translate: bool,
+    ) -> Result<AdmittedJob, ApiError> {
         let inner = &*self.0;
         if self.is_stopping() {
             return Err(ApiError::stopping());
@@ -219,10 +242,18 @@ impl Gateway {
         if body.len() > BODY_BYTES_MAX {
             return Err(ApiError::too_large(BODY_BYTES_MAX));
         }
-        let mut request = Request::parse(kind, body)?;
         let on_offer = inner.jobs.models();
         let known = |name: &str| on_offer.iter().any(|model| model.id == name);
+        let named = surface::with_model(endpoint_asked, body, &on_offer, |model| allows(&caller.terms, model));
+        let body = named.as_deref().unwrap_or(body);
+        let mut request = Request::parse(endpoint_asked, body)?;
         request.resolve(known)?;
+        let mut translation = None;
+        if translate && surface::is_translated(endpoint_asked, request.model(), &on_offer, caller.terms.prefer.into()) {
+            (request, translation) = surface::translated(endpoint_asked, body)?;
+            request.resolve(known)?;
+        }
+        let kind = request.kind;
         if request.body.len() > BODY_BYTES_MAX {
             return Err(ApiError::too_large(BODY_BYTES_MAX));
         }
@@ -236,6 +267,10 @@ impl Gateway {
         if !request.models.iter().any(|model| known(&model.name)) {
             let first = &request.models[0];
             return Err(ApiError { param: Some(first.field.clone()), ..ApiError::unknown_model(&first.name) });
+        }
+        let serves = |name: &str| on_offer.iter().any(|model| model.id == name && model.kinds.has(kind));
+        if !request.models.iter().any(|model| serves(&model.name)) {
+            return Err(ApiError::not_served(endpoint(endpoint_asked).path, request.model()));
         }
         let model = request.model().to_owned();
         let preferences = request.routing.preferences.clone();
@@ -270,7 +305,14 @@ impl Gateway {
             }
         };
         inner.owners.lock().expect("inserting does not panic").insert(id, caller.id);
-        let asked = Asked { kind, model, stream: request.stream, include_usage: request.include_usage };
+        let asked = Asked {
+            endpoint: endpoint_asked,
+            kind,
+            translation,
+            model,
+            stream: request.stream,
+            include_usage: request.include_usage,
+        };
         Ok(AdmittedJob::new(asked, handle, reservation, note, inner.jobs.clone(), Arc::clone(&inner.metrics)))
     }
 

@@ -1,10 +1,10 @@
 //! A stream's events gathered into one plain response.
 //! Invariant: texts are joined in order, and whatever is not known here is kept as its last event said it.
 
+use super::endpoint::Choices;
 use super::event::Event;
 use super::fields::{Fields, literal, raw};
 use serde_json::value::RawValue;
-use spillway_protocol::Kind;
 use std::collections::BTreeMap;
 
 /// Most bytes of events that are gathered for one response.
@@ -18,7 +18,7 @@ pub struct AnswerTooLong;
 /// Gathers the events of one answer.
 #[derive(Debug)]
 pub struct Aggregate {
-    kind: Kind,
+    kind: Choices,
     bytes: usize,
     /// The answer's own fields, last one wins.
     head: Fields<'static>,
@@ -57,11 +57,11 @@ const TEXTS: [&str; 4] = ["content", "reasoning_content", "reasoning", "refusal"
 impl Aggregate {
     /// For one answer.
     #[must_use]
-    pub fn new(kind: Kind) -> Self {
+    pub fn new(kind: Choices) -> Self {
         let mut head = Fields::default();
         let object = match kind {
-            Kind::Chat => "chat.completion",
-            Kind::Completion => "text_completion",
+            Choices::Chat => "chat.completion",
+            Choices::Completion => "text_completion",
         };
         for (name, value) in [("id", literal("null")), ("object", raw(object))] {
             head.set(name, value);
@@ -103,16 +103,16 @@ impl Aggregate {
 }
 
 impl Whole {
-    fn add(&mut self, kind: Kind, choice: &Fields<'_>) {
+    fn add(&mut self, kind: Choices, choice: &Fields<'_>) {
         for (name, value) in choice.iter() {
             match name {
                 "index" => {}
-                "delta" if kind == Kind::Chat => {
+                "delta" if kind == Choices::Chat => {
                     if let Ok(delta) = Fields::parse(value.get().as_bytes()) {
                         self.add_delta(&delta);
                     }
                 }
-                "text" if kind == Kind::Completion => self.add_text("text", value),
+                "text" if kind == Choices::Completion => self.add_text("text", value),
                 "logprobs" => self.add_logprobs(value),
                 _ => keep(&mut self.rest, name, value),
             }
@@ -170,15 +170,15 @@ impl Whole {
         Some(self.texts.remove(position).1)
     }
 
-    fn finish(mut self, kind: Kind, index: u32) -> Fields<'static> {
+    fn finish(mut self, kind: Choices, index: u32) -> Fields<'static> {
         let mut choice = Fields::default();
         choice.set("index", raw(&index));
         match kind {
-            Kind::Chat => {
+            Choices::Chat => {
                 let message = self.message();
                 choice.set("message", message.to_raw());
             }
-            Kind::Completion => choice.set("text", raw(&self.text("text").unwrap_or_default())),
+            Choices::Completion => choice.set("text", raw(&self.text("text").unwrap_or_default())),
         }
         let logprobs = self.logprobs.map(|lists| {
             let mut fields = Fields::default();
@@ -289,7 +289,7 @@ fn keep(fields: &mut Fields<'static>, name: &str, value: &RawValue) {
 mod tests {
     use super::*;
 
-    fn check(kind: Kind, events: &[&str], want: &str) {
+    fn check(kind: Choices, events: &[&str], want: &str) {
         let mut aggregate = Aggregate::new(kind);
         for event in events {
             aggregate.push(event.as_bytes()).expect("short");
@@ -301,7 +301,7 @@ mod tests {
     #[test]
     fn a_plain_chat() {
         check(
-            Kind::Chat,
+            Choices::Chat,
             &[
                 r#"{"id":"a","object":"chat.completion.chunk","created":1,"model":"m","choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}"#,
                 r#"{"id":"a","choices":[{"index":0,"delta":{"content":"Hé"},"logprobs":{"content":[{"token":"H","logprob":-0.10}]}}]}"#,
@@ -319,7 +319,7 @@ mod tests {
     #[test]
     fn tool_calls_by_index() {
         check(
-            Kind::Chat,
+            Choices::Chat,
             &[
                 r#"{"id":"a","choices":[{"index":0,"delta":{"role":"assistant","content":null,"tool_calls":[{"index":0,"id":"c0","type":"function","function":{"name":"get","arguments":""}}]}}]}"#,
                 r#"{"choices":[{"index":0,"delta":{"tool_calls":[{"index":1,"id":"c1","type":"function","function":{"name":"put","arguments":"{}"}},{"index":0,"id":"","function":{"arguments":"{\"a\":"}}]}}]}"#,
@@ -335,7 +335,7 @@ mod tests {
     #[test]
     fn several_choices_thoughts_and_refusals() {
         check(
-            Kind::Chat,
+            Choices::Chat,
             &[
                 r#"{"id":"a","choices":[{"index":1,"delta":{"reasoning_content":"h"}},{"index":0,"delta":{"refusal":"N"}}]}"#,
                 r#"{"choices":[{"index":1,"delta":{"reasoning_content":"m","content":"B"},"finish_reason":"stop"},{"index":0,"delta":{"refusal":"o"},"finish_reason":"length"}]}"#,
@@ -350,7 +350,7 @@ mod tests {
     #[test]
     fn a_completion() {
         check(
-            Kind::Completion,
+            Choices::Completion,
             &[
                 r#"{"id":"c","object":"text_completion","choices":[{"index":0,"text":"a","logprobs":{"tokens":["a"],"token_logprobs":[null]}}]}"#,
                 r#"{"id":"c","choices":[{"index":0,"text":"b","logprobs":{"tokens":["b"],"token_logprobs":[-2.0]},"finish_reason":"length"}]}"#,
@@ -362,7 +362,7 @@ mod tests {
 
     #[test]
     fn an_endless_answer_is_refused() {
-        let mut aggregate = Aggregate::new(Kind::Chat);
+        let mut aggregate = Aggregate::new(Choices::Chat);
         let event = format!(r#"{{"choices":[{{"index":0,"delta":{{"content":"{}"}}}}]}}"#, "x".repeat(200 << 10));
         let pushed = (0..=GATHERED_BYTES_MAX / event.len()).try_for_each(|_| aggregate.push(event.as_bytes()));
         assert_eq!(pushed, Err(AnswerTooLong));

@@ -101,6 +101,16 @@ impl<'a> Fields<'a> {
     }
 }
 
+/// An object of these fields.
+#[must_use]
+pub fn object<const N: usize>(fields: [(&str, Box<RawValue>); N]) -> Box<RawValue> {
+    let mut object = Fields::default();
+    for (name, value) in fields {
+        object.set(name, value);
+    }
+    object.to_raw()
+}
+
 /// A value's JSON.
 ///
 /// # Panics

@@ -1,14 +1,19 @@
 //! What text an event delivers: the one rule that providers and consumers count by.
 //! Invariant: it depends on the event's bytes and nothing else, so both sides always come to the same number.
 
+use super::endpoint::{Answer, Choices, endpoint};
 use super::event::{Choice, Event, text};
+use super::parts::text_of_part;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use spillway_protocol::Kind;
+use std::borrow::Cow;
 
-/// The text that one event of a stream delivers; its length in bytes is the output in work units.
+/// What one part of an answer delivers; its length in bytes is the output in work units.
 ///
-/// For each choice, in the order of the event:
+/// Of an answer that a server gave as a whole, see [`text_of_part`]. Of an event that names its type: `delta` of those whose
+/// type ends in `.delta` (Responses); `delta.text`, `delta.thinking` and `delta.partial_json` (Messages); the names of called
+/// functions. Of a chunk, for each choice, in the order of the chunk:
 /// - chat: `delta.reasoning_content` (or, where that is absent, `delta.reasoning`), `delta.content`, `delta.refusal`, then
 ///   name and arguments of each of `delta.tool_calls`, then those of `delta.function_call`;
 /// - completion: `text`.
@@ -17,15 +22,77 @@ use spillway_protocol::Kind;
 /// probabilities, usage. What is no event, or names a field twice, delivers nothing.
 #[must_use]
 pub fn text_of_event(kind: Kind, bytes: &[u8]) -> Vec<u8> {
+    match endpoint(kind).answer {
+        Answer::Choices(choices) => text_of_chunk(choices, bytes),
+        Answer::Events(_) => text_of_named(bytes),
+        Answer::Whole(measure) => text_of_part(measure, bytes),
+    }
+}
+
+/// As [`text_of_event`], of a chunk.
+#[must_use]
+pub fn text_of_chunk(choices: Choices, bytes: &[u8]) -> Vec<u8> {
     let Some(event) = Event::parse(bytes) else { return Vec::new() };
     let mut delivered = String::new();
     for choice in &event.choices {
-        match kind {
-            Kind::Chat => chat(choice, &mut delivered),
-            Kind::Completion => delivered.push_str(&text(choice.text)),
+        match choices {
+            Choices::Chat => chat(choice, &mut delivered),
+            Choices::Completion => delivered.push_str(&text(choice.text)),
         }
     }
     delivered.into_bytes()
+}
+
+/// The text of an event that names its type. Nothing of the one API is a name of the other's.
+fn text_of_named(bytes: &[u8]) -> Vec<u8> {
+    let Ok(event) = serde_json::from_slice::<Named<'_>>(bytes) else { return Vec::new() };
+    let mut delivered = String::new();
+    if event.r#type.ends_with(".delta") {
+        delivered.push_str(&text(event.delta));
+    } else if event.r#type == "content_block_delta" {
+        let delta =
+            event.delta.and_then(|raw| serde_json::from_str::<BlockDelta<'_>>(raw.get()).ok()).unwrap_or_default();
+        for piece in [delta.thinking, delta.text, delta.partial_json] {
+            delivered.push_str(&text(piece));
+        }
+    }
+    let begun = [event.item, event.content_block];
+    for begun in
+        begun.into_iter().flatten().filter(|_| event.r#type.ends_with("_start") || event.r#type.ends_with(".added"))
+    {
+        if let Ok(begun) = serde_json::from_str::<Begun<'_>>(begun.get()) {
+            delivered.push_str(&text(begun.name));
+        }
+    }
+    delivered.into_bytes()
+}
+
+#[derive(Deserialize)]
+struct Named<'a> {
+    #[serde(borrow)]
+    r#type: Cow<'a, str>,
+    #[serde(borrow, default)]
+    delta: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    item: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    content_block: Option<&'a RawValue>,
+}
+
+#[derive(Default, Deserialize)]
+struct BlockDelta<'a> {
+    #[serde(borrow, default)]
+    text: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    thinking: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    partial_json: Option<&'a RawValue>,
+}
+
+#[derive(Deserialize)]
+struct Begun<'a> {
+    #[serde(borrow, default)]
+    name: Option<&'a RawValue>,
 }
 
 fn chat(choice: &Choice<'_>, delivered: &mut String) {
@@ -125,6 +192,31 @@ mod tests {
         ];
         for (event, want) in completions {
             assert_eq!(String::from_utf8_lossy(&text_of_event(Kind::Completion, event.as_bytes())), want, "{event}");
+        }
+    }
+
+    #[test]
+    fn events_that_name_their_type_are_counted() {
+        let cases = [
+            (Kind::Response, r#"{"type":"response.output_text.delta","delta":"Hé"}"#, "Hé"),
+            (Kind::Response, r#"{"type":"response.function_call_arguments.delta","delta":"{\"a\""}"#, "{\"a\""),
+            (Kind::Response, r#"{"type":"response.output_text.done","text":"Hé"}"#, ""),
+            (
+                Kind::Response,
+                r#"{"type":"response.output_item.added","item":{"type":"function_call","name":"f"}}"#,
+                "f",
+            ),
+            (Kind::Response, r#"{"type":"response.output_item.done","item":{"type":"function_call","name":"f"}}"#, ""),
+            (Kind::Message, r#"{"type":"content_block_delta","delta":{"type":"text_delta","text":"a"}}"#, "a"),
+            (Kind::Message, r#"{"type":"content_block_delta","delta":{"thinking":"b"}}"#, "b"),
+            (Kind::Message, r#"{"type":"content_block_delta","delta":{"partial_json":"{"}}"#, "{"),
+            (Kind::Message, r#"{"type":"content_block_start","content_block":{"type":"tool_use","name":"g"}}"#, "g"),
+            (Kind::Message, r#"{"type":"message_delta","delta":{"stop_reason":"end_turn"}}"#, ""),
+            (Kind::Message, r#"{"delta":{"text":"a"}}"#, ""),
+            (Kind::Message, "[DONE]", ""),
+        ];
+        for (kind, event, want) in cases {
+            assert_eq!(String::from_utf8_lossy(&text_of_event(kind, event.as_bytes())), want, "{event}");
         }
     }
 

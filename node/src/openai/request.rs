@@ -5,7 +5,10 @@
 //! The fields that make the prompt come first, so that the bodies of a conversation begin alike whatever else is asked: prefix
 //! caches are found by a body's first bytes ([`spillway_protocol::prefix`]).
 
+use super::endpoint::{Answer, Choices, Encoding, endpoint};
 use super::fields::{Fields, depth, literal, raw};
+use super::form::Form;
+use super::inputs;
 use super::preference::{GATEWAY_FIELDS, ModelName, Routing, Shortcut, models};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -72,25 +75,37 @@ impl Request {
     ///
     /// # Errors
     /// The first thing that does not hold, naming the field.
-    pub fn parse(kind: Kind, json: &[u8]) -> Result<Self, BadRequest> {
-        if depth(json) > DEPTH_MAX {
+    pub fn parse(kind: Kind, body: &[u8]) -> Result<Self, BadRequest> {
+        let row = endpoint(kind);
+        if row.encoding == Encoding::Multipart {
+            return Self::form(kind, body);
+        }
+        if depth(body) > DEPTH_MAX {
             return Err(BadRequest { field: None, why: format!("the body nests deeper than {DEPTH_MAX}") });
         }
-        let fields = Fields::parse(json)
+        let fields = Fields::parse(body)
             .map_err(|error| BadRequest { field: None, why: format!("the body is not a JSON object: {error}") })?;
+        match row.answer {
+            Answer::Choices(choices) => Self::choices(kind, choices, fields, body.len() as u64),
+            Answer::Events(_) | Answer::Whole(_) => Self::other(kind, fields),
+        }
+    }
+
+    /// A request for chunks with choices.
+    fn choices(kind: Kind, choices: Choices, fields: Fields<'_>, bytes: u64) -> Result<Self, BadRequest> {
         let models = models(&fields)?;
         let routing = Routing::parse(&fields)?;
         typed::<String>(&fields, "route", "a string")?;
-        let plain_prompt = match kind {
-            Kind::Chat => messages(&fields)?,
-            Kind::Completion => prompt(&fields)?,
+        let plain_prompt = match choices {
+            Choices::Chat => messages(&fields)?,
+            Choices::Completion => prompt(&fields)?,
         };
-        numbers(&fields, kind)?;
+        numbers(&fields, choices)?;
         stop(&fields)?;
         let stream = typed::<bool>(&fields, "stream", "true or false")?.unwrap_or(false);
         let include_usage = stream_options(&fields)?;
-        let choices = integer(&fields, "n", 1, CHOICES_MAX)?.unwrap_or(1);
-        let tokens = tokens(&fields, kind)?;
+        let n = integer(&fields, "n", 1, CHOICES_MAX)?.unwrap_or(1);
+        let tokens = tokens(&fields, choices)?;
         let echo = typed::<bool>(&fields, "echo", "true or false")?.unwrap_or(false);
         for name in ["tools", "functions"] {
             typed::<Vec<&RawValue>>(&fields, name, "an array")?;
@@ -100,18 +115,63 @@ impl Request {
         }
         let mut output_max = tokens.saturating_mul(UNITS_PER_TOKEN_MAX);
         if echo {
-            output_max = output_max.saturating_add(json.len() as u64);
+            output_max = output_max.saturating_add(bytes);
         }
-        let session = fields.read("session_id").or_else(|| fields.read("prompt_cache_key"));
         Ok(Self {
             kind,
             routing,
-            session,
+            session: session(&fields),
             stream,
             include_usage,
-            output_max: output_max.saturating_mul(choices).clamp(1, OUTPUT_UNITS_MAX),
-            continuable: plain_prompt && choices == 1 && !echo && is_plain_text(&fields),
+            output_max: output_max.saturating_mul(n).clamp(1, OUTPUT_UNITS_MAX),
+            continuable: plain_prompt && n == 1 && !echo && is_plain_text(&fields),
+            body: for_market(with_stream(fields), &models[0].name),
+            models,
+        })
+    }
+
+    /// A request for events that name their type, or for an answer as a whole.
+    fn other(kind: Kind, mut fields: Fields<'_>) -> Result<Self, BadRequest> {
+        let models = models(&fields)?;
+        let routing = Routing::parse(&fields)?;
+        let stream = typed::<bool>(&fields, "stream", "true or false")?.unwrap_or(false);
+        let output_max = inputs::check(kind, &fields)?;
+        if let Answer::Events(_) = endpoint(kind).answer {
+            fields.set("stream", literal("true"));
+        }
+        Ok(Self {
+            kind,
+            routing,
+            session: session(&fields),
+            stream,
+            include_usage: false,
+            output_max: output_max.clamp(1, OUTPUT_UNITS_MAX),
+            continuable: false,
             body: for_market(fields, &models[0].name),
+            models,
+        })
+    }
+
+    /// A form.
+    fn form(kind: Kind, body: &[u8]) -> Result<Self, BadRequest> {
+        let form = Form::parse(body)?;
+        let name = form.text("model")?.ok_or_else(|| BadRequest::new("model", "missing"))?;
+        let models = vec![ModelName { name: checked_name("model", name.to_owned())?, field: "model".into() }];
+        let stream = match form.text("stream")? {
+            None | Some("false" | "False") => false,
+            Some("true" | "True") => true,
+            Some(_) => return Err(BadRequest::new("stream", "neither true nor false")),
+        };
+        let output_max = inputs::check_form(kind, &form)?;
+        Ok(Self {
+            kind,
+            routing: Routing::default(),
+            session: None,
+            stream,
+            include_usage: false,
+            output_max: output_max.clamp(1, OUTPUT_UNITS_MAX),
+            continuable: false,
+            body: form.to_bytes(),
             models,
         })
     }
@@ -152,9 +212,18 @@ impl Request {
         preferences.sort = preferences.sort.or(sort);
         if names[0] != self.models[0].name {
             let body = std::mem::take(&mut self.body);
-            let mut fields = Fields::parse(&body).expect("it was made of fields");
-            fields.set("model", raw(&names[0]));
-            self.body = fields.to_bytes();
+            self.body = match endpoint(self.kind).encoding {
+                Encoding::Json => {
+                    let mut fields = Fields::parse(&body).expect("it was made of fields");
+                    fields.set("model", raw(&names[0]));
+                    fields.to_bytes()
+                }
+                Encoding::Multipart => {
+                    let mut form = Form::parse(&body).expect("it was made of parts");
+                    form.set("model", &names[0]);
+                    form.to_bytes()
+                }
+            };
         }
         let mut seen = Vec::new();
         for (model, name) in self.models.iter_mut().zip(names) {
@@ -173,9 +242,13 @@ fn taken_apart<'a>(model: &'a ModelName, known: &impl Fn(&str) -> bool) -> Optio
     if known(&model.name) { None } else { Shortcut::of(&model.name) }
 }
 
+/// What the client calls the conversation.
+fn session(fields: &Fields<'_>) -> Option<String> {
+    fields.read("session_id").or_else(|| fields.read("prompt_cache_key"))
+}
+
 /// The body for whoever serves the job.
-fn for_market(fields: Fields<'_>, model: &str) -> Vec<u8> {
-    let mut fields = with_stream(fields);
+fn for_market(mut fields: Fields<'_>, model: &str) -> Vec<u8> {
     fields.remove_where(|name| GATEWAY_FIELDS.contains(&name));
     if fields.get("model").is_none() {
         fields.set("model", raw(model));
@@ -213,12 +286,16 @@ pub fn with_stream(mut fields: Fields<'_>) -> Fields<'_> {
     fields
 }
 
-fn typed<'a, T: Deserialize<'a>>(fields: &'a Fields<'_>, name: &str, want: &str) -> Result<Option<T>, BadRequest> {
+pub(super) fn typed<'a, T: Deserialize<'a>>(
+    fields: &'a Fields<'_>,
+    name: &str,
+    want: &str,
+) -> Result<Option<T>, BadRequest> {
     let Some(json) = fields.get(name) else { return Ok(None) };
     serde_json::from_str(json).map(Some).map_err(|_| BadRequest::new(name, format!("not {want}")))
 }
 
-fn integer(fields: &Fields<'_>, name: &str, min: u64, max: u64) -> Result<Option<u64>, BadRequest> {
+pub(super) fn integer(fields: &Fields<'_>, name: &str, min: u64, max: u64) -> Result<Option<u64>, BadRequest> {
     let Some(json) = fields.get(name) else { return Ok(None) };
     match json.parse::<u64>() {
         Ok(value) if (min..=max).contains(&value) => Ok(Some(value)),
@@ -282,11 +359,11 @@ fn prompt(fields: &Fields<'_>) -> Result<bool, BadRequest> {
 }
 
 /// The tokens asked for, for all prompts of one choice each.
-fn tokens(fields: &Fields<'_>, kind: Kind) -> Result<u64, BadRequest> {
+fn tokens(fields: &Fields<'_>, choices: Choices) -> Result<u64, BadRequest> {
     // Completions with 0 tokens and `echo` score a text; a chat of 0 tokens is a mistake.
-    let min = match kind {
-        Kind::Chat => 1,
-        Kind::Completion => 0,
+    let min = match choices {
+        Choices::Chat => 1,
+        Choices::Completion => 0,
     };
     let newer = integer(fields, "max_completion_tokens", min, u64::MAX)?;
     let older = integer(fields, "max_tokens", min, u64::MAX)?;
@@ -297,7 +374,7 @@ fn tokens(fields: &Fields<'_>, kind: Kind) -> Result<u64, BadRequest> {
     Ok(newer.or(older).unwrap_or(TOKENS_DEFAULT).saturating_mul(prompts))
 }
 
-fn numbers(fields: &Fields<'_>, kind: Kind) -> Result<(), BadRequest> {
+fn numbers(fields: &Fields<'_>, choices: Choices) -> Result<(), BadRequest> {
     for (name, min, max) in [
         ("temperature", 0.0, 2.0),
         ("top_p", 0.0, 1.0),
@@ -311,9 +388,9 @@ fn numbers(fields: &Fields<'_>, kind: Kind) -> Result<(), BadRequest> {
     }
     typed::<i64>(fields, "seed", "an integer")?;
     integer(fields, "top_logprobs", 0, 20)?;
-    match kind {
-        Kind::Chat => typed::<bool>(fields, "logprobs", "true or false").map(|_| ()),
-        Kind::Completion => {
+    match choices {
+        Choices::Chat => typed::<bool>(fields, "logprobs", "true or false").map(|_| ()),
+        Choices::Completion => {
             integer(fields, "best_of", 1, CHOICES_MAX)?;
             integer(fields, "logprobs", 0, 20).map(|_| ())
         }

@@ -97,6 +97,13 @@ pub fn frame(json: &[u8]) -> Bytes {
     Bytes::from(event)
 }
 
+/// As [`frame`], for streams whose events have names; a name is text without line breaks.
+#[must_use]
+pub fn named_frame(name: &str, json: &[u8]) -> Bytes {
+    debug_assert!(!name.contains(['\r', '\n']), "a name that would end its line");
+    Bytes::from([b"event: ".as_slice(), name.as_bytes(), b"\n", &frame(json)].concat())
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -141,6 +148,7 @@ mod tests {
     #[test]
     fn a_frame_is_one_event_whatever_is_in_it() {
         assert_eq!(&frame(b"{\"a\":1}")[..], b"data: {\"a\":1}\n\n");
+        assert_eq!(&named_frame("ping", b"{\n}")[..], b"event: ping\ndata: { }\n\n");
         assert_eq!(&frame(b"{\r\n\"a\":\n1}\n\ndata: [DONE]")[..], b"data: {  \"a\": 1}  data: [DONE]\n\n");
     }
 }

@@ -2,14 +2,14 @@
 //! Invariant: the client sees one id, one role and one finish reason per choice, and one usage at most; a stream from a
 //! single place passes byte for byte, but for usage.
 
+use super::endpoint::Choices;
 use super::event::{Choice, Event, text};
-use super::fields::{Fields, literal, raw};
-use super::measure::{is_beyond_text, text_of_event};
+use super::fields::{Fields, literal, object, raw};
+use super::measure::{is_beyond_text, text_of_chunk};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use spillway_ledger::Credits;
 use spillway_ledger::money::MICRO_PER_CREDIT;
-use spillway_protocol::Kind;
 use std::collections::BTreeMap;
 
 /// The part of an answer that was delivered is no plain text, so nobody else can go on behind it.
@@ -20,7 +20,7 @@ pub struct CannotContinue;
 /// Joins the events of a job's legs.
 #[derive(Debug)]
 pub struct Stitch {
-    kind: Kind,
+    kind: Choices,
     head: Vec<(&'static str, Box<RawValue>)>,
     /// Whether `head` is from a backend yet.
     has_head: bool,
@@ -48,7 +48,7 @@ const HEAD: [&str; 4] = ["id", "created", "model", "system_fingerprint"];
 impl Stitch {
     /// For one answer. `id`, `created_s` (Unix seconds) and `model` stand in where no backend says them.
     #[must_use]
-    pub fn new(kind: Kind, id: &str, created_s: u64, model: &str) -> Self {
+    pub fn new(kind: Choices, id: &str, created_s: u64, model: &str) -> Self {
         Self {
             kind,
             head: vec![("id", raw(id)), ("created", raw(&created_s)), ("model", raw(model))],
@@ -105,7 +105,7 @@ impl Stitch {
             (true, _) => Some(self.rewrite(&event, &fields)?),
         };
         self.beyond_text |= is_beyond_text(&event);
-        self.events += u64::from(!text_of_event(self.kind, &bytes).is_empty());
+        self.events += u64::from(!text_of_chunk(self.kind, &bytes).is_empty());
         for choice in &event.choices {
             let seen = self.choices.entry(choice.index).or_default();
             seen.role |= choice.delta.role.is_some();
@@ -155,8 +155,8 @@ impl Stitch {
             if !std::mem::replace(&mut seen.finished, true) {
                 let (index, finish) = (raw(index), raw(finish));
                 open.push(match self.kind {
-                    Kind::Chat => object([("index", index), ("delta", literal("{}")), ("finish_reason", finish)]),
-                    Kind::Completion => object([("index", index), ("text", raw("")), ("finish_reason", finish)]),
+                    Choices::Chat => object([("index", index), ("delta", literal("{}")), ("finish_reason", finish)]),
+                    Choices::Completion => object([("index", index), ("text", raw("")), ("finish_reason", finish)]),
                 });
             }
         }
@@ -199,8 +199,8 @@ impl Stitch {
     fn own_event(&self, choices: Box<RawValue>, usage: Option<Box<RawValue>>) -> Vec<u8> {
         let mut event = Fields::default();
         let object = match self.kind {
-            Kind::Chat => "chat.completion.chunk",
-            Kind::Completion => "text_completion",
+            Choices::Chat => "chat.completion.chunk",
+            Choices::Completion => "text_completion",
         };
         event.set("object", raw(object));
         for (name, value) in &self.head {
@@ -238,14 +238,6 @@ fn says_nothing(choice: &Choice<'_>) -> bool {
         && delta.function_call.is_none()
 }
 
-fn object<const N: usize>(fields: [(&str, Box<RawValue>); N]) -> Box<RawValue> {
-    let mut object = Fields::default();
-    for (name, value) in fields {
-        object.set(name, value);
-    }
-    object.to_raw()
-}
-
 fn without_usage(fields: &Fields<'_>) -> Vec<u8> {
     let mut fields = fields.clone();
     fields.remove("usage");
@@ -257,7 +249,7 @@ mod tests {
     use super::*;
 
     fn stitch() -> Stitch {
-        Stitch::new(Kind::Chat, "own", 7, "m")
+        Stitch::new(Choices::Chat, "own", 7, "m")
     }
 
     /// Feeds legs of events; what the client gets.

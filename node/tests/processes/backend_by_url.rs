@@ -9,6 +9,7 @@ use axum::response::IntoResponse;
 use axum::routing::{get, post};
 use axum::{Json, Router};
 use serde_json::{Value, json};
+use spillway_protocol::Kind;
 use spillway_testnet::{Plan, Statement, Testnet, Topology, until};
 use std::sync::{Arc, Mutex};
 
@@ -45,12 +46,28 @@ async fn completions(State(seen): State<Seen>, body: axum::body::Bytes) -> impl 
     ([(CONTENT_TYPE, "text/event-stream")], stream)
 }
 
+/// What the server answers to a request for vectors, and to one for speech: bytes that no writer of JSON would write so.
+const VECTORS: &[u8] = b"{ \"data\":[{\"embedding\": [1.0,1e400]}] }\n";
+static SOUND: [u8; 300_000] = [0xfb; 300_000];
+
+async fn embeddings(State(seen): State<Seen>, body: axum::body::Bytes) -> impl IntoResponse {
+    seen.lock().unwrap().push(body.to_vec());
+    ([(CONTENT_TYPE, "application/json")], VECTORS)
+}
+
+async fn speech(State(seen): State<Seen>, body: axum::body::Bytes) -> impl IntoResponse {
+    seen.lock().unwrap().push(body.to_vec());
+    ([(CONTENT_TYPE, "audio/mpeg")], SOUND.to_vec())
+}
+
 /// A small OpenAI-compatible server; its base URL.
 async fn their_server(seen: Seen) -> Result<String> {
     let models = Json(json!({"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "them"}]}));
     let app = Router::new()
         .route("/v1/models", get(move || async move { models }))
         .route("/v1/chat/completions", post(completions))
+        .route("/v1/embeddings", post(embeddings))
+        .route("/v1/audio/speech", post(speech))
         .with_state(seen);
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let url = format!("http://{}/v1", listener.local_addr()?);
@@ -68,11 +85,14 @@ async fn a_server_by_url_serves_a_second_node_over_libp2p() -> Result<()> {
         plans: vec![
             Plan::books(),
             Plan::new("consumer"),
-            Plan::new("provider").with_server(&url, 4).provides(1.0, 4.0),
+            Plan::new("provider")
+                .with_server(&url, 4)
+                .serving(&[Kind::Chat, Kind::Embedding, Kind::Speech])
+                .provides(1.0, 4.0),
         ],
     };
     let network = Testnet::start(binary(), &folder.path().canonicalize()?, &topology).await?;
-    let (api, _) = ready_client(&network, "consumer", MODEL).await?;
+    let (api, key) = ready_client(&network, "consumer", MODEL).await?;
 
     let tools = json!([{"type": "function", "function": {"name": "weather", "parameters": {"type": "object"}}}]);
     let body = json!({
@@ -121,6 +141,8 @@ async fn a_server_by_url_serves_a_second_node_over_libp2p() -> Result<()> {
     assert_eq!(whole.pointer("/choices/0/finish_reason"), Some(&json!("tool_calls")), "{whole}");
     assert_eq!(whole.pointer("/usage/completion_tokens"), Some(&json!(11)), "{whole}");
 
+    others_pass_untouched(&network, &key, &seen).await?;
+
     // And it is paid for.
     let cost = until("the account of the job", WAIT, async || {
         let told = api.generation(&job).await?;
@@ -134,4 +156,48 @@ async fn a_server_by_url_serves_a_second_node_over_libp2p() -> Result<()> {
     })
     .await?;
     network.stop().await
+}
+
+/// Endpoints that are no streams, over the network: the client's bytes reach the server, and the server's the client. A message
+/// is a chat to the server.
+async fn others_pass_untouched(network: &Testnet, key: &str, seen: &Seen) -> Result<()> {
+    let base_url = network.node("consumer")?.ready().base_url.clone().context("no base URL")?;
+    let http = reqwest::Client::builder().no_proxy().build()?;
+    let post = |path: &str, body: &str| http.post(format!("{base_url}/{path}")).bearer_auth(key).body(body.to_owned());
+    let vectors = format!(r#"{{"model":"{MODEL}", "input" : ["a"],"a_field_of_next_year":{{"deep":1e400}}}}"#);
+    let spoken = format!(r#"{{"model":"{MODEL}","input":"say it","voice":"theirs"}}"#);
+    for (path, body, want, kind) in
+        [("embeddings", &vectors, VECTORS, "application/json"), ("audio/speech", &spoken, &SOUND[..], "audio/mpeg")]
+    {
+        seen.lock().unwrap().clear();
+        let response = post(path, body).send().await?;
+        assert_eq!(response.status(), 200, "{path}");
+        assert_eq!(
+            (&response.headers()["content-type"], &response.headers()["x-spillway-route"]),
+            (&kind.parse()?, &"network".parse()?)
+        );
+        assert_eq!(response.bytes().await?, want, "{path}");
+        let sent = seen.lock().unwrap().clone();
+        assert_eq!(sent, [body.replace(r#", "input" : "#, r#","input":"#).into_bytes()], "{path}");
+    }
+    let refused = post("rerank", &format!(r#"{{"model":"{MODEL}","query":"q","documents":["a"]}}"#)).send().await?;
+    assert_eq!(refused.status(), 404);
+    let refused: Value = serde_json::from_slice(&refused.bytes().await?)?;
+    assert_eq!(refused.pointer("/error/code"), Some(&json!("endpoint_not_served")), "{refused}");
+
+    seen.lock().unwrap().clear();
+    let message = json!({
+        "model": MODEL, "max_tokens": 99, "messages": [{"role": "user", "content": "Wetter?"}],
+        "tools": [{"name": "weather", "input_schema": {"type": "object"}}], "a_field_of_next_year": [2.5],
+    });
+    let answer = post("messages", &message.to_string()).send().await?;
+    let answer: Value = serde_json::from_slice(&answer.bytes().await?)?;
+    let input: Value = serde_json::from_str(&ARGUMENTS.concat())?;
+    assert_eq!(answer.pointer("/content/0/input"), Some(&input), "{answer}");
+    assert_eq!(answer.pointer("/stop_reason"), Some(&json!("tool_use")), "{answer}");
+    let sent = seen.lock().unwrap().clone();
+    let sent: Value = serde_json::from_slice(sent.first().context("nothing was sent")?)?;
+    assert_eq!(sent.get("a_field_of_next_year"), Some(&json!([2.5])), "{sent}");
+    assert_eq!(sent.pointer("/tools/0/function/parameters/type"), Some(&json!("object")), "{sent}");
+    Ok(())
 }

@@ -122,7 +122,7 @@ async fn the_books_and_the_node_are_shown() {
     assert_eq!(proof(&format!("?job={}&leg=2", "0".repeat(32))).await, [2]);
     let receipts = format!("/admin/ledger/receipts?job={}", "0".repeat(32));
     assert_eq!(world.admin_json(&receipts).await, json!({"receipts": []}));
-    assert_eq!(world.admin_json("/admin/market").await["models"].as_array().map(Vec::len), Some(10));
+    assert_eq!(world.admin_json("/admin/market").await["models"].as_array().map(Vec::len), Some(13));
     for (path, status) in [
         ("/admin/ledger/receipts", 500),
         ("/admin/ledger/receipts?job=1", 400),

@@ -1,8 +1,9 @@
 //! A market whose models are scripts.
 
-use crate::jobs::{Command, JobEvent, JobRequest, Jobs, MarketModel, MarketView};
+use crate::jobs::{Command, JobEvent, JobRequest, Jobs, Kinds, MarketModel, MarketView};
+use crate::openai::parts::{body, head};
 use spillway_ledger::{Credits, JobId, NodeId, SecretKey, Usage};
-use spillway_protocol::{Failure, Job, Leg, Outcome, Reason, Route};
+use spillway_protocol::{Failure, Job, Kind, Leg, Outcome, Reason, Route};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
 use tokio::sync::{Notify, mpsc, oneshot};
@@ -22,7 +23,24 @@ pub(super) const LEG_COST: u64 = 1234;
 /// What a job costs whose client left.
 pub(super) const LEFT_COST: u64 = 55;
 
-const MODELS: [&str; 10] = ["queued", "plain", "legs", "full", "reject", "broken", "endless", "tools", "cut", "nobody"];
+/// What the models serve whose names do not begin with `whole`.
+const CHATS: [Kind; 2] = [Kind::Chat, Kind::Completion];
+
+const MODELS: [&str; 13] = [
+    "queued",
+    "plain",
+    "legs",
+    "full",
+    "reject",
+    "broken",
+    "endless",
+    "tools",
+    "cut",
+    "nobody",
+    "whole",
+    "whole-broken",
+    "whole-cut",
+];
 
 /// A strangers' node.
 pub(super) fn stranger() -> NodeId {
@@ -33,7 +51,14 @@ impl Market {
     pub(super) fn start() -> (Jobs, Self) {
         let (commands, mut orders) = mpsc::channel(4096);
         let jobs = Jobs::new(commands);
-        let model = |id: &str| MarketModel { id: id.into(), own: id == "plain", providers: 1, price_min: None };
+        let model = |id: &str| MarketModel {
+            id: id.into(),
+            own: id == "plain",
+            providers: 1,
+            own_kinds: if id == "plain" { CHATS.into_iter().collect() } else { Kinds::default() },
+            kinds: if id.starts_with("whole") { Kind::ALL.into_iter().collect() } else { CHATS.into_iter().collect() },
+            price_min: None,
+        };
         jobs.set_market(MarketView { models: MODELS.iter().map(|id| model(id)).collect(), ..MarketView::default() });
         let (saw_job, seen_jobs) = mpsc::unbounded_channel();
         let (saw_left, seen_left) = mpsc::unbounded_channel();
@@ -111,6 +136,25 @@ async fn play(request: JobRequest, left: oneshot::Receiver<()>, released: Arc<No
             send(JobEvent::Chunk(HEL.into())).await;
             Ok("length".into())
         }
+        "whole" | "whole-broken" | "whole-cut" => {
+            send(place(Route::Own, Reason::OwnFree)).await;
+            for chunk in whole(job.kind) {
+                send(JobEvent::Chunk(chunk)).await;
+            }
+            match job.model.as_str() {
+                "whole-broken" => failure(Reason::UpstreamError, None, None, "it broke"),
+                "whole-cut" => Ok("length".into()),
+                _ => {
+                    if let Some(end) = [(Kind::Response, RESPONSE_END), (Kind::Message, MESSAGE_END)]
+                        .iter()
+                        .find_map(|(kind, end)| (*kind == job.kind).then_some(*end))
+                    {
+                        send(JobEvent::Chunk(end.into())).await;
+                    }
+                    Ok("stop".into())
+                }
+            }
+        }
         "broken" => {
             send(place(Route::Network, Reason::ModelNotLocal)).await;
             send(JobEvent::Chunk(HEL.into())).await;
@@ -132,6 +176,34 @@ async fn play(request: JobRequest, left: oneshot::Receiver<()>, released: Arc<No
     log.ended(job.id, &outcome);
     send(JobEvent::Ended(outcome)).await;
 }
+
+/// What a server of `kind` answers.
+fn whole(kind: Kind) -> Vec<Vec<u8>> {
+    match kind {
+        Kind::Response => RESPONSE.iter().map(|event| event.as_bytes().to_vec()).collect(),
+        Kind::Message => MESSAGE.iter().map(|event| event.as_bytes().to_vec()).collect(),
+        _ => {
+            let kind = if kind == Kind::Speech { "audio/mpeg" } else { "application/json" };
+            std::iter::once(head(kind)).chain(WHOLE.iter().map(|bytes| body(bytes))).collect()
+        }
+    }
+}
+
+/// The events of a response, and of a message, up to the last but one.
+pub(super) const RESPONSE: [&str; 2] = [
+    r#"{"type":"response.created","response":{"id":"r","x":1e400}}"#,
+    r#"{"type":"response.output_text.delta","delta":"Hi"}"#,
+];
+pub(super) const MESSAGE: [&str; 2] = [
+    r#"{"type":"message_start","message":{"id":"m","content":[],"usage":{"input_tokens":1}}}"#,
+    r#"{"type":"content_block_start","index":0,"content_block":{"type":"text","text":"Hi"}}"#,
+];
+/// Their last.
+pub(super) const RESPONSE_END: &str = r#"{"type":"response.completed","response":{"id":"r", "x":1e400}}"#;
+pub(super) const MESSAGE_END: &str = r#"{"type":"message_stop"}"#;
+
+/// An answer that is no stream, in the parts it comes in.
+pub(super) const WHOLE: [&[u8]; 2] = [b"{\"data\": [1.0,", b" 1e400], \"x\":\xff}"];
 
 pub(super) const ROLE: &str = r#"{"id":"c1","object":"chat.completion.chunk","created":5,"model":"plain","choices":[{"index":0,"delta":{"role":"assistant","content":""},"finish_reason":null}]}"#;
 pub(super) const HEL: &str = r#"{"id":"c1","object":"chat.completion.chunk","created":5,"model":"plain","x_unknown":1.50,"choices":[{"index":0,"delta":{"content":"Hel"},"finish_reason":null}]}"#;

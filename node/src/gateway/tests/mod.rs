@@ -4,6 +4,7 @@ mod admin;
 mod limits;
 mod market;
 mod responses;
+mod surface;
 mod wishes;
 
 use super::desk::{AccountStatus, BackendStatus, Done, Mint, NodeStatus, ReceiptView, Wish};

@@ -219,7 +219,7 @@ async fn completions_and_models() {
     assert_eq!((&body["object"], &body["choices"][0]["finish_reason"]), (&json!("text_completion"), &json!("length")));
     let list = json_of(world.get("/v1/models").send().await.expect("an answer")).await;
     let ids: Vec<_> = list["data"].as_array().expect("a list").iter().map(|model| model["id"].clone()).collect();
-    assert!(ids.contains(&json!("plain")) && ids.len() == 10, "{list}");
+    assert!(ids.contains(&json!("plain")) && ids.len() == 13, "{list}");
     let one = json_of(world.get("/v1/models/plain").send().await.expect("an answer")).await;
     assert_eq!((&one["id"], &one["owned_by"]), (&json!("plain"), &json!("own")));
     assert_eq!(world.get("/v1/models/absent").send().await.expect("an answer").status(), 404);
