@@ -3,7 +3,7 @@
 
 use super::answer::{Waits, Wishes, answer};
 use super::error::ApiError;
-use super::{Gateway, admin, allows, guard};
+use super::{Gateway, admin, guard, rate_headers};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{RawQuery, Request, State};
@@ -103,7 +103,7 @@ async fn completion(State(gateway): State<Gateway>, request: Request) -> Respons
 async fn job(gateway: &Gateway, kind: Kind, request: Request) -> Response<Body> {
     let (head, body) = request.into_parts();
     let admitted = async {
-        let caller = match gateway.authenticate(guard::secret(&head.headers).unwrap_or_default()) {
+        let caller = match gateway.authenticate(guard::secret(&head.headers).unwrap_or_default()).await {
             Ok(caller) => caller,
             Err(error) => {
                 if !waits_for_leave(&head.headers) {
@@ -117,7 +117,12 @@ async fn job(gateway: &Gateway, kind: Kind, request: Request) -> Response<Body> 
     };
     let wishes = Wishes { detail: head.headers.get("x-spillway-detail").is_some_and(|value| value == "legs") };
     match admitted.await {
-        Ok(job) => answer(job, wishes, Waits::default(), gateway.0.metrics.clone()).await,
+        Ok(job) => {
+            let rates = job.rates();
+            let mut response = answer(job, wishes, Waits::default(), gateway.0.metrics.clone()).await;
+            rate_headers::add(&rates, response.headers_mut());
+            response
+        }
         Err(error) => error.into_response(),
     }
 }
@@ -140,7 +145,7 @@ async fn ready(State(gateway): State<Gateway>) -> Result<Response<Body>, ApiErro
 async fn metrics(State(gateway): State<Gateway>, headers: HeaderMap) -> Result<Response<Body>, ApiError> {
     let secret = guard::secret(&headers).unwrap_or_default();
     if !gateway.is_admin(secret) {
-        gateway.authenticate(secret)?;
+        gateway.authenticate(secret).await?;
     }
     let mut response = Response::new(Body::from(gateway.0.metrics.to_text()));
     let text = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
@@ -160,9 +165,9 @@ fn model_json(model: &crate::jobs::MarketModel) -> serde_json::Value {
 }
 
 async fn models(State(gateway): State<Gateway>, headers: HeaderMap) -> Result<Response<Body>, ApiError> {
-    let caller = gateway.authenticate(guard::secret(&headers).unwrap_or_default())?;
+    let caller = gateway.authenticate(guard::secret(&headers).unwrap_or_default()).await?;
     let models = gateway.0.jobs.models();
-    let data: Vec<_> = models.iter().filter(|model| allows(&caller.terms, &model.id)).map(model_json).collect();
+    let data: Vec<_> = models.iter().filter(|model| caller.allows(&model.id)).map(model_json).collect();
     Ok(json_response(&json!({"object": "list", "data": data})))
 }
 
@@ -171,9 +176,9 @@ async fn model(
     axum::extract::Path(id): axum::extract::Path<String>,
     headers: HeaderMap,
 ) -> Result<Response<Body>, ApiError> {
-    let caller = gateway.authenticate(guard::secret(&headers).unwrap_or_default())?;
+    let caller = gateway.authenticate(guard::secret(&headers).unwrap_or_default()).await?;
     let models = gateway.0.jobs.models();
-    let model = models.iter().find(|model| model.id == id && allows(&caller.terms, &id));
+    let model = models.iter().find(|model| model.id == id && caller.allows(&id));
     model.map(|model| json_response(&model_json(model))).ok_or_else(|| ApiError::unknown_model(&id))
 }
 
@@ -188,7 +193,7 @@ async fn generation(
     headers: HeaderMap,
 ) -> Result<Response<Body>, ApiError> {
     let secret = guard::secret(&headers).unwrap_or_default();
-    let caller = if gateway.is_admin(secret) { None } else { Some(gateway.authenticate(secret)?) };
+    let caller = if gateway.is_admin(secret) { None } else { Some(gateway.authenticate(secret).await?) };
     let text = query_value(query.as_deref(), "id").unwrap_or_default();
     let id = admin::job_id(text)?;
     // Somebody else's job is answered like one that never was.

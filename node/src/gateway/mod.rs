@@ -9,12 +9,17 @@ pub mod day_log;
 pub mod desk;
 pub mod error;
 pub mod guard;
+pub mod holder;
 pub mod http;
 pub mod job;
 pub mod keys;
 pub mod ledger_log;
+mod managed;
+pub mod rate_headers;
 pub mod server;
 pub mod stall;
+pub mod store;
+pub mod terms;
 pub mod writer;
 
 #[cfg(test)]
@@ -26,11 +31,14 @@ pub use error::ApiError;
 pub use job::{AdmittedJob, Asked};
 pub use keys::{Caller, Keys, KeysError, Terms};
 pub use server::Serving;
+pub use store::Shared;
 
 use crate::jobs::{Jobs, JobsFull};
 use crate::keystore;
 use crate::metrics::{Metrics, TurnedAway};
 use crate::openai::Request;
+use crate::openai::request::{UNITS_PER_TOKEN, UNITS_PER_TOKEN_MAX};
+use budget::Amount;
 use day_log::DayLogError;
 use keys::KeyId;
 use spillway_ledger::store::Store;
@@ -54,8 +62,10 @@ const OWNERS_MAX: usize = 10_000;
 pub struct Parts<'a> {
     /// The node's folder: for the admin token.
     pub folder: &'a Path,
-    /// Keys and budgets.
+    /// Keys and budgets, unless they are shared.
     pub store: Arc<Store>,
+    /// Where keys and budgets are shared with other gateways, if they are.
+    pub shared: Option<Shared>,
     /// The market.
     pub jobs: Jobs,
     /// The rest of the node, for the operator's routes.
@@ -126,9 +136,12 @@ impl Gateway {
     ///
     /// # Errors
     /// If the keys or the token cannot be read or written.
-    pub fn open(parts: Parts<'_>) -> Result<Self, GatewayError> {
-        let promised = parts.promised;
-        let keys = Keys::open(Arc::clone(&parts.store), |job| promised.get(&job).copied())?;
+    pub async fn open(parts: Parts<'_>) -> Result<Self, GatewayError> {
+        let promised = |job: JobId| parts.promised.get(&job).copied();
+        let keys = match parts.shared {
+            None => Keys::open(Arc::clone(&parts.store), promised)?,
+            Some(shared) => Keys::open_shared(Arc::clone(&parts.store), shared, promised).await?,
+        };
         let day_log = if parts.job_log {
             Some(DayLog::open(parts.store, keys.writer())?)
         } else {
@@ -180,16 +193,17 @@ impl Gateway {
     /// In this order: 401 for a wrong key, 503 while stopping, 413 and 400 for the body, 403 and 404 for the model, 429 and
     /// 402 for the key's limits, 429 if the market is full. An error leaves nothing reserved.
     pub async fn admit(&self, secret: &str, kind: Kind, body: &[u8]) -> Result<AdmittedJob, ApiError> {
-        let caller = self.authenticate(secret)?;
+        let caller = self.authenticate(secret).await?;
         self.admit_as(&caller, kind, body).await
     }
 
     /// Whose secret this is.
     ///
     /// # Errors
-    /// 401.
-    pub fn authenticate(&self, secret: &str) -> Result<Caller, ApiError> {
-        self.0.keys.authenticate(secret).inspect_err(|_| self.0.metrics.turned_away(TurnedAway::Unauthorized))
+    /// 401, 403 if the key is blocked, 503 if the keys cannot be looked up.
+    pub async fn authenticate(&self, secret: &str) -> Result<Caller, ApiError> {
+        let known = self.0.keys.authenticate(secret).await;
+        known.inspect_err(|_| self.0.metrics.turned_away(TurnedAway::Unauthorized))
     }
 
     /// As [`Self::admit`], for a caller that is known.
@@ -201,7 +215,8 @@ impl Gateway {
         self.check_admit(caller, kind, body).await.inspect_err(|error| {
             inner.metrics.turned_away(match (error.status, error.code.as_str()) {
                 (401, _) => TurnedAway::Unauthorized,
-                (402, _) => TurnedAway::Budget,
+                (402, _) | (429, "budget_reserved") => TurnedAway::Budget,
+                (429, "rate_limit_exceeded") => TurnedAway::Rate,
                 (403 | 404, _) => TurnedAway::Model,
                 (429, "concurrency_limit") => TurnedAway::Concurrency,
                 (429 | 503, _) => TurnedAway::Full,
@@ -226,7 +241,7 @@ impl Gateway {
         if request.body.len() > BODY_BYTES_MAX {
             return Err(ApiError::too_large(BODY_BYTES_MAX));
         }
-        if let Some(model) = request.models.iter().find(|model| !allows(&caller.terms, &model.name)) {
+        if let Some(model) = request.models.iter().find(|model| !caller.allows(&model.name)) {
             let message = format!("the key is not for the model `{}`", model.name);
             return Err(ApiError {
                 param: Some(model.field.clone()),
@@ -238,7 +253,8 @@ impl Gateway {
             return Err(ApiError { param: Some(first.field.clone()), ..ApiError::unknown_model(&first.name) });
         }
         let model = request.model().to_owned();
-        let preferences = request.routing.preferences.clone();
+        let mut preferences = request.routing.preferences.clone();
+        caller.direct(&mut preferences)?;
         let mut id = JobId([0; 16]);
         getrandom::fill(&mut id.0).map_err(|_| ApiError::internal("the system gives no random bytes"))?;
         let job = Job {
@@ -249,23 +265,24 @@ impl Gateway {
             body: request.body,
             output_max: request.output_max,
             continuable: request.continuable,
-            prefer: caller.terms.prefer.into(),
-            price_max: request.routing.lower(lower(inner.price_max, caller.terms.price_max)),
+            prefer: caller.prefer(),
+            price_max: request.routing.lower(caller.lower(inner.price_max)),
             alternatives: request.models.into_iter().skip(1).map(|model| model.name).collect(),
-            target_ms: preferences.preferred_max_latency_ms.or(caller.terms.target_ms),
+            target_ms: preferences.preferred_max_latency_ms.or(caller.target_ms()),
             preferences,
         };
         // Own hardware costs a key nothing.
         let cost_max = if job.prefer == Prefer::Own { Some(Credits::ZERO) } else { job.cost_max() };
         let cost_max =
             cost_max.ok_or_else(|| ApiError::new(400, "price_limit", "the price limit exceeds what can be counted"))?;
-        let reservation = inner.keys.reserve(caller, id, cost_max).await?;
+        let tokens = tokens_of(job.prompt_units()).saturating_add(job.output_max.div_ceil(UNITS_PER_TOKEN_MAX));
+        let reservation = inner.keys.reserve(caller, id, Amount { money: cost_max, tokens }).await?;
         let session = request.session.as_deref();
-        let note = inner.day_log.as_ref().map(|log| log.begin(caller.id, session, &model, job.prompt_units()));
+        let note = inner.day_log.as_ref().map(|log| log.begin(id, caller.id, session, &model, job.prompt_units()));
         let handle = match inner.jobs.submit(job) {
             Ok(handle) => handle,
             Err(JobsFull) => {
-                reservation.settle(Credits::ZERO);
+                reservation.settle(Credits::ZERO, 0);
                 return Err(ApiError::busy("queue_full", "too many jobs wait on this node already", 1));
             }
         };
@@ -300,13 +317,9 @@ impl Owners {
     }
 }
 
-fn allows(terms: &Terms, model: &str) -> bool {
-    terms.models.as_ref().is_none_or(|models| models.iter().any(|allowed| allowed == model))
-}
-
-fn lower(node: Price, key: Option<Price>) -> Price {
-    let Some(key) = key else { return node };
-    Price { input: node.input.min(key.input), cached: node.cached.min(key.cached), output: node.output.min(key.output) }
+/// The tokens that so many work units are taken for.
+pub(crate) const fn tokens_of(units: u64) -> u64 {
+    units.div_ceil(UNITS_PER_TOKEN)
 }
 
 fn admin_hash(token: &str) -> Digest {
