@@ -52,6 +52,8 @@ pub enum TurnedAway {
     Budget,
     /// The key has too many jobs under way.
     Concurrency,
+    /// Too many requests or tokens in a minute.
+    Rate,
     /// The market takes no more jobs, or the node is stopping.
     Full,
     /// This node's own fault.
@@ -66,6 +68,7 @@ impl TurnedAway {
             Self::Model => "model",
             Self::Budget => "budget",
             Self::Concurrency => "concurrency",
+            Self::Rate => "rate",
             Self::Full => "full",
             Self::Internal => "internal",
         }

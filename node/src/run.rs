@@ -18,14 +18,16 @@ use anyhow::{Context as _, ensure};
 use serde::{Deserialize, Serialize};
 use spillway_ledger::store::Store;
 use spillway_ledger::{Genesis, NodeId};
-use spillway_protocol::config::LedgerRole;
+use spillway_protocol::config::{GatewaySection, LedgerRole};
 use spillway_protocol::discovery::Verify;
 use spillway_protocol::{Discovery, DiscoverySettings, Identity, NodeConfig, Peer};
+use sqlx::postgres::PgConnectOptions;
 use std::fs;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::{mpsc, oneshot};
+use zeroize::Zeroizing;
 
 /// Clients' commands that may wait for the market.
 const COMMANDS_MAX: usize = 1024;
@@ -183,7 +185,9 @@ pub async fn run(
         metrics: Arc::new(Metrics::new()),
         price_max: config.price_max()?,
         job_log: config.gateway.as_ref().is_none_or(|section| section.job_log),
-    })?;
+        shared: shared_keys(folder, config.gateway.as_ref())?,
+    })
+    .await?;
     let http = match &config.gateway {
         Some(section) => Some(gateway.serve(&section.listen).await.context("gateway.listen")?),
         None => None,
@@ -228,6 +232,29 @@ pub async fn run(
     network.shutdown().await;
     let _ = fs::remove_file(&run_file);
     result
+}
+
+/// The database that keys and budgets are shared in, if `gateway.store` names one.
+fn shared_keys(folder: &Path, section: Option<&GatewaySection>) -> anyhow::Result<Option<gateway::Shared>> {
+    let Some((section, url)) = section.and_then(|section| Some((section, section.store.as_deref()?))) else {
+        return Ok(None);
+    };
+    let mut options: PgConnectOptions = url.parse().context("gateway.store")?;
+    options = options.application_name("spillway");
+    if let Some(name) = &section.store_password_env {
+        let password = Zeroizing::new(std::env::var(name).with_context(|| {
+            format!("gateway.store_password_env: the environment has no {name}, or it is not UTF-8")
+        })?);
+        options = options.password(&password);
+    } else if let Some(file) = &section.store_password_file {
+        let path = folder.join(file);
+        let password = Zeroizing::new(
+            fs::read_to_string(&path)
+                .with_context(|| format!("gateway.store_password_file: {} cannot be read", path.display()))?,
+        );
+        options = options.password(password.trim_end_matches(['\r', '\n']));
+    }
+    Ok(Some(gateway::Shared { options, lease: gateway::store::Lease::default() }))
 }
 
 fn authorities_of(config: &NodeConfig) -> anyhow::Result<Vec<NodeId>> {

@@ -169,6 +169,49 @@ pub struct GatewaySection {
     /// Whether times and sizes of the last jobs are kept, for `spillway jobs export`.
     #[serde(default = "default_job_log")]
     pub job_log: bool,
+    /// Where several gateways share keys, budgets and limits: a PostgreSQL URL, without a password. Absent means in this
+    /// node's own store.
+    #[serde(default)]
+    pub store: Option<String>,
+    /// The environment variable that holds the store's password.
+    #[serde(default)]
+    pub store_password_env: Option<String>,
+    /// The file that holds the store's password, relative to the configuration's folder.
+    #[serde(default)]
+    pub store_password_file: Option<String>,
+}
+
+impl Default for GatewaySection {
+    fn default() -> Self {
+        Self {
+            listen: default_gateway_listen(),
+            job_log: default_job_log(),
+            store: None,
+            store_password_env: None,
+            store_password_file: None,
+        }
+    }
+}
+
+impl GatewaySection {
+    /// The first field of the store's that does not hold, and why.
+    fn bad_store(&self) -> Option<(&'static str, &'static str)> {
+        let Some(url) = &self.store else {
+            let alone = "set without gateway.store";
+            let env = self.store_password_env.is_some().then_some(("gateway.store_password_env", alone));
+            return env
+                .or_else(|| self.store_password_file.is_some().then_some(("gateway.store_password_file", alone)));
+        };
+        let rest = url.strip_prefix("postgres://").or_else(|| url.strip_prefix("postgresql://"));
+        let Some(rest) = rest else { return Some(("gateway.store", "not a URL that begins with postgres://")) };
+        let authority = rest.split(['/', '?']).next().unwrap_or_default();
+        let has_password = authority.rsplit_once('@').is_some_and(|(user, _)| user.contains(':'));
+        if has_password || rest.contains("password=") {
+            return Some(("gateway.store", "holds a password; use store_password_file or store_password_env"));
+        }
+        let both = self.store_password_env.is_some() && self.store_password_file.is_some();
+        both.then_some(("gateway.store_password_env", "set beside gateway.store_password_file"))
+    }
 }
 
 const fn default_job_log() -> bool {
@@ -466,6 +509,9 @@ impl NodeConfig {
         if self.network.emulated_rtt_ms > 10_000 {
             return fail("network.emulated_rtt_ms".into(), "more than 10,000");
         }
+        if let Some((field, why)) = self.gateway.as_ref().and_then(GatewaySection::bad_store) {
+            return fail(field.into(), why);
+        }
         if self.ledger.role == LedgerRole::Follow && self.ledger.authority.is_empty() {
             return fail("ledger.authority".into(), "missing: the peer id of a node that writes the books");
         }
@@ -579,6 +625,32 @@ mod tests {
             provide,
             spend: SpendSection::default(),
             ledger: LedgerSection { role: LedgerRole::Solo, ..LedgerSection::default() },
+        }
+    }
+
+    #[test]
+    fn a_shared_store_is_named_without_its_password() {
+        let section = |store: Option<&str>, env: Option<&str>, file: Option<&str>| GatewaySection {
+            store: store.map(str::to_owned),
+            store_password_env: env.map(str::to_owned),
+            store_password_file: file.map(str::to_owned),
+            ..GatewaySection::default()
+        };
+        for (store, env, file, at_fault) in [
+            (None, None, None, None),
+            (Some("postgres://gate@db.internal:5432/keys?sslmode=verify-full"), None, Some("p"), None),
+            (Some("postgresql:///keys?host=/run/postgresql"), Some("P"), None, None),
+            (Some("postgres://gate:secret@db/keys"), None, None, Some("gateway.store")),
+            (Some("postgres://db/keys?password=secret"), None, None, Some("gateway.store")),
+            (Some("mysql://db/keys"), None, None, Some("gateway.store")),
+            (None, Some("P"), None, Some("gateway.store_password_env")),
+            (None, None, Some("p"), Some("gateway.store_password_file")),
+            (Some("postgres://db/keys"), Some("P"), Some("p"), Some("gateway.store_password_env")),
+        ] {
+            let gateway = Some(section(store, env, file));
+            let config = NodeConfig { gateway, ..node(ProvideSection::default()) };
+            let field = config.validate().err().map(|error| error.field);
+            assert_eq!(field.as_deref(), at_fault, "{store:?}");
         }
     }
 

@@ -72,6 +72,14 @@ impl Admin {
         decoded(self.call(reqwest::Method::POST, path, Some(body)).await?).await
     }
 
+    /// Changes what `path` names by the fields of `body`.
+    ///
+    /// # Errors
+    /// As [`Admin::get`].
+    pub async fn patch(&self, path: &str, body: &Value) -> Result<Value> {
+        decoded(self.call(reqwest::Method::PATCH, path, Some(body)).await?).await
+    }
+
     /// Deletes what `path` names.
     ///
     /// # Errors

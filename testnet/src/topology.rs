@@ -40,7 +40,7 @@ impl Plan {
                 region: "local".into(),
                 emulated_rtt_ms: 0,
             },
-            gateway: Some(GatewaySection { listen: "127.0.0.1:0".into(), job_log: true }),
+            gateway: Some(GatewaySection { listen: "127.0.0.1:0".into(), ..GatewaySection::default() }),
             edge: None,
             backend: Vec::new(),
             provide: ProvideSection::default(),

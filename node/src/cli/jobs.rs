@@ -28,8 +28,8 @@ pub(crate) struct ExportArguments {
     place: Place,
 }
 
-/// A time as Unix milliseconds.
-fn unix_ms(field: &str, text: &str, now: OffsetDateTime) -> Result<u64> {
+/// A time as Unix milliseconds. `way` is -1 where a span such as `24h` lies in the past, 1 where it lies ahead.
+pub(super) fn unix_ms(field: &str, text: &str, now: OffsetDateTime, way: i64) -> Result<u64> {
     let age = || {
         let (count, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
         let seconds: i64 = match unit {
@@ -38,7 +38,7 @@ fn unix_ms(field: &str, text: &str, now: OffsetDateTime) -> Result<u64> {
             "d" => 86_400,
             _ => return None,
         };
-        now.checked_sub(time::Duration::seconds(count.parse::<u32>().map(i64::from).ok()? * seconds))
+        now.checked_add(time::Duration::seconds(count.parse::<u32>().map(i64::from).ok()? * seconds * way))
     };
     let date = || {
         let mut parts = text.splitn(3, '-');
@@ -50,7 +50,7 @@ fn unix_ms(field: &str, text: &str, now: OffsetDateTime) -> Result<u64> {
     let at = age().or_else(date).or_else(|| OffsetDateTime::parse(text, &Rfc3339).ok());
     match at.and_then(|at| u64::try_from(at.unix_timestamp_nanos() / 1_000_000).ok()) {
         Some(ms) => Ok(ms),
-        None => bail!("{field}: {text:?} is not RFC 3339, a date such as 2026-07-01, or an age such as 24h"),
+        None => bail!("{field}: {text:?} is not RFC 3339, a date such as 2026-07-01, or a span such as 24h"),
     }
 }
 
@@ -61,7 +61,7 @@ pub(crate) async fn run(command: JobsCommand) -> Result<Verdict> {
     let mut wanted = String::new();
     for (field, name, text) in [("--since", "since", &arguments.since), ("--until", "until", &arguments.until)] {
         if let Some(text) = text {
-            wanted.push_str(&format!("&{name}={}", unix_ms(field, text, now)?));
+            wanted.push_str(&format!("&{name}={}", unix_ms(field, text, now, -1)?));
         }
     }
     let admin = arguments.place.admin()?;
@@ -103,11 +103,12 @@ mod tests {
             ("1960-01-01", None),
             ("ä", None),
         ] {
-            let got = unix_ms("--since", text, now);
+            let got = unix_ms("--since", text, now, -1);
             assert_eq!(got.as_ref().ok(), want.as_ref(), "{text}: {got:?}");
             if let Err(error) = got {
                 assert!(error.to_string().starts_with("--since: "), "{error}");
             }
         }
+        assert_eq!(unix_ms("--expires", "1d", now, 1).expect("tomorrow"), 1_782_982_800_000);
     }
 }

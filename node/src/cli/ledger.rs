@@ -8,7 +8,7 @@ mod payouts;
 mod proof;
 mod verify;
 
-use super::keys::micro;
+use super::limits::micro;
 use super::table::{self, Show};
 use super::{Listing, Place, Verdict};
 use account::{PayeeCommand, RedeemArguments, StakeArguments, TransferArguments};

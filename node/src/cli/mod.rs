@@ -6,7 +6,9 @@ mod init;
 mod jobs;
 mod keys;
 mod ledger;
+mod limits;
 mod market;
+mod projects;
 mod submit;
 mod table;
 mod testnet;
@@ -75,6 +77,9 @@ enum Command {
     /// API keys of a running node
     #[command(subcommand)]
     Key(keys::KeyCommand),
+    /// Projects of a running node: limits that several keys share
+    #[command(subcommand)]
+    Project(projects::ProjectCommand),
     /// Why a job went where it went, and what it cost
     Explain(market::ExplainArguments),
     /// The last jobs of a running node: times and sizes, to replay your own day in the simulator
@@ -105,6 +110,7 @@ pub async fn run(arguments: Arguments) -> Result<Verdict> {
         Command::Models(arguments) => market::models(&arguments).await,
         Command::Market(arguments) => market::market(&arguments).await,
         Command::Key(command) => keys::run(command).await,
+        Command::Project(command) => projects::run(command).await,
         Command::Explain(arguments) => market::explain(&arguments).await,
         Command::Jobs(command) => jobs::run(command).await,
         Command::Ledger(command) => ledger::run(command).await,

@@ -4,18 +4,19 @@
 use super::day_log::DayQuery;
 use super::desk::{Mint, Wish};
 use super::error::ApiError;
-use super::http::Routes;
-use super::http::{drain, json_response, query_value, read_body};
+use super::http::{Routes, drain, json_response, query_value, read_body};
+use super::keys::{Holder, OVERLAP_S_DEFAULT, View};
 use super::ledger_log::{KINDS, LogQuery};
+use super::terms::typed;
 use super::{Gateway, Terms, guard};
 use crate::metrics::TurnedAway;
 use axum::body::Body;
 use axum::extract::{FromRequestParts, Path, RawQuery, Request, State};
 use axum::http::request::Parts;
 use axum::http::{HeaderValue, Response, StatusCode, header};
-use axum::routing::{delete, get, post};
-use serde::Serialize;
+use axum::routing::{get, post};
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::json;
 use spillway_ledger::{JobId, SessionId};
 use std::str::FromStr;
@@ -28,9 +29,12 @@ const BLOCKS_MAX: usize = 256;
 const LINES_MAX: usize = 10_000;
 
 pub(super) fn routes(routes: Routes) -> Routes {
-    routes
+    let routes = routes
         .route("/admin/keys", get(list_keys).post(create_key))
-        .route("/admin/keys/{id}", delete(revoke_key))
+        .route("/admin/keys/{id}", get(show_key).patch(update_key).delete(revoke_key))
+        .route("/admin/keys/{id}/rotate", post(rotate_key))
+        .route("/admin/projects", get(list_projects).post(create_project))
+        .route("/admin/projects/{id}", get(show_project).patch(update_project))
         .route("/admin/jobs", get(list_jobs))
         .route("/admin/jobs/{id}", get(show_job))
         .route("/admin/market", get(market))
@@ -42,7 +46,8 @@ pub(super) fn routes(routes: Routes) -> Routes {
         .route("/admin/ledger/payouts", get(payouts))
         .route("/admin/ledger/proof", get(proof))
         .route("/admin/ledger/mint", post(mint))
-        .route("/admin/ledger/entries", post(submit))
+        .route("/admin/ledger/entries", post(submit));
+    super::managed::routes(routes)
 }
 
 /// Proof that the request has the operator's token; a route that takes it cannot be called without.
@@ -89,24 +94,76 @@ async fn off_thread<T: Send + 'static>(
         .unwrap_or_else(|_| Err(ApiError::internal("reading the node's files failed; its log says more")))
 }
 
-async fn list_keys(_: Operator, State(gateway): State<Gateway>) -> Response<Body> {
-    json_response(&json!({"keys": gateway.0.keys.list()}))
+/// The key or project that a path names.
+fn holder<T: FromStr>(text: &str, kind: &str) -> Result<T, ApiError> {
+    let code = format!("{kind}_not_found");
+    text.parse().map_err(|_| ApiError::new(404, &code, format!("a {kind}'s id has 8 hexadecimal digits")))
 }
 
-async fn create_key(_: Operator, State(gateway): State<Gateway>, request: Request) -> Result<Response<Body>, ApiError> {
+/// A key with its secret: never to be stored on the way.
+fn with_secret(status: StatusCode, secret: &str, view: &View) -> Response<Body> {
     #[derive(Serialize)]
     struct Created<'a> {
         secret: &'a str,
         #[serde(flatten)]
-        view: super::keys::KeyView,
+        view: &'a View,
     }
-    let terms: Terms = body(request).await?;
+    let mut response = json_response(&Created { secret, view });
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}
+
+async fn list_keys(_: Operator, State(gateway): State<Gateway>) -> Result<Response<Body>, ApiError> {
+    Ok(json_response(&json!({"keys": gateway.0.keys.list().await?})))
+}
+
+async fn create_key(_: Operator, State(gateway): State<Gateway>, request: Request) -> Result<Response<Body>, ApiError> {
+    let terms = Terms::read(body(request).await?)?;
     let (view, secret) = gateway.0.keys.create(terms).await?;
     tracing::info!(key = view.id, name = view.terms.name, "key made");
-    let mut response = json_response(&Created { secret: &secret, view });
-    *response.status_mut() = StatusCode::CREATED;
-    response.headers_mut().insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
-    Ok(response)
+    Ok(with_secret(StatusCode::CREATED, &secret, &view))
+}
+
+async fn show_key(
+    _: Operator,
+    State(gateway): State<Gateway>,
+    Path(id): Path<String>,
+) -> Result<Response<Body>, ApiError> {
+    let id = Holder::Key(holder(&id, "key")?);
+    Ok(json_response(&gateway.0.keys.view(id).await?))
+}
+
+async fn update_key(
+    _: Operator,
+    State(gateway): State<Gateway>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response<Body>, ApiError> {
+    let view = gateway.0.keys.update(Holder::Key(holder(&id, "key")?), body(request).await?).await?;
+    tracing::info!(key = view.id, name = view.terms.name, "key changed");
+    Ok(json_response(&view))
+}
+
+async fn rotate_key(
+    _: Operator,
+    State(gateway): State<Gateway>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response<Body>, ApiError> {
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Rotate {
+        #[serde(default = "overlap_s")]
+        overlap_s: u64,
+    }
+    const fn overlap_s() -> u64 {
+        OVERLAP_S_DEFAULT
+    }
+    let Rotate { overlap_s } = typed(body(request).await?)?;
+    let (view, secret) = gateway.0.keys.rotate(holder(&id, "key")?, overlap_s).await?;
+    tracing::info!(key = view.id, overlap_s, "key rotated");
+    Ok(with_secret(StatusCode::OK, &secret, &view))
 }
 
 async fn revoke_key(
@@ -116,10 +173,45 @@ async fn revoke_key(
     request: Request,
 ) -> Result<StatusCode, ApiError> {
     drain(request.into_body()).await;
-    let unknown = |_| ApiError::new(404, "key_not_found", "a key's id has 8 hexadecimal digits");
-    gateway.0.keys.revoke(id.parse().map_err(unknown)?).await?;
+    gateway.0.keys.revoke(holder(&id, "key")?).await?;
     tracing::info!(key = id, "key revoked");
     Ok(StatusCode::NO_CONTENT)
+}
+
+async fn list_projects(_: Operator, State(gateway): State<Gateway>) -> Result<Response<Body>, ApiError> {
+    Ok(json_response(&json!({"projects": gateway.0.keys.projects().await?})))
+}
+
+async fn create_project(
+    _: Operator,
+    State(gateway): State<Gateway>,
+    request: Request,
+) -> Result<Response<Body>, ApiError> {
+    let view = gateway.0.keys.create_project(Terms::read(body(request).await?)?).await?;
+    tracing::info!(project = view.id, name = view.terms.name, "project made");
+    let mut response = json_response(&view);
+    *response.status_mut() = StatusCode::CREATED;
+    Ok(response)
+}
+
+async fn show_project(
+    _: Operator,
+    State(gateway): State<Gateway>,
+    Path(id): Path<String>,
+) -> Result<Response<Body>, ApiError> {
+    let id = Holder::Project(holder(&id, "project")?);
+    Ok(json_response(&gateway.0.keys.view(id).await?))
+}
+
+async fn update_project(
+    _: Operator,
+    State(gateway): State<Gateway>,
+    Path(id): Path<String>,
+    request: Request,
+) -> Result<Response<Body>, ApiError> {
+    let view = gateway.0.keys.update(Holder::Project(holder(&id, "project")?), body(request).await?).await?;
+    tracing::info!(project = view.id, name = view.terms.name, "project changed");
+    Ok(json_response(&view))
 }
 
 async fn show_job(

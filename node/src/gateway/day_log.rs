@@ -8,7 +8,7 @@ use super::keys::KeyId;
 use super::writer::{Change, Writer};
 use serde::{Deserialize, Serialize};
 use spillway_ledger::store::{Batch, Store, Table};
-use spillway_ledger::{Digest, StoreError};
+use spillway_ledger::{Credits, Digest, JobId, StoreError};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime};
@@ -41,6 +41,20 @@ pub struct DayJob {
     /// The conversation, hashed, where the client named it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub session: Option<String>,
+}
+
+/// A job as it is kept: with what it cost, which the simulator does not read.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SpentJob {
+    /// Its times and sizes.
+    #[serde(flatten)]
+    pub day: DayJob,
+    /// Its id; empty for rows from before ids were kept.
+    #[serde(default)]
+    pub job: String,
+    /// What it cost, in micro-credits.
+    #[serde(default)]
+    pub cost_micro: u64,
 }
 
 /// Which jobs are wanted.
@@ -76,7 +90,7 @@ impl std::fmt::Debug for Inner {
 #[derive(Debug)]
 pub struct Note {
     log: DayLog,
-    job: DayJob,
+    job: SpentJob,
 }
 
 impl DayLog {
@@ -135,19 +149,23 @@ impl DayLog {
 
     /// A job that comes now.
     #[must_use]
-    pub fn begin(&self, key: KeyId, session: Option<&str>, model: &str, input_units: u64) -> Note {
+    pub fn begin(&self, job: JobId, key: KeyId, session: Option<&str>, model: &str, input_units: u64) -> Note {
         let time = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or(Duration::ZERO);
-        let key = key.to_string();
-        let job = DayJob {
+        let (key, hashed) = (key.to_string(), self.key_name(key));
+        let day = DayJob {
             time: u64::try_from(time.as_millis()).unwrap_or(u64::MAX),
             model: model.to_owned(),
             input_units,
             output_units: 0,
             // A conversation's name is the client's own: two keys may use the same.
             session: session.map(|session| self.hashed(&[b"session", key.as_bytes(), session.as_bytes()])),
-            key: self.hashed(&[b"key", key.as_bytes()]),
+            key: hashed,
         };
-        Note { log: self.clone(), job }
+        Note { log: self.clone(), job: SpentJob { day, job: job.to_string(), cost_micro: 0 } }
+    }
+
+    fn key_name(&self, key: KeyId) -> String {
+        self.hashed(&[b"key", key.to_string().as_bytes()])
     }
 
     fn hashed(&self, parts: &[&[u8]]) -> String {
@@ -162,6 +180,34 @@ impl DayLog {
     /// # Errors
     /// If the store cannot be read.
     pub fn read(&self, query: &DayQuery, max: usize) -> Result<(Vec<DayJob>, Option<u64>), StoreError> {
+        let (jobs, next) = self.select(query, max, |_| true)?;
+        Ok((jobs.into_iter().map(|job| job.day).collect(), next))
+    }
+
+    /// What jobs cost, in the order they ended: those of `key` if it is given, and the one `job` if that is; at most `max`.
+    ///
+    /// # Errors
+    /// If the store cannot be read.
+    pub fn spending(
+        &self,
+        query: &DayQuery,
+        key: Option<KeyId>,
+        job: Option<&str>,
+        max: usize,
+    ) -> Result<Vec<SpentJob>, StoreError> {
+        let key = key.map(|key| self.key_name(key));
+        let wanted = |spent: &SpentJob| {
+            key.as_ref().is_none_or(|key| *key == spent.day.key) && job.is_none_or(|job| job == spent.job)
+        };
+        Ok(self.select(query, max, wanted)?.0)
+    }
+
+    fn select(
+        &self,
+        query: &DayQuery,
+        max: usize,
+        wanted: impl Fn(&SpentJob) -> bool,
+    ) -> Result<(Vec<SpentJob>, Option<u64>), StoreError> {
         let mut jobs = Vec::new();
         let mut from = row_key(query.from);
         loop {
@@ -173,9 +219,9 @@ impl DayLog {
                 }
                 from = row_key(number.saturating_add(1));
                 // A row of a later version is none of this one's.
-                let Ok(job) = serde_json::from_slice::<DayJob>(value) else { continue };
-                let late = query.until_ms.is_some_and(|until| job.time >= until);
-                if !late && query.since_ms.is_none_or(|since| job.time >= since) {
+                let Ok(job) = serde_json::from_slice::<SpentJob>(value) else { continue };
+                let late = query.until_ms.is_some_and(|until| job.day.time >= until);
+                if !late && query.since_ms.is_none_or(|since| job.day.time >= since) && wanted(&job) {
                     jobs.push(job);
                 }
             }
@@ -187,9 +233,10 @@ impl DayLog {
 }
 
 impl Note {
-    /// The job is over, and delivered so much.
-    pub fn ended(mut self, output_units: u64) {
-        self.job.output_units = output_units;
+    /// The job is over, delivered so much, and cost so much.
+    pub fn ended(mut self, output_units: u64, cost: Credits) {
+        self.job.day.output_units = output_units;
+        self.job.cost_micro = cost.micro();
         let inner = &*self.log.0;
         let number = inner.next.fetch_add(1, Ordering::Relaxed);
         let row = serde_json::to_vec(&self.job).expect("text and numbers are JSON");
@@ -271,12 +318,23 @@ mod tests {
         assert_eq!(times(&log, DayQuery { until_ms: Some(9), ..all }, 9), (vec![7], None));
 
         let key: KeyId = "00000001".parse().expect("an id");
-        log.begin(key, Some("talk"), "m", 30).ended(4);
+        let job = |number: u8| JobId([number; 16]);
+        log.begin(job(1), key, Some("talk"), "m", 30).ended(4, Credits::new(70));
         writer.queue(Vec::new()).wait().await.expect("written");
         assert_eq!(first(&store, ROW).expect("readable"), Some(8), "row 7 made room");
         let log = open();
-        log.begin(key, None, "m", 50).ended(6);
+        log.begin(job(2), key, None, "m", 50).ended(6, Credits::new(80));
         writer.queue(Vec::new()).wait().await.expect("written");
+        let costs = |key: Option<&str>, job: Option<JobId>, max| {
+            let (key, job) = (key.map(|key| key.parse().expect("an id")), job.map(|job| job.to_string()));
+            let spent = log.spending(&all, key, job.as_deref(), max).expect("readable");
+            spent.iter().map(|spent| spent.cost_micro).collect::<Vec<_>>()
+        };
+        assert_eq!(costs(Some("00000001"), None, 9), [70, 80]);
+        assert_eq!(costs(Some("00000001"), None, 1), [70]);
+        assert_eq!(costs(Some("00000002"), None, 9), [0; 0]);
+        assert_eq!(costs(None, Some(job(2)), 9), [80]);
+        assert_eq!(costs(None, None, 9), [0, 70, 80], "rows from before have no cost");
         let (jobs, _) = log.read(&DayQuery { from: 7 + JOBS_MAX, ..all }, 9).expect("readable");
         let sizes: Vec<_> = jobs.iter().map(|job| (job.input_units, job.output_units, job.session.is_some())).collect();
         assert_eq!(sizes, [(30, 4, true), (50, 6, false)]);
@@ -296,7 +354,7 @@ mod tests {
         let (here, there) = (log("a"), log("b"));
         let key = |number: u8| format!("0000000{number}").parse::<KeyId>().expect("an id");
         let names = |log: &DayLog, number, session| {
-            let job = log.begin(key(number), session, "m", 1).job;
+            let job = log.begin(JobId([0; 16]), key(number), session, "m", 1).job.day;
             (job.key, job.session)
         };
         let first = names(&here, 1, Some("talk"));

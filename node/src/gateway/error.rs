@@ -1,6 +1,8 @@
 //! What goes wrong for a client, in OpenAI's shape.
 //! Invariant: every error a client sees has a status, a stable `code`, and where a field is at fault, its name in `param`.
 
+use super::budget::Rates;
+use super::rate_headers;
 use crate::openai::BadRequest;
 use axum::body::Body;
 use axum::http::{HeaderValue, Response, StatusCode, header};
@@ -22,13 +24,15 @@ pub struct ApiError {
     pub param: Option<String>,
     /// When to try again, in seconds.
     pub retry_after_s: Option<u64>,
+    /// How the limits per minute stand, where one of a key's limits is the cause.
+    pub rates: Option<Box<Rates>>,
 }
 
 impl ApiError {
     /// An error without a field or a time to retry.
     #[must_use]
     pub fn new(status: u16, code: &str, message: impl Into<String>) -> Self {
-        Self { status, code: code.to_owned(), message: message.into(), param: None, retry_after_s: None }
+        Self { status, code: code.to_owned(), message: message.into(), param: None, retry_after_s: None, rates: None }
     }
 
     /// 401: the key is missing or wrong; the two are not told apart.
@@ -231,6 +235,13 @@ impl IntoResponse for ApiError {
         headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
         if let Some(seconds) = self.retry_after_s {
             headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        if let Some(rates) = &self.rates {
+            rate_headers::add(rates, headers);
+        }
+        if self.status == 429 && self.retry_after_s.is_none() {
+            // OpenAI's clients heed it: what never fits need not be tried again.
+            headers.insert("x-should-retry", HeaderValue::from_static("false"));
         }
         if self.status == 401 {
             headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));

@@ -4,7 +4,7 @@
 
 use super::answer::{Waits, Wishes, answer};
 use super::error::ApiError;
-use super::{Caller, Gateway, admin, allows, guard};
+use super::{Caller, Gateway, admin, guard, rate_headers};
 use crate::openai::{Fields, endpoint, messages};
 use axum::Router;
 use axum::body::Body;
@@ -131,7 +131,7 @@ fn waits_for_leave(headers: &HeaderMap) -> bool {
 
 /// Who asks, and what the body is.
 async fn caller(gateway: &Gateway, headers: &HeaderMap, body: Body) -> Result<(Caller, Vec<u8>), ApiError> {
-    match gateway.authenticate(guard::secret(headers).unwrap_or_default()) {
+    match gateway.authenticate(guard::secret(headers).unwrap_or_default()).await {
         Ok(caller) => Ok((caller, read_body(body, BODY_BYTES_MAX).await?)),
         Err(error) => {
             if !waits_for_leave(headers) {
@@ -150,7 +150,12 @@ async fn job(gateway: &Gateway, kind: Kind, request: Request) -> Response<Body> 
     };
     let wishes = Wishes { detail: head.headers.get("x-spillway-detail").is_some_and(|value| value == "legs") };
     match admitted.await {
-        Ok(job) => answer(job, wishes, Waits::default(), gateway.0.metrics.clone()).await,
+        Ok(job) => {
+            let rates = job.rates();
+            let mut response = answer(job, wishes, Waits::default(), gateway.0.metrics.clone()).await;
+            rate_headers::add(&rates, response.headers_mut());
+            response
+        }
         Err(error) => error.into_response_of(kind),
     }
 }
@@ -164,7 +169,7 @@ async fn count_tokens(State(gateway): State<Gateway>, request: Request) -> Respo
         let tokens = messages::count_tokens(&body)?;
         let model = Fields::parse(&body).ok().and_then(|fields| fields.read::<String>("model")).unwrap_or_default();
         let is_known = gateway.0.jobs.models().iter().any(|known| known.id == model);
-        if !is_known || !allows(&caller.terms, &model) {
+        if !is_known || !caller.allows(&model) {
             return Err(ApiError::unknown_model(&model));
         }
         Ok(json_response(&json!({"input_tokens": tokens})))
@@ -195,7 +200,7 @@ async fn openapi() -> Response<Body> {
 async fn metrics(State(gateway): State<Gateway>, headers: HeaderMap) -> Result<Response<Body>, ApiError> {
     let secret = guard::secret(&headers).unwrap_or_default();
     if !gateway.is_admin(secret) {
-        gateway.authenticate(secret)?;
+        gateway.authenticate(secret).await?;
     }
     let mut response = Response::new(Body::from(gateway.0.metrics.to_text()));
     let text = HeaderValue::from_static("application/openmetrics-text; version=1.0.0; charset=utf-8");
@@ -215,9 +220,9 @@ fn model_json(model: &crate::jobs::MarketModel) -> serde_json::Value {
 }
 
 async fn models(State(gateway): State<Gateway>, headers: HeaderMap) -> Result<Response<Body>, ApiError> {
-    let caller = gateway.authenticate(guard::secret(&headers).unwrap_or_default())?;
+    let caller = gateway.authenticate(guard::secret(&headers).unwrap_or_default()).await?;
     let models = gateway.0.jobs.models();
-    let data: Vec<_> = models.iter().filter(|model| allows(&caller.terms, &model.id)).map(model_json).collect();
+    let data: Vec<_> = models.iter().filter(|model| caller.allows(&model.id)).map(model_json).collect();
     Ok(json_response(&json!({"object": "list", "data": data})))
 }
 
@@ -226,9 +231,9 @@ async fn model(
     axum::extract::Path(id): axum::extract::Path<String>,
     headers: HeaderMap,
 ) -> Result<Response<Body>, ApiError> {
-    let caller = gateway.authenticate(guard::secret(&headers).unwrap_or_default())?;
+    let caller = gateway.authenticate(guard::secret(&headers).unwrap_or_default()).await?;
     let models = gateway.0.jobs.models();
-    let model = models.iter().find(|model| model.id == id && allows(&caller.terms, &id));
+    let model = models.iter().find(|model| model.id == id && caller.allows(&id));
     model.map(|model| json_response(&model_json(model))).ok_or_else(|| ApiError::unknown_model(&id))
 }
 
@@ -243,7 +248,7 @@ async fn generation(
     headers: HeaderMap,
 ) -> Result<Response<Body>, ApiError> {
     let secret = guard::secret(&headers).unwrap_or_default();
-    let caller = if gateway.is_admin(secret) { None } else { Some(gateway.authenticate(secret)?) };
+    let caller = if gateway.is_admin(secret) { None } else { Some(gateway.authenticate(secret).await?) };
     let text = query_value(query.as_deref(), "id").unwrap_or_default();
     let id = admin::job_id(text)?;
     // Somebody else's job is answered like one that never was.

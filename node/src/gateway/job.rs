@@ -1,8 +1,10 @@
 //! A job that was admitted: its events, and its money's way back.
 //! Invariant: whatever becomes of the client, the reservation is settled to what the job cost, once its market says so.
 
+use super::budget::Rates;
 use super::day_log::Note;
 use super::keys::Reservation;
+use super::tokens_of;
 use crate::jobs::{JobEvent, JobHandle, Jobs};
 use crate::metrics::Metrics;
 use crate::openai::responses::Echo;
@@ -47,6 +49,7 @@ pub struct Asked {
 pub struct AdmittedJob {
     id: JobId,
     asked: Asked,
+    rates: Rates,
     handle: Option<JobHandle>,
     closing: Option<Closing>,
 }
@@ -61,9 +64,9 @@ impl AdmittedJob {
         metrics: Arc<Metrics>,
     ) -> Self {
         metrics.job_begins();
-        let id = handle.id();
+        let (id, rates) = (handle.id(), reservation.rates());
         let closing = Closing { id, kind: asked.kind, model: asked.model.clone(), reservation, note, jobs, metrics };
-        Self { id, asked, handle: Some(handle), closing: Some(closing) }
+        Self { id, asked, rates, handle: Some(handle), closing: Some(closing) }
     }
 
     /// The job.
@@ -76,6 +79,12 @@ impl AdmittedJob {
     #[must_use]
     pub const fn asked(&self) -> &Asked {
         &self.asked
+    }
+
+    /// How the key's limits per minute stood when the job was admitted.
+    #[must_use]
+    pub const fn rates(&self) -> Rates {
+        self.rates
     }
 
     /// The next event. [`JobEvent::Ended`] is the last; its cost is settled when it is returned. `None` after it, or if the
@@ -149,9 +158,10 @@ impl Closing {
             "job ended"
         );
         if let Some(note) = self.note {
-            note.ended(outcome.legs.iter().map(|leg| leg.usage.output).sum());
+            note.ended(outcome.legs.iter().map(|leg| leg.usage.output).sum(), outcome.cost);
         }
-        self.reservation.settle(outcome.cost);
+        let units = outcome.legs.iter().map(|leg| leg.usage.input.saturating_add(leg.usage.output)).sum();
+        self.reservation.settle(outcome.cost, tokens_of(units));
     }
 
     /// For a job whose events ended before its outcome: the job log has it once the market is done with the job.
@@ -164,9 +174,10 @@ impl Closing {
                     self.metrics.job_ends(self.kind, None);
                     tracing::info!(job = %self.id, cost_micro = log.cost_micro, "a cut job ended");
                     if let Some(note) = self.note {
-                        note.ended(log.legs.iter().map(|leg| leg.output).sum());
+                        note.ended(log.legs.iter().map(|leg| leg.output).sum(), Credits::new(log.cost_micro));
                     }
-                    self.reservation.settle(Credits::new(log.cost_micro));
+                    let units = log.legs.iter().map(|leg| leg.input.saturating_add(leg.output)).sum();
+                    self.reservation.settle(Credits::new(log.cost_micro), tokens_of(units));
                     return;
                 }
                 None => break,
@@ -174,6 +185,7 @@ impl Closing {
             tokio::time::sleep(LOG_LOOK_EVERY).await;
         }
         self.metrics.job_ends(self.kind, None);
-        tracing::warn!(job = %self.id, "a job's outcome is unknown; its reservation stays until the next start");
+        tracing::warn!(job = %self.id, "a job's outcome is unknown; all that was reserved for it is charged");
+        self.reservation.settle_in_full();
     }
 }

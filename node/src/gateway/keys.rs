@@ -1,138 +1,38 @@
-//! API keys: who may ask, for which models, where, and within what budget.
-//! Invariant: a secret is shown once and never stored; what a key has spent and reserved never exceeds its budget.
+//! API keys and the projects they belong to: who may ask, for which models, where, and within what limits.
+//! Invariant: a secret is shown once and never stored; what a key has spent and reserved never exceeds its budgets, nor
+//! what the keys of a project have together the project's.
 
-use super::budget::{Refused, Tally};
+use super::budget::{Amount, Rates, Refused, Window};
 use super::error::ApiError;
-use super::writer::{Change, WriteFailed, Writer};
-use serde::{Deserialize, Serialize};
-use spillway_ledger::store::{Batch, Store, Table};
+pub use super::holder::{Holder, KeyId, ProjectId};
+use super::store::{
+    Embedded, HOLDERS_MAX, Held, Identity, KeyStore, Postgres, Previous, Record, Refusal, Shared, Unreachable, Work,
+};
+use super::store::{now_ms, store_unavailable, unknown};
+use super::terms::bad;
+pub use super::terms::{PreferName, Terms};
+use super::writer::Writer;
+use serde::Serialize;
+use serde_json::{Map, Value};
+use spillway_ledger::store::Store;
 use spillway_ledger::{Credits, Digest, JobId, Price, StoreError};
-use spillway_protocol::Prefer;
-use std::collections::HashMap;
-use std::fmt;
-use std::str::FromStr;
-use std::sync::{Arc, Mutex, MutexGuard};
+use spillway_protocol::{Prefer, Preferences};
+use std::sync::Arc;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
-/// Most keys of one node.
-pub const KEYS_MAX: usize = 10_000;
-/// Longest name of a key, in bytes.
-pub const NAME_BYTES_MAX: usize = 64;
-/// Most models a key may list.
-pub const MODELS_MAX: usize = 64;
 /// What every secret begins with.
 const PREFIX: &str = "sk-spillway-";
 /// Separates this hash from every other use of blake3 here.
 const DOMAIN: &str = "spillway/api-key/1";
+/// How long the old secret still opens after a rotation, if nothing else is said.
+pub const OVERLAP_S_DEFAULT: u64 = 86_400;
+/// The longest it may.
+pub const OVERLAP_S_MAX: u64 = 90 * 86_400;
 
-/// Names a key; also the middle of its secret.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct KeyId([u8; 4]);
-
-impl fmt::Display for KeyId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&hex::encode(self.0))
-    }
-}
-
-impl FromStr for KeyId {
-    type Err = hex::FromHexError;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let mut id = [0; 4];
-        hex::decode_to_slice(text, &mut id).map(|()| Self(id))
-    }
-}
-
-/// Where a key's jobs may run, as it is written in JSON.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum PreferName {
-    /// [`Prefer::OwnFirst`]
-    #[default]
-    OwnFirst,
-    /// [`Prefer::Own`]
-    Own,
-    /// [`Prefer::Any`]
-    Any,
-}
-
-impl From<PreferName> for Prefer {
-    fn from(name: PreferName) -> Self {
-        match name {
-            PreferName::OwnFirst => Self::OwnFirst,
-            PreferName::Own => Self::Own,
-            PreferName::Any => Self::Any,
-        }
-    }
-}
-
-/// What a key allows: the body of `POST /admin/keys`.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct Terms {
-    /// What people call it.
-    pub name: String,
-    /// The most it may spend in all, in micro-credits; `None` sets no limit.
-    #[serde(default)]
-    pub budget_micro: Option<Credits>,
-    /// Where its jobs may run.
-    #[serde(default)]
-    pub prefer: PreferName,
-    /// The models it may use; `None` allows all.
-    #[serde(default)]
-    pub models: Option<Vec<String>>,
-    /// The most it pays per million units, in micro-credits, if that is less than the node's own limit.
-    #[serde(default)]
-    pub price_max: Option<Price>,
-    /// The most jobs under way at once; `None` sets no limit.
-    #[serde(default)]
-    pub concurrency: Option<u32>,
-    /// The time to first text that its jobs ask for, in milliseconds, where a request does not say: the cheapest place that
-    /// meets it is taken. `None` weighs time against price.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub target_ms: Option<u32>,
-}
-
-impl Terms {
-    fn check(&self) -> Result<(), ApiError> {
-        let bad = |field: &str, why: String| {
-            Err(ApiError {
-                param: Some(field.into()),
-                ..ApiError::new(400, "invalid_request", format!("{field}: {why}"))
-            })
-        };
-        if self.name.is_empty() || self.name.len() > NAME_BYTES_MAX || self.name.chars().any(char::is_control) {
-            return bad("name", format!("empty, over {NAME_BYTES_MAX} bytes, or with control characters"));
-        }
-        if let Some(models) = &self.models {
-            let too_long = models.iter().any(|model| model.is_empty() || model.len() > 256);
-            if models.is_empty() || models.len() > MODELS_MAX || too_long {
-                return bad("models", format!("not 1 to {MODELS_MAX} names of 1 to 256 bytes"));
-            }
-        }
-        if self.concurrency == Some(0) {
-            return bad("concurrency", "0 would allow nothing; revoke the key instead".into());
-        }
-        if self.target_ms == Some(0) {
-            return bad("target_ms", "nobody answers in no time".into());
-        }
-        Ok(())
-    }
-}
-
-/// A key as it is stored; its secret is not in it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-struct Stored {
-    hash: Digest,
-    revoked: bool,
-    terms: Terms,
-}
-
-/// A key as operators see it.
+/// A key or project as operators see it.
 #[derive(Clone, Debug, PartialEq, Serialize)]
-pub struct KeyView {
+pub struct View {
     /// Its id, eight hexadecimal digits.
     pub id: String,
     /// What it allows.
@@ -140,12 +40,43 @@ pub struct KeyView {
     pub terms: Terms,
     /// What it spent, in micro-credits.
     pub spent_micro: Credits,
+    /// What it spent today, in UTC.
+    pub spent_day_micro: Credits,
+    /// What it spent since Monday.
+    pub spent_week_micro: Credits,
+    /// What it spent this month.
+    pub spent_month_micro: Credits,
     /// What jobs under way may still spend, in micro-credits.
     pub reserved_micro: Credits,
     /// Jobs under way.
     pub running: u32,
     /// Whether it is void.
     pub revoked: bool,
+    /// When it was made, in Unix milliseconds; 0 if that was before times were kept.
+    pub created_ms: u64,
+    /// Until when the secret before the last rotation opens, too.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub previous_until_ms: Option<u64>,
+}
+
+impl View {
+    fn new(holder: Holder, held: &Held, now_ms: u64) -> Self {
+        let (record, tally) = (&held.record, &held.tally);
+        let until = record.previous.map(|previous| previous.until_ms);
+        Self {
+            id: format!("{:08x}", u32::from_be_bytes(holder.bytes())),
+            terms: record.terms.clone(),
+            spent_micro: tally.spent(Window::Total, now_ms),
+            spent_day_micro: tally.spent(Window::Day, now_ms),
+            spent_week_micro: tally.spent(Window::Week, now_ms),
+            spent_month_micro: tally.spent(Window::Month, now_ms),
+            reserved_micro: tally.reserved(),
+            running: tally.running(),
+            revoked: record.revoked,
+            created_ms: record.created_ms,
+            previous_until_ms: until.filter(|until| *until > now_ms),
+        }
+    }
 }
 
 /// Who asks: a key that was presented and is good.
@@ -153,30 +84,58 @@ pub struct KeyView {
 pub struct Caller {
     /// The key.
     pub id: KeyId,
-    /// What it allows.
-    pub terms: Arc<Terms>,
+    key: Arc<Record>,
+    project: Option<Arc<Record>>,
 }
 
-struct Entry {
-    hash: Digest,
-    revoked: bool,
-    terms: Arc<Terms>,
-    tally: Tally,
-}
-
-/// Every key of the node.
-#[derive(Clone)]
-pub struct Keys(Arc<Inner>);
-
-struct Inner {
-    entries: Mutex<HashMap<KeyId, Entry>>,
-    writer: Writer,
-}
-
-impl fmt::Debug for Keys {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Keys").field("count", &self.entries().len()).finish()
+impl Caller {
+    /// Whether `model` may be used.
+    #[must_use]
+    pub fn allows(&self, model: &str) -> bool {
+        self.key.terms.allows(model) && self.project.as_ref().is_none_or(|project| project.terms.allows(model))
     }
+
+    /// Where jobs may run.
+    #[must_use]
+    pub fn prefer(&self) -> Prefer {
+        let only_own = self.project.as_ref().is_some_and(|project| project.terms.prefer == PreferName::Own);
+        if only_own { Prefer::Own } else { self.key.terms.prefer.into() }
+    }
+
+    /// The most that jobs pay, where the node pays at most `price`.
+    #[must_use]
+    pub fn lower(&self, price: Price) -> Price {
+        let price = self.key.terms.lower(price);
+        self.project.as_ref().map_or(price, |project| project.terms.lower(price))
+    }
+
+    /// The time to first text that jobs ask for, in milliseconds.
+    #[must_use]
+    pub fn target_ms(&self) -> Option<u32> {
+        self.key.terms.target_ms.or_else(|| self.project.as_ref()?.terms.target_ms)
+    }
+
+    /// Adds to a request's wishes what the key and its project say of providers.
+    ///
+    /// # Errors
+    /// 403 if the request wants only providers that are not allowed.
+    pub fn direct(&self, wishes: &mut Preferences) -> Result<(), ApiError> {
+        self.key.terms.direct(wishes)?;
+        self.project.as_ref().map_or(Ok(()), |project| project.terms.direct(wishes))
+    }
+
+    /// What the key allows.
+    #[must_use]
+    pub fn terms(&self) -> &Terms {
+        &self.key.terms
+    }
+}
+
+/// Every key and project of the node, or of all gateways that share a store; cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Keys {
+    store: KeyStore,
+    writer: Writer,
 }
 
 /// Why the keys cannot be read.
@@ -191,301 +150,377 @@ pub enum KeysError {
     /// No thread for writing.
     #[error("no thread for writing: {0}")]
     Thread(#[from] std::io::Error),
+    /// The shared store.
+    #[error("gateway.store: {0}")]
+    Shared(#[from] sqlx::Error),
+    /// For this gateway's name in the shared store.
+    #[error("the system gives no random bytes")]
+    NoRandom,
 }
 
-/// Rows read at a time.
-const PAGE: usize = 1024;
-/// Budgets' rows of what a key spent: this and the key's id; the value is micro-credits, big-endian.
-const SPENT: u8 = b's';
-/// Budgets' rows of reservations: this and the job's id; the value is the key's id.
-const RESERVED: u8 = b'r';
-
 impl Keys {
-    /// Reads the keys. Reservations that a crash left open are settled to what `promised` says the job may have cost by the
-    /// vouchers that were signed for it: nothing if there were none.
+    /// Reads the keys in this node's own store. Reservations that a crash left open are settled to what `promised` says the
+    /// job may have cost by the vouchers that were signed for it: nothing if there were none.
     ///
     /// # Errors
     /// If the store cannot be read or written.
     pub fn open(store: Arc<Store>, promised: impl Fn(JobId) -> Option<Credits>) -> Result<Self, KeysError> {
-        let mut entries = HashMap::new();
-        each_row(&store, Table::Keys, |key, value| {
-            let id = KeyId(key.try_into().map_err(|_| KeysError::Damaged(hex::encode(key)))?);
-            let stored: Stored = serde_json::from_slice(value).map_err(|_| KeysError::Damaged(hex::encode(key)))?;
-            let tally = Tally { budget: stored.terms.budget_micro, ..Tally::default() };
-            let (hash, revoked, terms) = (stored.hash, stored.revoked, Arc::new(stored.terms));
-            entries.insert(id, Entry { hash, revoked, terms, tally });
-            Ok(())
-        })?;
-        let mut open = Vec::new();
-        each_row(&store, Table::Budgets, |key, value| {
-            let damaged = || KeysError::Damaged(hex::encode(key));
-            match key {
-                [SPENT, id @ ..] => {
-                    let id = KeyId(id.try_into().map_err(|_| damaged())?);
-                    let spent = u64::from_be_bytes(value.try_into().map_err(|_| damaged())?);
-                    if let Some(entry) = entries.get_mut(&id) {
-                        entry.tally.spent = Credits::new(spent);
-                    }
-                }
-                [RESERVED, job @ ..] => {
-                    let job = JobId(job.try_into().map_err(|_| damaged())?);
-                    open.push((job, KeyId(value.try_into().map_err(|_| damaged())?)));
-                }
-                _ => return Err(damaged()),
-            }
-            Ok(())
-        })?;
-        let mut batch = Batch::new();
-        for (job, id) in open {
-            let cost = promised(job).unwrap_or_default();
-            if let Some(entry) = entries.get_mut(&id) {
-                entry.tally.charge(cost);
-                batch.put(Table::Budgets, spent_key(id), entry.tally.spent.micro().to_be_bytes());
-            }
-            batch.delete(Table::Budgets, reserved_key(job));
-            batch.delete(Table::Jobs, job.0);
-            tracing::info!(job = %job, key = %id, cost_micro = cost.micro(), "settled what a crash left open");
-        }
-        if !batch.is_empty() {
-            store.commit(batch)?;
-        }
-        let writer = Writer::start(store)?;
-        Ok(Self(Arc::new(Inner { entries: Mutex::new(entries), writer })))
+        Self::open_for(store, HOLDERS_MAX, promised)
+    }
+
+    /// As [`Self::open`], with room for so many keys and as many projects.
+    pub(super) fn open_for(
+        store: Arc<Store>,
+        holders_max: usize,
+        promised: impl Fn(JobId) -> Option<Credits>,
+    ) -> Result<Self, KeysError> {
+        let writer = Writer::start(Arc::clone(&store))?;
+        let embedded = Embedded::open(&store, writer.clone(), holders_max, promised)?;
+        Ok(Self { store: KeyStore::Embedded(embedded), writer })
+    }
+
+    /// Opens the keys in a database that several gateways share; `store` is this node's own. What this gateway left open
+    /// there when it last stopped is settled as in [`Self::open`].
+    ///
+    /// # Errors
+    /// If the database does not answer or does not let it, or the node's own store cannot be read or written.
+    pub async fn open_shared(
+        store: Arc<Store>,
+        shared: Shared,
+        promised: impl Fn(JobId) -> Option<Credits> + Send,
+    ) -> Result<Self, KeysError> {
+        Self::open_shared_for(store, shared, HOLDERS_MAX, promised).await
+    }
+
+    /// As [`Self::open_shared`], with room for so many keys and as many projects.
+    pub(super) async fn open_shared_for(
+        store: Arc<Store>,
+        shared: Shared,
+        holders_max: usize,
+        promised: impl Fn(JobId) -> Option<Credits> + Send,
+    ) -> Result<Self, KeysError> {
+        let writer = Writer::start(Arc::clone(&store))?;
+        let postgres = Postgres::open(shared, &store, writer.clone(), holders_max, promised).await?;
+        Ok(Self { store: KeyStore::Postgres(postgres), writer })
     }
 
     /// Makes a key; it is durable when this returns. The secret is in the answer and nowhere else.
     ///
     /// # Errors
-    /// 400 naming the field; 409 if there are [`KEYS_MAX`] keys; 500 if it cannot be written.
-    pub async fn create(&self, terms: Terms) -> Result<(KeyView, Zeroizing<String>), ApiError> {
+    /// 400 naming the field; 409 if there are too many keys; 503 if it cannot be written.
+    pub async fn create(&self, terms: Terms) -> Result<(View, Zeroizing<String>), ApiError> {
         terms.check()?;
-        let mut random = Zeroizing::new([0; 20]);
-        getrandom::fill(&mut *random).map_err(|_| ApiError::internal("the system gives no random bytes"))?;
-        let secret_part = Zeroizing::new(hex::encode(&random[4..]));
-        let (id, secret, view, written) = {
-            let mut entries = self.entries();
-            if entries.len() >= KEYS_MAX {
-                return Err(ApiError::new(409, "too_many_keys", format!("there are {KEYS_MAX} keys already")));
-            }
-            let mut id = KeyId([random[0], random[1], random[2], random[3]]);
-            while entries.contains_key(&id) {
-                id = KeyId(u32::from_be_bytes(id.0).wrapping_add(1).to_be_bytes());
-            }
-            let secret = Zeroizing::new(format!("{PREFIX}{id}_{}", &*secret_part));
-            let tally = Tally { budget: terms.budget_micro, ..Tally::default() };
-            let entry = Entry { hash: hash(&secret), revoked: false, terms: Arc::new(terms), tally };
-            let view = view(id, &entry);
-            let written = self.0.writer.queue(vec![stored(id, &entry)]);
-            entries.insert(id, entry);
-            (id, secret, view, written)
+        self.check_project(&terms).await?;
+        let (wanted, part) = random()?;
+        let mut made = None;
+        let record = |holder: Holder| {
+            let Holder::Key(id) = holder else { unreachable!("a key's id becomes a key's id") };
+            let secret = secret_of(id, &part);
+            let hash = hash(&secret);
+            made = Some(secret);
+            Record { hash, previous: None, revoked: false, created_ms: now_ms(), terms }
         };
-        if written.wait().await.is_err() {
-            self.entries().remove(&id);
-            return Err(not_written());
-        }
-        Ok((view, secret))
+        let holder = self.store.insert(Holder::Key(KeyId(wanted)), record).await?;
+        let secret = made.expect("a record that was inserted was made");
+        Ok((self.view(holder).await?, secret))
+    }
+
+    /// Makes a project; it is durable when this returns.
+    ///
+    /// # Errors
+    /// As [`Self::create`].
+    pub async fn create_project(&self, terms: Terms) -> Result<View, ApiError> {
+        terms.check()?;
+        no_project(&terms)?;
+        let (wanted, _) = random()?;
+        let record = |_| Record { hash: Digest::ZERO, previous: None, revoked: false, created_ms: now_ms(), terms };
+        let holder = self.store.insert(Holder::Project(ProjectId(wanted)), record).await?;
+        self.view(holder).await
     }
 
     /// What writes this node's keys and budgets, for what else the gateway keeps.
     pub(super) fn writer(&self) -> Writer {
-        self.0.writer.clone()
+        self.writer.clone()
     }
 
     /// Every key, by id.
-    #[must_use]
-    pub fn list(&self) -> Vec<KeyView> {
-        let mut views: Vec<_> = self.entries().iter().map(|(id, entry)| view(*id, entry)).collect();
-        views.sort_by(|a, b| a.id.cmp(&b.id));
-        views
-    }
-
-    /// Voids a key: at once for new requests, durable when this returns. Jobs under way go on.
     ///
     /// # Errors
-    /// 404 if there is none; 500 if it cannot be written.
-    pub async fn revoke(&self, id: KeyId) -> Result<(), ApiError> {
-        let written = {
-            let mut entries = self.entries();
-            let Some(entry) = entries.get_mut(&id) else {
-                return Err(ApiError::new(404, "key_not_found", format!("there is no key `{id}`")));
-            };
-            entry.revoked = true;
-            self.0.writer.queue(vec![stored(id, entry)])
+    /// 503 if the store does not answer.
+    pub async fn list(&self) -> Result<Vec<View>, ApiError> {
+        self.list_of(Holder::Key(KeyId([0; 4]))).await
+    }
+
+    /// Every project, by id.
+    ///
+    /// # Errors
+    /// As [`Self::list`].
+    pub async fn projects(&self) -> Result<Vec<View>, ApiError> {
+        self.list_of(Holder::Project(ProjectId([0; 4]))).await
+    }
+
+    async fn list_of(&self, like: Holder) -> Result<Vec<View>, ApiError> {
+        let (all, now_ms) = (self.store.all(like).await?, now_ms());
+        Ok(all.iter().map(|(holder, held)| View::new(*holder, held, now_ms)).collect())
+    }
+
+    /// A key or project.
+    ///
+    /// # Errors
+    /// 404 if there is none; 503 if the store does not answer.
+    pub async fn view(&self, holder: Holder) -> Result<View, ApiError> {
+        let held = self.store.one(holder).await?.ok_or_else(|| unknown(holder))?;
+        Ok(View::new(holder, &held, now_ms()))
+    }
+
+    /// Puts the fields of `patch` in place of the terms' own; `null` takes a limit away. Jobs under way go on.
+    ///
+    /// # Errors
+    /// 400 naming the field, 404 if there is none, 503 if it cannot be written.
+    pub async fn update(&self, holder: Holder, patch: Map<String, Value>) -> Result<View, ApiError> {
+        if let Some(Value::String(project)) = patch.get("project") {
+            let project = project.parse().map_err(|error| bad("project", error))?;
+            self.check_project(&Terms { project: Some(project), ..Terms::default() }).await?;
+        }
+        let change = |record: &mut Record| {
+            if record.revoked {
+                return Err(unknown(holder));
+            }
+            let terms = record.terms.patched(patch)?;
+            if matches!(holder, Holder::Project(_)) {
+                no_project(&terms)?;
+            }
+            record.terms = terms;
+            Ok(())
         };
-        written.wait().await.map_err(|WriteFailed| not_written())
+        let held = self.store.change(holder, change).await?;
+        Ok(View::new(holder, &held, now_ms()))
+    }
+
+    /// Gives a key a new secret. The one before opens for `overlap_s` seconds more, beside it; one from before that no
+    /// longer. The secret is in the answer and nowhere else.
+    ///
+    /// # Errors
+    /// 400 if `overlap_s` is too long, 404 if there is no such key, 503 if it cannot be written.
+    pub async fn rotate(&self, id: KeyId, overlap_s: u64) -> Result<(View, Zeroizing<String>), ApiError> {
+        if overlap_s > OVERLAP_S_MAX {
+            return Err(bad("overlap_s", format!("over {OVERLAP_S_MAX}, which is 90 days")));
+        }
+        let (_, part) = random()?;
+        let secret = secret_of(id, &part);
+        let (new, now) = (hash(&secret), now_ms());
+        let change = |record: &mut Record| {
+            if record.revoked {
+                return Err(unknown(Holder::Key(id)));
+            }
+            let until_ms = now.saturating_add(overlap_s * 1000);
+            record.previous = (overlap_s > 0).then_some(Previous { hash: record.hash, until_ms });
+            record.hash = new;
+            Ok(())
+        };
+        let held = self.store.change(Holder::Key(id), change).await?;
+        Ok((View::new(Holder::Key(id), &held, now), secret))
+    }
+
+    /// Voids a key for good: at once for new requests, durable when this returns. Jobs under way go on.
+    ///
+    /// # Errors
+    /// 404 if there is none; 503 if it cannot be written.
+    pub async fn revoke(&self, id: KeyId) -> Result<(), ApiError> {
+        let change = |record: &mut Record| {
+            record.revoked = true;
+            Ok(())
+        };
+        self.store.change(Holder::Key(id), change).await.map(drop)
     }
 
     /// Whose secret this is.
     ///
     /// # Errors
-    /// 401, whatever is wrong with it.
-    pub fn authenticate(&self, secret: &str) -> Result<Caller, ApiError> {
+    /// 401 if it is nobody's or the key is over, 403 if it is blocked, 503 if the store does not answer.
+    pub async fn authenticate(&self, secret: &str) -> Result<Caller, ApiError> {
         let id = secret.strip_prefix(PREFIX).and_then(|rest| rest.split_once('_')).and_then(|(id, _)| id.parse().ok());
         let presented = hash(secret);
-        let entries = self.entries();
-        let entry = id.and_then(|id: KeyId| entries.get(&id).map(|entry| (id, entry)));
-        // An unknown id costs the same comparison as a known one.
-        let expected = entry.map_or(Digest::ZERO, |(_, entry)| entry.hash);
-        let same = bool::from(presented.as_bytes().ct_eq(expected.as_bytes()));
-        match entry {
-            Some((id, entry)) if same && !entry.revoked => Ok(Caller { id, terms: Arc::clone(&entry.terms) }),
-            Some(_) | None => Err(ApiError::unauthorized()),
+        let identity = match id {
+            Some(id) => self.store.identify(id).await?,
+            None => None,
+        };
+        let now_ms = now_ms();
+        // An unknown id costs the same comparisons as a known one.
+        let current = identity.as_ref().map_or(Digest::ZERO, |identity| identity.key.hash);
+        let previous = identity.as_ref().and_then(|identity| identity.key.previous);
+        let previous = previous.filter(|previous| now_ms < previous.until_ms).map_or(Digest::ZERO, |old| old.hash);
+        let same = presented.as_bytes().ct_eq(current.as_bytes()) | presented.as_bytes().ct_eq(previous.as_bytes());
+        let (Some(id), Some(Identity { key, project })) = (id, identity) else { return Err(ApiError::unauthorized()) };
+        if !bool::from(same) || key.revoked {
+            return Err(ApiError::unauthorized());
         }
+        for terms in std::iter::once(&key.terms).chain(project.as_ref().map(|project| &project.terms)) {
+            if terms.blocked || terms.expired(now_ms) {
+                return Err(closed(terms.blocked));
+            }
+        }
+        Ok(Caller { id, key, project })
     }
 
-    /// Sets `amount` aside for a job, before any work is done for it. If the key has a budget, the reservation is durable
-    /// when this returns.
+    /// Sets aside what a job may use, before any work is done for it.
     ///
     /// # Errors
-    /// 402 if it does not fit the budget; 429 if the key has too many jobs under way; 500 if it cannot be written.
-    pub async fn reserve(&self, caller: &Caller, job: JobId, amount: Credits) -> Result<Reservation, ApiError> {
-        let reservation = self.set_aside(caller.id, job, amount)?;
-        let row = Change { table: Table::Budgets, key: reserved_key(job), value: Some(caller.id.0.to_vec()) };
-        let written = self.0.writer.queue(vec![row]);
-        if caller.terms.budget_micro.is_some() && written.wait().await.is_err() {
-            reservation.settle(Credits::ZERO);
-            return Err(not_written());
+    /// 429 and 402 for the limits of the key and its project, 401 and 403 if one of them was closed meanwhile, 503 if the
+    /// store does not answer.
+    pub async fn reserve(&self, caller: &Caller, job: JobId, most: Amount) -> Result<Reservation, ApiError> {
+        let work = Work { job, key: caller.id, project: caller.key.terms.project, most };
+        match self.store.reserve(work).await {
+            Ok(rates) => Ok(Reservation { store: self.store.clone(), work, rates }),
+            Err(refusal) => Err(refused(&refusal, most)),
         }
-        Ok(reservation)
     }
 
     /// Waits until all that was settled so far is durable; for a clean stop.
     ///
     /// # Errors
     /// If it cannot be written.
-    pub async fn flush(&self) -> Result<(), WriteFailed> {
-        self.0.writer.queue(Vec::new()).wait().await
+    pub async fn flush(&self) -> Result<(), Unreachable> {
+        self.store.flush().await?;
+        // What else is written behind it.
+        Ok(self.writer.queue(Vec::new()).wait().await?)
     }
 
-    fn set_aside(&self, id: KeyId, job: JobId, amount: Credits) -> Result<Reservation, ApiError> {
-        let mut entries = self.entries();
-        let Some(entry) = entries.get_mut(&id) else { return Err(ApiError::unauthorized()) };
-        if let Err(refused) = entry.tally.reserve(amount, entry.terms.concurrency) {
-            return Err(match refused {
-                Refused::Concurrency { limit } => ApiError::busy(
-                    "concurrency_limit",
-                    format!("the key has {limit} jobs under way, as many as it may"),
-                    1,
-                ),
-                Refused::Budget { left } => ApiError::new(
-                    402,
-                    "budget_exceeded",
-                    format!(
-                        "the request could cost up to {amount} and the key has {left} left; a smaller `max_tokens` costs less"
-                    ),
-                ),
-            });
-        }
-        Ok(Reservation { keys: self.clone(), key: id, job, amount: Some(amount) })
-    }
-
-    fn entries(&self) -> MutexGuard<'_, HashMap<KeyId, Entry>> {
-        self.0.entries.lock().expect("nothing panics while it holds the keys")
+    async fn check_project(&self, terms: &Terms) -> Result<(), ApiError> {
+        let Some(project) = terms.project else { return Ok(()) };
+        let held = self.store.one(Holder::Project(project)).await?;
+        held.map(drop).ok_or_else(|| bad("project", format!("there is no project {project}")))
     }
 }
 
-/// Money set aside for one job.
+impl From<Unreachable> for ApiError {
+    fn from(Unreachable: Unreachable) -> Self {
+        store_unavailable()
+    }
+}
+
+/// What is set aside for one job.
 ///
 /// Dropped without [`Self::settle`], it stays set aside until the node starts anew and learns from its records what the
-/// job may have cost; that only happens when the market goes away under a job.
+/// job may have cost; that only happens when the node stops under a job.
 #[derive(Debug)]
+#[must_use = "what is not settled stays reserved"]
 pub struct Reservation {
-    keys: Keys,
-    key: KeyId,
-    job: JobId,
-    amount: Option<Credits>,
+    store: KeyStore,
+    work: Work,
+    rates: Rates,
 }
 
 impl Reservation {
     /// The key it is of.
     #[must_use]
     pub const fn key(&self) -> KeyId {
-        self.key
+        self.work.key
     }
 
-    /// Charges what the job cost and frees the rest.
-    pub fn settle(mut self, cost: Credits) {
-        let Some(amount) = self.amount.take() else { return };
-        let mut entries = self.keys.entries();
-        // With the reservation goes what the market noted of the job's cost for the case of a crash.
-        let mut changes = vec![
-            Change { table: Table::Budgets, key: reserved_key(self.job), value: None },
-            Change { table: Table::Jobs, key: self.job.0.to_vec(), value: None },
-        ];
-        if let Some(entry) = entries.get_mut(&self.key) {
-            entry.tally.release(amount);
-            entry.tally.charge(cost);
-            if !cost.is_zero() {
-                let spent = entry.tally.spent.micro().to_be_bytes().to_vec();
-                changes.push(Change { table: Table::Budgets, key: spent_key(self.key), value: Some(spent) });
-            }
-        }
-        // Queued under the lock, so that a smaller total never overwrites a larger one.
-        drop(self.keys.0.writer.queue(changes));
+    /// How the limits per minute stand after it.
+    #[must_use]
+    pub const fn rates(&self) -> Rates {
+        self.rates
+    }
+
+    /// Charges what the job used and frees the rest. Its tokens count as at most what was set aside.
+    pub fn settle(self, money: Credits, tokens: u64) {
+        let used = Amount { money, tokens: tokens.min(self.work.most.tokens) };
+        self.store.settle(&self.work, used);
+    }
+
+    /// Charges all that was set aside: for a job of which nobody can tell any more what it used.
+    pub fn settle_in_full(self) {
+        self.store.settle(&self.work, self.work.most);
     }
 }
 
-impl Drop for Reservation {
-    fn drop(&mut self) {
-        if self.amount.is_some()
-            && let Some(entry) = self.keys.entries().get_mut(&self.key)
-        {
-            entry.tally.running = entry.tally.running.saturating_sub(1);
-        }
-    }
+/// Random bytes for an id, and for a secret's last part.
+fn random() -> Result<([u8; 4], Zeroizing<String>), ApiError> {
+    let mut random = Zeroizing::new([0; 20]);
+    getrandom::fill(&mut *random).map_err(|_| ApiError::internal("the system gives no random bytes"))?;
+    Ok(([random[0], random[1], random[2], random[3]], Zeroizing::new(hex::encode(&random[4..]))))
+}
+
+fn secret_of(id: KeyId, part: &str) -> Zeroizing<String> {
+    Zeroizing::new(format!("{PREFIX}{id}_{part}"))
 }
 
 fn hash(secret: &str) -> Digest {
     Digest::of(DOMAIN, &[secret.as_bytes()])
 }
 
-fn view(id: KeyId, entry: &Entry) -> KeyView {
-    KeyView {
-        id: id.to_string(),
-        terms: (*entry.terms).clone(),
-        spent_micro: entry.tally.spent,
-        reserved_micro: entry.tally.reserved,
-        running: entry.tally.running,
-        revoked: entry.revoked,
+fn no_project(terms: &Terms) -> Result<(), ApiError> {
+    terms.project.map_or(Ok(()), |_| Err(bad("project", "a project belongs to no other")))
+}
+
+fn closed(blocked: bool) -> ApiError {
+    if blocked {
+        ApiError::new(403, "key_blocked", "the key, or its project, is blocked")
+    } else {
+        ApiError::new(401, "key_expired", "the key, or its project, has expired")
     }
 }
 
-fn stored(id: KeyId, entry: &Entry) -> Change {
-    let row = Stored { hash: entry.hash, revoked: entry.revoked, terms: (*entry.terms).clone() };
-    let value = serde_json::to_vec(&row).expect("a key has string fields only");
-    Change { table: Table::Keys, key: id.0.to_vec(), value: Some(value) }
+fn refused(refusal: &Refusal, most: Amount) -> ApiError {
+    let (holder, refused, rates) = match refusal {
+        Refusal::Unknown => return ApiError::unauthorized(),
+        Refusal::Closed { blocked } => return closed(*blocked),
+        Refusal::Unreachable => return store_unavailable(),
+        Refusal::Limit { holder, refused, rates } => (holder.kind(), *refused, *rates),
+    };
+    let most = most.money;
+    let error = match refused {
+        Refused::Concurrency { limit } => ApiError::busy(
+            "concurrency_limit",
+            format!("the {holder} has {limit} jobs under way, as many as it may"),
+            1,
+        ),
+        Refused::Requests { limit, wait_ms } => ApiError::busy(
+            "rate_limit_exceeded",
+            format!("the {holder} may make {limit} requests per minute"),
+            wait_ms.div_ceil(1000).max(1),
+        ),
+        Refused::Tokens { limit, wait_ms: Some(wait_ms) } => ApiError::busy(
+            "rate_limit_exceeded",
+            format!("the {holder} may use {limit} tokens per minute; a smaller `max_tokens` asks for fewer"),
+            wait_ms.div_ceil(1000).max(1),
+        ),
+        Refused::Tokens { limit, wait_ms: None } => ApiError::new(
+            429,
+            "rate_limit_exceeded",
+            format!(
+                "the request could use more than the {limit} tokens per minute of the {holder}, and so never fits; a \
+                 smaller `max_tokens` asks for fewer"
+            ),
+        ),
+        Refused::Budget { window, left, .. } => ApiError::new(
+            402,
+            "budget_exceeded",
+            format!(
+                "the request could cost up to {most} and the {holder} has {left} left{}; a smaller `max_tokens` costs less",
+                in_window(window)
+            ),
+        ),
+        Refused::Reserved { window, free } => ApiError::busy(
+            "budget_reserved",
+            format!(
+                "the request could cost up to {most} and the {holder} has {free} left{} that is not set aside for jobs \
+                 under way",
+                in_window(window)
+            ),
+            1,
+        ),
+    };
+    ApiError { rates: Some(Box::new(rates)), ..error }
 }
 
-fn spent_key(id: KeyId) -> Vec<u8> {
-    [&[SPENT], &id.0[..]].concat()
-}
-
-fn reserved_key(job: JobId) -> Vec<u8> {
-    [&[RESERVED], &job.0[..]].concat()
-}
-
-fn not_written() -> ApiError {
-    ApiError::internal("the node's store cannot be written")
-}
-
-fn each_row(
-    store: &Store,
-    table: Table,
-    mut row: impl FnMut(&[u8], &[u8]) -> Result<(), KeysError>,
-) -> Result<(), KeysError> {
-    let mut from = Vec::new();
-    loop {
-        let rows = store.range(table, &from, PAGE)?;
-        for (key, value) in &rows {
-            row(key, value)?;
-        }
-        match rows.last() {
-            // The next key after this one.
-            Some((key, _)) if rows.len() == PAGE => from = [key, &[0][..]].concat(),
-            Some(_) | None => return Ok(()),
-        }
+const fn in_window(window: Window) -> &'static str {
+    match window {
+        Window::Day => " for today",
+        Window::Week => " for this week",
+        Window::Month => " for this month",
+        Window::Total => "",
     }
 }
-
-#[cfg(test)]
-mod tests;

@@ -9,14 +9,19 @@ pub mod day_log;
 pub mod desk;
 pub mod error;
 pub mod guard;
+pub mod holder;
 pub mod http;
 pub mod job;
 pub mod keys;
 pub mod ledger_log;
+mod managed;
 mod openapi;
+pub mod rate_headers;
 pub mod server;
 pub mod stall;
+pub mod store;
 mod surface;
+pub mod terms;
 mod voice;
 mod whole;
 pub mod writer;
@@ -30,11 +35,14 @@ pub use error::ApiError;
 pub use job::{AdmittedJob, Asked, Translation};
 pub use keys::{Caller, Keys, KeysError, Terms};
 pub use server::Serving;
+pub use store::Shared;
 
 use crate::jobs::{Jobs, JobsFull};
 use crate::keystore;
 use crate::metrics::{Metrics, TurnedAway};
+use crate::openai::request::{UNITS_PER_TOKEN, UNITS_PER_TOKEN_MAX};
 use crate::openai::{Request, endpoint};
+use budget::Amount;
 use day_log::DayLogError;
 use keys::KeyId;
 use spillway_ledger::store::Store;
@@ -58,8 +66,10 @@ const OWNERS_MAX: usize = 10_000;
 pub struct Parts<'a> {
     /// The node's folder: for the admin token.
     pub folder: &'a Path,
-    /// Keys and budgets.
+    /// Keys and budgets, unless they are shared.
     pub store: Arc<Store>,
+    /// Where keys and budgets are shared with other gateways, if they are.
+    pub shared: Option<Shared>,
     /// The market.
     pub jobs: Jobs,
     /// The rest of the node, for the operator's routes.
@@ -130,9 +140,12 @@ impl Gateway {
     ///
     /// # Errors
     /// If the keys or the token cannot be read or written.
-    pub fn open(parts: Parts<'_>) -> Result<Self, GatewayError> {
-        let promised = parts.promised;
-        let keys = Keys::open(Arc::clone(&parts.store), |job| promised.get(&job).copied())?;
+    pub async fn open(parts: Parts<'_>) -> Result<Self, GatewayError> {
+        let promised = |job: JobId| parts.promised.get(&job).copied();
+        let keys = match parts.shared {
+            None => Keys::open(Arc::clone(&parts.store), promised)?,
+            Some(shared) => Keys::open_shared(Arc::clone(&parts.store), shared, promised).await?,
+        };
         let day_log = if parts.job_log {
             Some(DayLog::open(parts.store, keys.writer())?)
         } else {
@@ -186,16 +199,17 @@ impl Gateway {
     ///
     /// The answer's events are those of `kind`: what nobody serves as such is refused.
     pub async fn admit(&self, secret: &str, kind: Kind, body: &[u8]) -> Result<AdmittedJob, ApiError> {
-        let caller = self.authenticate(secret)?;
+        let caller = self.authenticate(secret).await?;
         self.admit_job(&caller, kind, body, false).await
     }
 
     /// Whose secret this is.
     ///
     /// # Errors
-    /// 401.
-    pub fn authenticate(&self, secret: &str) -> Result<Caller, ApiError> {
-        self.0.keys.authenticate(secret).inspect_err(|_| self.0.metrics.turned_away(TurnedAway::Unauthorized))
+    /// 401, 403 if the key is blocked, 503 if the keys cannot be looked up.
+    pub async fn authenticate(&self, secret: &str) -> Result<Caller, ApiError> {
+        let known = self.0.keys.authenticate(secret).await;
+        known.inspect_err(|_| self.0.metrics.turned_away(TurnedAway::Unauthorized))
     }
 
     /// As [`Self::admit`], for a caller that is known. Where a model is to be had by chats alone, a request for a response or a
@@ -218,7 +232,8 @@ impl Gateway {
         self.check_admit(caller, kind, body, translate).await.inspect_err(|error| {
             inner.metrics.turned_away(match (error.status, error.code.as_str()) {
                 (401, _) => TurnedAway::Unauthorized,
-                (402, _) => TurnedAway::Budget,
+                (402, _) | (429, "budget_reserved") => TurnedAway::Budget,
+                (429, "rate_limit_exceeded") => TurnedAway::Rate,
                 (403 | 404, _) => TurnedAway::Model,
                 (429, "concurrency_limit") => TurnedAway::Concurrency,
                 (429 | 503, _) => TurnedAway::Full,
@@ -244,12 +259,12 @@ impl Gateway {
         }
         let on_offer = inner.jobs.models();
         let known = |name: &str| on_offer.iter().any(|model| model.id == name);
-        let named = surface::with_model(endpoint_asked, body, &on_offer, |model| allows(&caller.terms, model));
+        let named = surface::with_model(endpoint_asked, body, &on_offer, |model| caller.allows(model));
         let body = named.as_deref().unwrap_or(body);
         let mut request = Request::parse(endpoint_asked, body)?;
         request.resolve(known)?;
         let mut translation = None;
-        if translate && surface::is_translated(endpoint_asked, request.model(), &on_offer, caller.terms.prefer.into()) {
+        if translate && surface::is_translated(endpoint_asked, request.model(), &on_offer, caller.prefer()) {
             (request, translation) = surface::translated(endpoint_asked, body)?;
             request.resolve(known)?;
         }
@@ -257,7 +272,7 @@ impl Gateway {
         if request.body.len() > BODY_BYTES_MAX {
             return Err(ApiError::too_large(BODY_BYTES_MAX));
         }
-        if let Some(model) = request.models.iter().find(|model| !allows(&caller.terms, &model.name)) {
+        if let Some(model) = request.models.iter().find(|model| !caller.allows(&model.name)) {
             let message = format!("the key is not for the model `{}`", model.name);
             return Err(ApiError {
                 param: Some(model.field.clone()),
@@ -273,7 +288,8 @@ impl Gateway {
             return Err(ApiError::not_served(endpoint(endpoint_asked).path, request.model()));
         }
         let model = request.model().to_owned();
-        let preferences = request.routing.preferences.clone();
+        let mut preferences = request.routing.preferences.clone();
+        caller.direct(&mut preferences)?;
         let mut id = JobId([0; 16]);
         getrandom::fill(&mut id.0).map_err(|_| ApiError::internal("the system gives no random bytes"))?;
         let job = Job {
@@ -284,23 +300,24 @@ impl Gateway {
             body: request.body,
             output_max: request.output_max,
             continuable: request.continuable,
-            prefer: caller.terms.prefer.into(),
-            price_max: request.routing.lower(lower(inner.price_max, caller.terms.price_max)),
+            prefer: caller.prefer(),
+            price_max: request.routing.lower(caller.lower(inner.price_max)),
             alternatives: request.models.into_iter().skip(1).map(|model| model.name).collect(),
-            target_ms: preferences.preferred_max_latency_ms.or(caller.terms.target_ms),
+            target_ms: preferences.preferred_max_latency_ms.or(caller.target_ms()),
             preferences,
         };
         // Own hardware costs a key nothing.
         let cost_max = if job.prefer == Prefer::Own { Some(Credits::ZERO) } else { job.cost_max() };
         let cost_max =
             cost_max.ok_or_else(|| ApiError::new(400, "price_limit", "the price limit exceeds what can be counted"))?;
-        let reservation = inner.keys.reserve(caller, id, cost_max).await?;
+        let tokens = tokens_of(job.prompt_units()).saturating_add(job.output_max.div_ceil(UNITS_PER_TOKEN_MAX));
+        let reservation = inner.keys.reserve(caller, id, Amount { money: cost_max, tokens }).await?;
         let session = request.session.as_deref();
-        let note = inner.day_log.as_ref().map(|log| log.begin(caller.id, session, &model, job.prompt_units()));
+        let note = inner.day_log.as_ref().map(|log| log.begin(id, caller.id, session, &model, job.prompt_units()));
         let handle = match inner.jobs.submit(job) {
             Ok(handle) => handle,
             Err(JobsFull) => {
-                reservation.settle(Credits::ZERO);
+                reservation.settle(Credits::ZERO, 0);
                 return Err(ApiError::busy("queue_full", "too many jobs wait on this node already", 1));
             }
         };
@@ -342,13 +359,9 @@ impl Owners {
     }
 }
 
-fn allows(terms: &Terms, model: &str) -> bool {
-    terms.models.as_ref().is_none_or(|models| models.iter().any(|allowed| allowed == model))
-}
-
-fn lower(node: Price, key: Option<Price>) -> Price {
-    let Some(key) = key else { return node };
-    Price { input: node.input.min(key.input), cached: node.cached.min(key.cached), output: node.output.min(key.output) }
+/// The tokens that so many work units are taken for.
+pub(crate) const fn tokens_of(units: u64) -> u64 {
+    units.div_ceil(UNITS_PER_TOKEN)
 }
 
 fn admin_hash(token: &str) -> Digest {

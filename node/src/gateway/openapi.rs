@@ -93,6 +93,30 @@ fn table() -> Vec<Route> {
             success: (204, Content::None),
             ..read("/admin/keys/{id}", "revokeKey", "Stop a key at once")
         },
+        read("/admin/keys/{id}", "showKey", "One key, its terms and what it spent"),
+        Route {
+            method: "patch",
+            body: Some("Terms"),
+            ..read("/admin/keys/{id}", "updateKey", "Change a key's terms; what is not named stays")
+        },
+        Route {
+            method: "post",
+            body: Some("Object"),
+            ..read("/admin/keys/{id}/rotate", "rotateKey", "A new secret; the old one goes on for `overlap_s`")
+        },
+        read("/admin/projects", "listProjects", "Every project, its terms and what its keys spent"),
+        Route {
+            method: "post",
+            body: Some("Terms"),
+            success: (201, Content::Json("Object")),
+            ..read("/admin/projects", "createProject", "Make a project: terms that its keys share")
+        },
+        read("/admin/projects/{id}", "showProject", "One project"),
+        Route {
+            method: "patch",
+            body: Some("Terms"),
+            ..read("/admin/projects/{id}", "updateProject", "Change a project's terms; what is not named stays")
+        },
         Route {
             query: &[
                 ("from", "integer", "How many jobs to leave out"),
@@ -140,6 +164,65 @@ fn table() -> Vec<Route> {
             method: "post",
             body: Some("Entry"),
             ..read("/admin/ledger/entries", "submitEntry", "Put an entry of the node's own account on the ledger")
+        },
+        Route {
+            method: "post",
+            body: Some("Object"),
+            ..read("/key/generate", "generateKey", "LiteLLM: make a key; its secret is told once")
+        },
+        Route {
+            method: "post",
+            body: Some("Object"),
+            ..read("/key/update", "updateGeneratedKey", "LiteLLM: change a key")
+        },
+        Route {
+            access: Access::Either,
+            query: &[("key", "string", "A key's secret or id; one's own without it")],
+            ..read("/key/info", "showGeneratedKey", "LiteLLM: one key")
+        },
+        read("/key/list", "listGeneratedKeys", "LiteLLM: every key"),
+        Route { method: "post", body: Some("Object"), ..read("/key/block", "blockKey", "LiteLLM: stop a key for now") },
+        Route {
+            method: "post",
+            body: Some("Object"),
+            ..read("/key/unblock", "unblockKey", "LiteLLM: let a key go on")
+        },
+        Route {
+            method: "post",
+            body: Some("Object"),
+            ..read("/key/delete", "deleteKeys", "LiteLLM: stop keys for good")
+        },
+        Route {
+            access: Access::Either,
+            query: &[
+                ("api_key", "string", "A key's secret or id"),
+                ("start_date", "string", "A day, as 2026-07-01"),
+                ("end_date", "string", "A day, as 2026-07-01"),
+            ],
+            ..read("/spend/logs", "listSpend", "LiteLLM: what jobs cost")
+        },
+        Route { access: Access::Either, ..read("/api/v1/key", "showOwnKey", "OpenRouter: the key that asks") },
+        Route { access: Access::Either, ..read("/api/v1/auth/key", "showOwnKeyOld", "OpenRouter: the same") },
+        Route {
+            access: Access::Either,
+            ..read("/api/v1/credits", "showCredits", "OpenRouter: credits bought and used")
+        },
+        read("/api/v1/keys", "listProvisionedKeys", "OpenRouter: every key"),
+        Route {
+            method: "post",
+            body: Some("Object"),
+            success: (201, Content::Json("Object")),
+            ..read("/api/v1/keys", "provisionKey", "OpenRouter: make a key; its secret is told once")
+        },
+        read("/api/v1/keys/{hash}", "showProvisionedKey", "OpenRouter: one key"),
+        Route {
+            method: "patch",
+            body: Some("Object"),
+            ..read("/api/v1/keys/{hash}", "updateProvisionedKey", "OpenRouter: change a key")
+        },
+        Route {
+            method: "delete",
+            ..read("/api/v1/keys/{hash}", "deleteProvisionedKey", "OpenRouter: stop a key for good")
         },
     ]
 }

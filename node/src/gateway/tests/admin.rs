@@ -31,7 +31,8 @@ async fn keys_are_made_listed_and_revoked() {
     let secret = made["secret"].as_str().expect("a secret");
     let shown = json!({
         "id": made["id"], "name": "demo", "budget_micro": 5_000_000, "prefer": "any", "models": ["plain"],
-        "price_max": null, "concurrency": 3, "spent_micro": 0, "reserved_micro": 0, "running": 0, "revoked": false,
+        "price_max": null, "concurrency": 3, "spent_micro": 0, "spent_day_micro": 0, "spent_week_micro": 0,
+        "spent_month_micro": 0, "reserved_micro": 0, "running": 0, "revoked": false, "created_ms": made["created_ms"],
     });
     let list = world.admin_json("/admin/keys").await;
     assert!(list["keys"].as_array().expect("a list").contains(&shown), "{list}");
@@ -47,10 +48,71 @@ async fn keys_are_made_listed_and_revoked() {
     for (body, field) in [
         (r#"{"name":""}"#, Some("name")),
         (r#"{"name":"a","concurrency":0}"#, Some("concurrency")),
-        (r#"{"nom":"a"}"#, None),
+        (r#"{"nom":"a"}"#, Some("nom")),
+        (r#"{"name":"a","budget_day_micro":"5"}"#, Some("budget_day_micro")),
+        (r#"{"name":"a","project":"00000000"}"#, Some("project")),
     ] {
         let error = error_of(world.admin(Method::POST, "/admin/keys", body).await).await;
         assert_eq!(error, (400, "invalid_request".into(), field.map(str::to_owned)), "{body}");
+    }
+}
+
+#[tokio::test]
+async fn keys_and_projects_are_changed() {
+    let world = World::new().await;
+    let project = r#"{"name":"team","budget_month_micro":9000000,"models":["plain"]}"#;
+    let response = world.admin(Method::POST, "/admin/projects", project).await;
+    assert_eq!(response.status(), 201);
+    let project = json_of(response).await;
+    let project_id = project["id"].as_str().expect("an id");
+    let body = json!({"name": "demo", "project": project_id}).to_string();
+    let made = json_of(world.admin(Method::POST, "/admin/keys", &body).await).await;
+    let path = format!("/admin/keys/{}", made["id"].as_str().expect("an id"));
+    let models = async |secret: &Value| {
+        let secret = secret.as_str().expect("a secret");
+        let response = world.client.get(world.url("/v1/models")).bearer_auth(secret).send().await.expect("an answer");
+        (response.status().as_u16(), response.text().await.expect("text").matches("\"id\"").count())
+    };
+    assert_eq!(models(&made["secret"]).await, (200, 1), "the project's models only");
+
+    let changed = world.admin(Method::PATCH, &path, r#"{"budget_micro":7,"project":null}"#).await;
+    assert_eq!(changed.status(), 200);
+    let changed = json_of(changed).await;
+    assert_eq!(
+        (&changed["budget_micro"], &changed["project"], &changed["name"]),
+        (&json!(7), &Value::Null, &json!("demo"))
+    );
+    assert_eq!(world.admin_json(&path).await, changed);
+    assert!(models(&made["secret"]).await.1 > 1);
+
+    let response = world.admin(Method::POST, &format!("{path}/rotate"), r#"{"overlap_s":60}"#).await;
+    assert_eq!(
+        (response.status().as_u16(), &response.headers()["cache-control"]),
+        (200, &"no-store".parse().expect("a value"))
+    );
+    let rotated = json_of(response).await;
+    assert_eq!((models(&made["secret"]).await.0, models(&rotated["secret"]).await.0), (200, 200));
+    let rotated = json_of(world.admin(Method::POST, &format!("{path}/rotate"), r#"{"overlap_s":0}"#).await).await;
+    assert_eq!((models(&made["secret"]).await.0, models(&rotated["secret"]).await.0), (401, 200));
+
+    let project_path = format!("/admin/projects/{project_id}");
+    let list = world.admin_json("/admin/projects").await;
+    assert_eq!(list["projects"], json!([world.admin_json(&project_path).await]));
+    for (method, path, body, want) in [
+        (Method::PATCH, path.as_str(), r#"{"concurrency":0}"#, (400, Some("concurrency"))),
+        (Method::PATCH, path.as_str(), r#"{"project":"zz"}"#, (400, Some("project"))),
+        (Method::PATCH, path.as_str(), "[]", (400, None)),
+        (Method::PATCH, "/admin/keys/00000000", "{}", (404, None)),
+        (Method::GET, "/admin/keys/zz", "", (404, None)),
+        (Method::POST, "/admin/keys/00000000/rotate", "{}", (404, None)),
+        (Method::POST, &format!("{path}/rotate"), r#"{"overlap":1}"#, (400, Some("overlap"))),
+        (Method::PATCH, project_path.as_str(), r#"{"budget_day_micro":1.5}"#, (400, Some("budget_day_micro"))),
+        (Method::PATCH, project_path.as_str(), &json!({"project": project_id}).to_string(), (400, Some("project"))),
+        (Method::POST, "/admin/projects", r#"{"name":""}"#, (400, Some("name"))),
+        (Method::GET, "/admin/projects/00000000", "", (404, None)),
+    ] {
+        let (status, _, param) = error_of(world.admin(method.clone(), path, body).await).await;
+        assert_eq!((status, param.as_deref()), want, "{method} {path} {body}");
     }
 }
 
@@ -122,7 +184,10 @@ async fn the_books_and_the_node_are_shown() {
     assert_eq!(proof(&format!("?job={}&leg=2", "0".repeat(32))).await, [2]);
     let receipts = format!("/admin/ledger/receipts?job={}", "0".repeat(32));
     assert_eq!(world.admin_json(&receipts).await, json!({"receipts": []}));
-    assert_eq!(world.admin_json("/admin/market").await["models"].as_array().map(Vec::len), Some(13));
+    assert_eq!(
+        world.admin_json("/admin/market").await["models"].as_array().map(Vec::len),
+        Some(super::market::MODELS.len())
+    );
     for (path, status) in [
         ("/admin/ledger/receipts", 500),
         ("/admin/ledger/receipts?job=1", 400),

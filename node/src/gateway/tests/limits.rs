@@ -27,6 +27,7 @@ async fn every_route_but_two_wants_a_key() {
         "/v1/models/plain",
         "/metrics",
         "/admin/keys",
+        "/admin/projects",
         "/admin/jobs",
         "/admin/status",
         "/admin/market",
@@ -95,7 +96,7 @@ async fn keys_limit_models_money_and_numbers() {
     assert_eq!(error_of(response).await, (429, "concurrency_limit".into(), None));
     drop(stream);
     let free = async {
-        while world.tally().1 != 0 {
+        while world.tally().await.1 != 0 {
             tokio::task::yield_now().await;
         }
     };
@@ -104,20 +105,56 @@ async fn keys_limit_models_money_and_numbers() {
     assert_eq!(world.chat("plain", "").await.status(), 200);
     assert_eq!(world.chat("plain", "").await.status(), 200);
     // 55 and twice 1,234 are spent: the last job cost more than the market may charge, which nothing here hides.
-    assert_eq!(world.tally(), (2523, 0));
+    assert_eq!(world.tally().await, (2523, 0));
     let response = world.chat("plain", "").await;
     assert_eq!(error_of(response).await, (402, "budget_exceeded".into(), None));
+}
+
+#[tokio::test]
+async fn limits_per_minute_are_told_as_openai_does() {
+    let world = World::with(Terms { requests_per_minute: Some(2), tokens_per_minute: Some(600), ..terms() }).await;
+    let header = |response: &reqwest::Response, name: &str| response.headers()[name].to_str().expect("text").to_owned();
+    let response = world.chat("plain", "").await;
+    assert_eq!(response.status(), 200);
+    assert_eq!(header(&response, "x-ratelimit-limit-requests"), "2");
+    assert_eq!(header(&response, "x-ratelimit-remaining-requests"), "1");
+    assert_eq!(header(&response, "x-ratelimit-reset-requests"), "30s");
+    assert_eq!(header(&response, "x-ratelimit-limit-tokens"), "600");
+    // What goes to the backend is 129 to 132 bytes and is taken for 33 tokens; one is asked for.
+    assert_eq!(header(&response, "x-ratelimit-remaining-tokens"), "566");
+    assert_eq!(header(&response, "x-ratelimit-reset-tokens"), "3.4s");
+    let never = world.chat("plain", r#","max_completion_tokens":600"#).await;
+    assert_eq!(never.headers()["x-should-retry"], "false");
+    assert!(!never.headers().contains_key("retry-after"));
+    assert_eq!(error_of(never).await, (429, "rate_limit_exceeded".into(), None));
+    let streamed = world.chat("plain", r#","stream":true"#).await;
+    assert_eq!(header(&streamed, "x-ratelimit-remaining-requests"), "0");
+    let refused = world.chat("plain", "").await;
+    assert_eq!(header(&refused, "x-ratelimit-remaining-requests"), "0");
+    assert!(header(&refused, "retry-after").parse::<u64>().is_ok_and(|seconds| (1..=30).contains(&seconds)));
+    assert_eq!(error_of(refused).await, (429, "rate_limit_exceeded".into(), None));
+    // A key without limits has no such headers.
+    let free = World::new().await.chat("plain", "").await;
+    assert!(free.headers().keys().all(|name| !name.as_str().starts_with("x-ratelimit")));
 }
 
 #[tokio::test]
 async fn a_keys_terms_go_with_the_job() {
     let cap = Price { input: Credits::new(9), cached: Credits::ZERO, output: Credits::new(7) };
     let prefer = crate::gateway::keys::PreferName::Own;
+    let (providers_only, providers_order) = (vec!["aabbccdd".to_owned()], vec!["region:here".to_owned()]);
+    let providers = Terms { providers_only, providers_order, ..terms() };
     let mut world =
-        World::with(Terms { prefer, price_max: Some(cap), budget_micro: Some(Credits::ZERO), ..terms() }).await;
+        World::with(Terms { prefer, price_max: Some(cap), budget_micro: Some(Credits::ZERO), ..providers }).await;
     assert_eq!(world.chat("cut", "").await.status(), 200);
     let job = world.market.jobs.recv().await.expect("a job");
     assert_eq!(job.prefer, Prefer::Own);
+    assert_eq!(
+        (&job.preferences.only[..], &job.preferences.order[..]),
+        (&["aabbccdd".into()][..], &["region:here".into()][..])
+    );
+    let other = world.chat("cut", r#","provider":{"only":["eeeeffff"]}"#).await;
+    assert_eq!(error_of(other).await, (403, "provider_not_allowed".into(), Some("provider.only".into())));
     assert_eq!(job.price_max, Price { input: PRICE_MAX.input, cached: Credits::ZERO, output: Credits::new(7) });
 }
 
@@ -136,12 +173,12 @@ async fn parallel_requests_never_exceed_a_budget() {
     for task in tasks {
         match task.await.expect("no panic") {
             Ok(job) => admitted.push(job),
-            Err(ApiError { status: 402, .. }) => refused += 1,
+            Err(ApiError { status: 429, code, .. }) if code == "budget_reserved" => refused += 1,
             Err(error) => panic!("{error}"),
         }
     }
     assert_eq!((admitted.len(), refused), (100, 900));
-    assert_eq!(world.tally(), (0, 800));
+    assert_eq!(world.tally().await, (0, 800));
 }
 
 #[tokio::test]
@@ -150,15 +187,16 @@ async fn a_restart_frees_what_was_reserved_and_keeps_what_was_spent() {
     assert_eq!(world.chat("plain", "").await.status(), 200);
     let body = r#"{"model":"endless","messages":[{"role":"user","content":"hi"}],"max_tokens":1}"#;
     let open_job = world.gateway.admit(&world.key, Kind::Chat, body.as_bytes()).await.expect("admitted");
-    assert_eq!(world.tally(), (1234, 8));
+    assert_eq!(world.tally().await, (1234, 8));
     // As after a kill: a copy of the file while the job is under way.
+    world.gateway.flush().await;
     let (copy, key) = (tempfile::TempDir::new().expect("a folder"), world.key.clone());
-    std::fs::copy(world.folder.path().join("node.redb"), copy.path().join("node.redb")).expect("copied");
+    std::fs::copy(world.place.folder().path().join("node.redb"), copy.path().join("node.redb")).expect("copied");
     let store = Arc::new(Store::open(copy.path().join("node.redb")).expect("a store"));
-    let gateway = open(&copy, store, Market::start().0, true);
-    let view = gateway.0.keys.list().remove(0);
+    let gateway = open(&copy, store, Market::start().0, true).await;
+    let view = gateway.0.keys.list().await.expect("listed").remove(0);
     assert_eq!((view.spent_micro, view.reserved_micro), (Credits::new(1234), Credits::ZERO));
-    assert!(gateway.authenticate(&key).is_ok());
+    assert!(gateway.authenticate(&key).await.is_ok());
     drop(open_job);
 }
 

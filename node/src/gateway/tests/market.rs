@@ -20,14 +20,18 @@ pub(super) struct Market {
 
 /// What each leg costs, in micro-credits.
 pub(super) const LEG_COST: u64 = 1234;
+/// What a `cheap` job costs.
+pub(super) const CHEAP_COST: u64 = 3;
 /// What a job costs whose client left.
 pub(super) const LEFT_COST: u64 = 55;
 
 /// What the models serve whose names do not begin with `whole`.
 const CHATS: [Kind; 2] = [Kind::Chat, Kind::Completion];
 
-const MODELS: [&str; 13] = [
+pub(super) const MODELS: [&str; 15] = [
     "queued",
+    "exact",
+    "cheap",
     "plain",
     "legs",
     "full",
@@ -166,6 +170,13 @@ async fn play(request: JobRequest, left: oneshot::Receiver<()>, released: Arc<No
             let _ = left.await;
             cost = Some(Credits::new(LEFT_COST));
             failure(Reason::ClientLeft, None, None, "")
+        }
+        // Their cost is what one token reserves, or less.
+        "exact" | "cheap" => {
+            send(place(Route::Network, Reason::OwnSaturated)).await;
+            send(JobEvent::Chunk(HEL.into())).await;
+            cost = Some(Credits::new(if job.model == "exact" { 8 } else { CHEAP_COST }));
+            Ok("stop".into())
         }
         "full" => failure(Reason::QueueFull, Some(2500), None, "too many wait"),
         "reject" => failure(Reason::UpstreamError, None, Some(422), r#"{"error":{"message":"no","param":"top_k"}}"#),

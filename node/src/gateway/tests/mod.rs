@@ -2,14 +2,17 @@
 
 mod admin;
 mod limits;
+mod managed;
 mod market;
+mod race;
 mod responses;
 mod surface;
 mod wishes;
 
 use super::desk::{AccountStatus, BackendStatus, Done, Mint, NodeStatus, ReceiptView, Wish};
 use super::ledger_log::LogQuery;
-use super::{ApiError, Desk, Gateway, Parts, Serving, Terms};
+use super::store::tests::Place;
+use super::{ApiError, Desk, Gateway, Parts, Serving, Shared, Terms};
 use crate::jobs::Jobs;
 use crate::metrics::Metrics;
 use crate::payouts::Waiting;
@@ -25,7 +28,7 @@ use tempfile::TempDir;
 
 /// A running gateway, its market, and a key.
 struct World {
-    folder: TempDir,
+    place: Place,
     gateway: Gateway,
     serving: Serving,
     market: Market,
@@ -43,14 +46,17 @@ impl World {
 
     /// With a key of these terms.
     async fn with(terms: Terms) -> Self {
-        let folder = TempDir::new().expect("a folder");
-        let store = Arc::new(Store::open(folder.path().join("node.redb")).expect("a store"));
+        Self::on(Place::embedded().await, terms).await
+    }
+
+    /// With a key of these terms, in this store.
+    async fn on(place: Place, terms: Terms) -> Self {
         let (jobs, market) = Market::start();
-        let gateway = open(&folder, store, jobs, true);
+        let gateway = open_on(place.folder(), place.store().await, jobs, true, place.shared()).await;
         let serving = gateway.serve("127.0.0.1:0").await.expect("a port");
         let (_, secret) = gateway.0.keys.create(terms).await.expect("a key");
         let client = Client::builder().no_proxy().build().expect("a client");
-        Self { folder, gateway, serving, market, client, key: secret.to_string() }
+        Self { place, gateway, serving, market, client, key: secret.to_string() }
     }
 
     fn url(&self, path: &str) -> String {
@@ -73,17 +79,21 @@ impl World {
     }
 
     fn admin_token(&self) -> String {
-        std::fs::read_to_string(self.folder.path().join("admin.token")).expect("a token")
+        std::fs::read_to_string(self.place.folder().path().join("admin.token")).expect("a token")
     }
 
     /// What the test's key spent and has reserved.
-    fn tally(&self) -> (u64, u64) {
-        let view = self.gateway.0.keys.list().remove(0);
+    async fn tally(&self) -> (u64, u64) {
+        let view = self.gateway.0.keys.list().await.expect("listed").remove(0);
         (view.spent_micro.micro(), view.reserved_micro.micro())
     }
 }
 
-fn open(folder: &TempDir, store: Arc<Store>, jobs: Jobs, job_log: bool) -> Gateway {
+async fn open(folder: &TempDir, store: Arc<Store>, jobs: Jobs, job_log: bool) -> Gateway {
+    open_on(folder, store, jobs, job_log, None).await
+}
+
+async fn open_on(folder: &TempDir, store: Arc<Store>, jobs: Jobs, job_log: bool, shared: Option<Shared>) -> Gateway {
     let desk = Arc::new(TestDesk);
     let metrics = Arc::new(Metrics::new());
     Gateway::open(Parts {
@@ -95,7 +105,9 @@ fn open(folder: &TempDir, store: Arc<Store>, jobs: Jobs, job_log: bool) -> Gatew
         price_max: PRICE_MAX,
         job_log,
         promised: BTreeMap::new(),
+        shared,
     })
+    .await
     .expect("a gateway")
 }
 

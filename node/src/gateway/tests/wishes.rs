@@ -132,7 +132,7 @@ async fn a_day_is_exported_as_the_simulator_reads_it() {
     for told in ["hi", "talk", world.key.as_str(), "session_id"] {
         assert!(!lines.contains(&format!("\"{told}\"")), "{told} is in {lines}");
     }
-    let file = world.folder.path().join("jobs.jsonl");
+    let file = world.place.folder().path().join("jobs.jsonl");
     std::fs::write(&file, &lines).expect("written");
     let day = spillway_simulator::traces::joblog::JobLog::read(&file).expect("the simulator's format");
     assert_eq!(day.models, ["legs", "plain", "full"]);
@@ -161,7 +161,7 @@ async fn a_node_that_keeps_no_log_says_so() {
     let folder = tempfile::TempDir::new().expect("a folder");
     let store = Arc::new(Store::open(folder.path().join("node.redb")).expect("a store"));
     let (jobs, _market) = Market::start();
-    let gateway = open(&folder, store, jobs, false);
+    let gateway = open(&folder, store, jobs, false).await;
     let serving = gateway.serve("127.0.0.1:0").await.expect("a port");
     let token = std::fs::read_to_string(folder.path().join("admin.token")).expect("a token");
     let client = reqwest::Client::builder().no_proxy().build().expect("a client");
