@@ -854,6 +854,12 @@ impl Checks {
         running.fold(promised, |sum, worst| sum.checked_add(worst).unwrap_or(Credits::new(u64::MAX)))
     }
 
+    /// The most that a session's consumer may have to pay for what is over, as [`Rule::ConsumerExposed`] has it.
+    #[must_use]
+    pub fn bound_of(&self, session: &SessionId) -> Credits {
+        Credits::new(self.sessions.get(session).map_or(0, |track| track.bound))
+    }
+
     // ---- money ----
 
     /// A session was settled up to `claim`, of which its provider had `provider` in all; whether that one is honest.

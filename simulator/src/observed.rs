@@ -41,6 +41,8 @@ pub struct SessionSeen {
     pub settled: Credits,
     /// What the provider had of that.
     pub to_provider: Credits,
+    /// The most that its consumer may have to pay, by the rule `ConsumerExposed`.
+    pub bound: Credits,
 }
 
 /// What a run showed.
@@ -73,7 +75,7 @@ impl Observed {
                 balance: [Credits::new(began), book.balance(&host.account)],
             }
         });
-        let sessions = world.authority.sessions().filter_map(|(_, seen)| {
+        let sessions = world.authority.sessions().filter_map(|(id, seen)| {
             let node = |account| world.by_account.get(account)?.first().copied();
             Some(SessionSeen {
                 consumer: node(&seen.consumer)?,
@@ -81,6 +83,7 @@ impl Observed {
                 deposit: seen.deposit,
                 settled: seen.settled,
                 to_provider: seen.to_provider,
+                bound: world.checks().bound_of(id),
             })
         });
         Self {

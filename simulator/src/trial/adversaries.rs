@@ -41,8 +41,8 @@ pub struct Row {
     pub legs_percent: f64,
     /// What honest consumers paid for nothing, in credits per 1,000 jobs of theirs.
     pub loss_per_1000_jobs: f64,
-    /// The most that one of them lost to one provider, in what it may lose there: for each leg that was not agreed upon a
-    /// prompt and a window, or one event that its provider said was larger.
+    /// The most that one of them lost to one provider, in what it may lose there: for each leg that broke off a prompt
+    /// and a window, or one event that its provider said was larger, and what was paid ahead for legs that ran beside it.
     pub loss_of_bound: f64,
     /// The most that one honest consumer lost to one provider, in credits.
     pub loss_max: f64,
@@ -263,9 +263,8 @@ impl Tally {
         #[derive(Default)]
         struct Dealing {
             worth: u64,
-            exposed: u64,
+            bound: u64,
             paid: u64,
-            to_provider: u64,
             legs: u64,
             tries: u64,
             /// What the last leg gave.
@@ -275,7 +274,6 @@ impl Tally {
         for leg in &run.legs {
             let dealing = dealings.entry((leg.consumer, leg.provider)).or_default();
             dealing.worth += leg.worth.micro();
-            dealing.exposed += leg.bound.micro() - leg.worth.micro().min(leg.bound.micro());
             dealing.legs += 1;
             dealing.tries += u64::from(leg.end != LegEnd::Agreed);
             match (bad(leg.consumer), bad(leg.provider)) {
@@ -294,7 +292,7 @@ impl Tally {
         for session in &run.sessions {
             let dealing = dealings.entry((session.consumer, session.provider)).or_default();
             dealing.paid += session.settled.micro();
-            dealing.to_provider += session.to_provider.micro();
+            dealing.bound += session.bound.micro();
         }
         for ((consumer, provider), dealing) in dealings {
             let lost = dealing.paid.saturating_sub(dealing.worth);
@@ -303,7 +301,7 @@ impl Tally {
                     self.lost += lost;
                     self.loss_max = self.loss_max.max(lost);
                     // Each leg's cost is rounded up.
-                    let exposed = dealing.exposed + dealing.legs;
+                    let exposed = dealing.bound.saturating_sub(dealing.worth) + dealing.legs;
                     self.loss_beyond += lost.saturating_sub(exposed);
                     self.loss_of_bound = self.loss_of_bound.max(lost as f64 / exposed.max(1) as f64);
                     if adversary {
@@ -489,7 +487,7 @@ pub fn bounds(rows: &[Row]) -> Vec<Bound> {
     let signed = among(overcounters).map(|row| row.legs_signed).sum::<u64>();
     vec![
         Bound::new(
-            "honest consumers' loss beyond a prompt and a window, or an announced event, for each leg that broke off",
+            "honest consumers' loss beyond a prompt and a window, or an announced event, for each leg cut short and those beside it",
             greatest(among(providers).map(|row| row.loss_beyond)),
             Side::AtMost,
             0.0,
