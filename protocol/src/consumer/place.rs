@@ -68,6 +68,14 @@ impl Consumer {
                     return self.look(cx, id, reason);
                 };
                 let model = active.job.model.clone();
+                let money = leg_money(active, quote.value());
+                if money.worst().is_some_and(|worst| !self.affords(cx, &candidate.account, &money.price, worst)) {
+                    // Others that were asked may yet answer.
+                    let active = self.jobs.get_mut(&id).expect("seen above");
+                    active.tried.insert(to);
+                    active.last = Some(Reason::NoDeposit);
+                    return self.look(cx, id, Reason::NoDeposit);
+                }
                 self.stop_probing(id);
                 for peer in refresh {
                     self.send_probe(cx, &model, id, &peer, false);
