@@ -300,6 +300,7 @@ impl Consumer {
         let node = remote.candidate.node;
         if let Some((free_at, load)) = remote.refused {
             market.drop_quote(&node);
+            market.router.failed(&node);
             market.router.refused(cx.now, node, free_at);
             // Whatever the load says: it has just turned a job down.
             let rtt = cx.reputation.rtt_ms(&node).map(|ms| Duration::from_secs_f64(ms / 1e3));
@@ -308,6 +309,9 @@ impl Consumer {
         }
         if remote.phase == Phase::Connecting {
             market.router.silent(&node);
+        }
+        if remote.phase != Phase::Accepted && !remote.leaving {
+            market.router.failed(&node);
         }
         let units = (active.delivered.len() - remote.prefix) as u64;
         let served = remote.first.map(|first| {
