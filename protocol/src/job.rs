@@ -254,8 +254,10 @@ impl Job {
     }
 }
 
-/// Most places one job is tried at, first and continuing legs together.
+/// Most places that give one job text, first and continuing legs together.
 pub const LEGS_MAX: u32 = 6;
+/// Most places one job is tried at, those counted that never said a word: where most names are a liar's, more are needed.
+pub const TRIES_MAX: u32 = 64;
 
 /// One attempt of a job at one place, as `explain` shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -277,7 +279,7 @@ pub struct Leg {
 pub struct Outcome {
     /// The backend's finish reason (`stop`, `length`, `tool_calls`, …), or why there is none.
     pub result: Result<String, Failure>,
-    /// Every place it ran at or was tried at, in order; at most [`LEGS_MAX`].
+    /// Every place it ran at or was tried at, in order; at most [`TRIES_MAX`].
     pub legs: Vec<Leg>,
     /// What it cost in all.
     pub cost: Credits,

@@ -237,10 +237,12 @@ impl PayingSession {
             }
             LegEnd::Broken => {
                 // The other side may have sent more than arrived, out of all that was promised for any leg. All of that
-                // is set aside, so that the next voucher covers both views; the client pays for what arrived.
+                // is set aside, so that the next voucher covers both views; the client pays for what arrived. Nothing
+                // beyond the promise can be claimed, however many legs break off: what is more stays free for others.
                 let others = sum(self.legs.values().filter(|leg| leg.delivered > 0).map(LegMoney::earned));
-                let ahead = sum([self.record.spent, leg.ahead()].into_iter());
-                self.record.spent = ahead.max(self.record.promised.saturating_sub(others));
+                let ahead = sum([self.record.spent, leg.ahead()].into_iter()).min(self.record.promised);
+                let most = ahead.max(self.record.promised.saturating_sub(others));
+                self.record.spent = self.record.spent.max(most);
                 if leg.delivered == 0 { nothing } else { (usage, leg.earned()) }
             }
         };

@@ -53,8 +53,8 @@ pub struct Seen {
     pub to_provider: Credits,
     /// It is over.
     pub closed: bool,
-    /// When it was opened.
-    pub opened_at: Now,
+    /// When money was locked in it last: when it was opened, or topped up.
+    pub raised_at: Now,
 }
 
 impl Seen {
@@ -255,7 +255,7 @@ fn note(
                 settled: Credits::ZERO,
                 to_provider: Credits::ZERO,
                 closed: false,
-                opened_at: now,
+                raised_at: now,
             };
             news.extend([(*consumer, seen.opened(*session)), (state.provider, seen.opened(*session))]);
             sessions.insert(*session, seen);
@@ -285,7 +285,7 @@ fn note(
         }
         Applied::ToppedUp { session, consumer, deposit, .. } => {
             let seen = sessions.get_mut(session).expect("only what was opened is topped up");
-            seen.deposit = *deposit;
+            (seen.deposit, seen.raised_at) = (*deposit, now);
             news.extend([seen.consumer, seen.provider].map(|account| (account, seen.topped_up(*session))));
             vec![*consumer]
         }

@@ -777,6 +777,13 @@ impl Checks {
         });
     }
 
+    /// The streams on which a node has a leg, as a consumer or as a provider.
+    #[must_use]
+    pub fn streams_of(&self, host: HostId) -> Vec<StreamId> {
+        let all = self.bought.keys().chain(self.legs.keys());
+        all.filter(|(whose, _)| *whose == host).map(|(_, stream)| *stream).collect()
+    }
+
     /// A consumer sends an opening.
     pub fn buys(&mut self, host: HostId, stream: StreamId, mut bought: Bought) {
         bought.opened = self.now;

@@ -264,6 +264,10 @@ pub fn crash(world: &mut World, id: HostId, silent: bool, length: Option<u64>) {
         }
         world.line.after(notice, Happening::Broken(link, 1 - side));
     }
+    // Streams that had ended, and of which a frozen node was yet to be told: it never will be.
+    for stream in world.checks.streams_of(id) {
+        world.checks.leg_over(id, stream);
+    }
     let node = world.hosts[id].node;
     for other in (0..world.hosts.len()).filter(|other| *other != id) {
         let wait = notice + world.network.delay(world.line.now(), id, other, 0);

@@ -364,7 +364,8 @@ impl World {
                     && seen.provider == payee.account
                     && !seen.closed
                     && price.within(&seen.price_cap)
-                    && seen.opened_at < long_ago
+                    // What was locked just now is for the jobs that asked for it, and its payer may not have heard of it.
+                    && seen.raised_at < long_ago
                     && now.after(SESSION_MARGIN).ms() < seen.expires_ms
                     && self.checks.uses_at_most(id).checked_add(worst).is_some_and(|total| total <= seen.deposit)
             });

@@ -10,7 +10,7 @@ mod sessions;
 use crate::context::{Alarm, Context};
 use crate::directory::Listing;
 use crate::event::{BackendError, Effect, LedgerCommand, ProbeId, StreamId, WorkId};
-use crate::job::{Failure, Job, LEGS_MAX, Leg, OUTPUT_UNITS_MAX, Outcome, Prefer, Reason, Route};
+use crate::job::{Failure, Job, LEGS_MAX, Leg, OUTPUT_UNITS_MAX, Outcome, Prefer, Reason, Route, TRIES_MAX};
 use crate::offer::Quote;
 use crate::own::{OwnState, Start, WorkFor};
 use crate::paying::{LegEnd, LegMoney, PayingSessions};
@@ -33,7 +33,7 @@ const REQUEUE_EVERY: Duration = Duration::from_secs(2);
 /// Last looks of one job: after each place that refused it in its last look, the others are asked once more.
 const LAST_LOOKS_MAX: u32 = 16;
 /// Places that may turn one job down after they had quoted for it.
-const REFUSALS_MAX: u32 = 64;
+const REFUSALS_MAX: u32 = 1024;
 /// A job in the queue does not look again sooner than this, whatever was promised.
 const RELOOK_MIN: Duration = Duration::from_millis(50);
 /// How long to wait for the first probe's answer when none came in time to have a choice.
@@ -401,7 +401,7 @@ impl Consumer {
         }
         *units += text.len() as u64;
         active.delivered.extend_from_slice(text);
-        let leg = u32::try_from(active.legs.len()).expect("at most LEGS_MAX");
+        let leg = u32::try_from(active.legs.len()).expect("at most TRIES_MAX");
         let place = Placed { route: Route::Own, provider: None, reason: *reason };
         active.first.get_or_insert(cx.now);
         deliver(cx, id, leg, placed, bytes, place);
@@ -571,8 +571,10 @@ impl Active {
     }
 
     /// Whether it was tried at as many places as it may be.
-    const fn is_spent(&self) -> bool {
-        self.legs.len() >= LEGS_MAX as usize || self.refusals >= REFUSALS_MAX
+    fn is_spent(&self) -> bool {
+        let spoke = self.legs.iter().filter(|leg| leg.usage.output > 0).count();
+        let (spoke, tried) = (spoke >= LEGS_MAX as usize, self.legs.len() >= TRIES_MAX as usize);
+        spoke || tried || self.refusals >= REFUSALS_MAX
     }
 
     /// Goes on to the next model of the job's list.

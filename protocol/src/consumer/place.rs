@@ -68,6 +68,14 @@ impl Consumer {
                     return self.look(cx, id, reason);
                 };
                 let model = active.job.model.clone();
+                let money = leg_money(active, quote.value());
+                if money.worst().is_some_and(|worst| !self.affords(cx, &candidate.account, &money.price, worst)) {
+                    // Others that were asked may yet answer.
+                    let active = self.jobs.get_mut(&id).expect("seen above");
+                    active.tried.insert(to);
+                    active.last = Some(Reason::NoDeposit);
+                    return self.look(cx, id, Reason::NoDeposit);
+                }
                 self.stop_probing(id);
                 for peer in refresh {
                     self.send_probe(cx, &model, id, &peer, false);
@@ -292,6 +300,7 @@ impl Consumer {
         let node = remote.candidate.node;
         if let Some((free_at, load)) = remote.refused {
             market.drop_quote(&node);
+            market.router.failed(&node);
             market.router.refused(cx.now, node, free_at);
             // Whatever the load says: it has just turned a job down.
             let rtt = cx.reputation.rtt_ms(&node).map(|ms| Duration::from_secs_f64(ms / 1e3));
@@ -300,6 +309,9 @@ impl Consumer {
         }
         if remote.phase == Phase::Connecting {
             market.router.silent(&node);
+        }
+        if remote.phase != Phase::Accepted && !remote.leaving {
+            market.router.failed(&node);
         }
         let units = (active.delivered.len() - remote.prefix) as u64;
         let served = remote.first.map(|first| {

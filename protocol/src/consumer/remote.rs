@@ -69,7 +69,7 @@ impl Consumer {
         let active = self.jobs.get(&id).expect("seen above");
         let open = OpenJob {
             job: id,
-            leg: u32::try_from(active.legs.len()).expect("at most LEGS_MAX"),
+            leg: u32::try_from(active.legs.len()).expect("at most TRIES_MAX"),
             model: active.job.model.clone(),
             kind: active.job.kind,
             body: active.job.body.clone(),
@@ -219,7 +219,7 @@ impl Consumer {
         active.delivered.extend_from_slice(text);
         let session = remote.session;
         if !remote.leaving {
-            let leg = u32::try_from(active.legs.len()).expect("at most LEGS_MAX");
+            let leg = u32::try_from(active.legs.len()).expect("at most TRIES_MAX");
             active.first.get_or_insert(cx.now);
             let place = Placed { route: Route::Network, provider: Some(remote.candidate.node), reason: remote.reason };
             deliver(cx, id, leg, &mut remote.placed, bytes, place);
@@ -247,6 +247,9 @@ impl Consumer {
             self.finish(cx, id, Ok(finish));
         }
         if agreed {
+            if let Some(market) = self.markets.find(&model) {
+                market.router.proved(node);
+            }
             self.heard_load(cx, &model, node, opened, load);
         }
     }
@@ -257,7 +260,7 @@ impl Consumer {
         let Stage::Remote(remote) = &active.stage else { return false };
         let Some(money) = self.paying.get(&remote.session).and_then(|paying| paying.leg(&id)) else { return false };
         let Ok(receipt) = Signed::<Receipt>::open(receipt) else { return false };
-        let leg = u32::try_from(active.legs.len()).expect("at most LEGS_MAX");
+        let leg = u32::try_from(active.legs.len()).expect("at most TRIES_MAX");
         let quote = remote.quote.value();
         let value = receipt.value();
         let agreed = receipt.signer() == quote.account.0

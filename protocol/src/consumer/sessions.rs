@@ -159,13 +159,7 @@ impl Consumer {
         let active = self.jobs.get(&id).expect("the caller holds the job");
         let price_cap = active.job.price_max;
         let (account, price) = (best.candidate.account, best.quote.value().price);
-        let shared = self.opening.iter().find(|(_, opening)| {
-            let sharers = u64::try_from(opening.waiting.len()).unwrap_or(u64::MAX).saturating_add(1);
-            opening.provider == account
-                && price.within(&opening.price_cap)
-                && worst.micro().saturating_mul(sharers) <= opening.room.micro()
-        });
-        let shared = shared.map(|(business, _)| *business);
+        let shared = self.shared(&account, &price, worst);
         // The cap is the job's, so that the provider's next, slightly other price needs no new session.
         let Some(business) = shared.or_else(|| self.lock(cx, account, &price, price_cap, worst)) else {
             let active = self.jobs.get_mut(&id).expect("seen above");
@@ -177,6 +171,31 @@ impl Consumer {
         let active = self.jobs.get_mut(&id).expect("seen above");
         active.stage = Stage::Opening { business, best: Box::new(best), rest, reason };
         cx.timers.set(Alarm::Job(id), cx.now.after(cx.config.open_wait));
+    }
+
+    /// A deposit under way that has room for one more job.
+    fn shared(&self, provider: &Account, price: &Price, worst: Credits) -> Option<[u8; 16]> {
+        let shared = self.opening.iter().find(|(_, opening)| {
+            let sharers = u64::try_from(opening.waiting.len()).unwrap_or(u64::MAX).saturating_add(1);
+            opening.provider == *provider
+                && price.within(&opening.price_cap)
+                && worst.micro().saturating_mul(sharers) <= opening.room.micro()
+        });
+        shared.map(|(business, _)| *business)
+    }
+
+    /// Whether there is money for a leg that may cost `worst`: in a session, under way, or still to be locked.
+    pub(super) fn affords(&self, cx: &Context, provider: &Account, price: &Price, worst: Credits) -> bool {
+        #[cfg(feature = "sabotage")]
+        if cx.sabotaged(crate::context::Sabotage::IgnoreDeposit) {
+            return true;
+        }
+        let free = self.free(cx);
+        let lacks = self.growable(cx.now, provider, price).and_then(|session| self.paying.get(&session));
+        let lacks = lacks.map_or(worst, |paying| paying.lacks(worst));
+        self.paying.fitting(cx.now, provider, price, worst).is_some()
+            || self.shared(provider, price, worst).is_some()
+            || (lacks <= free && !free.is_zero())
     }
 
     /// Asks the ledger for what a job needs that will wait for it: more in a session that there is, or a new one.

@@ -49,6 +49,8 @@ pub struct Estimate {
     pub ms_worth: f64,
     /// Its place in the user's order.
     pub rank: u16,
+    /// Its standing, where the word of its kind counts for nothing: [`Router::proved`](super::Router::proved).
+    pub doubt: Option<f64>,
 }
 
 pub(super) fn estimate(
@@ -106,6 +108,7 @@ pub(super) fn estimate(
         score: worth / candidate.standing.clamp(0.01, 1.0),
         ms_worth: weights.first_ms,
         rank: candidate.rank,
+        doubt: None,
     }
 }
 
@@ -141,9 +144,13 @@ impl Target {
     }
 }
 
-/// Which of two is better. With a target the cheapest that meets it, load counted; otherwise the lower score.
+/// Which of two is better. With a target the cheapest that meets it, load counted; otherwise the lower score. Those whose word
+/// is doubted come last, and among them nothing counts but how they were found so far.
 pub(super) fn better(a: &Estimate, b: &Estimate, target: Option<Target>) -> Ordering {
-    let by_rank = a.rank.cmp(&b.rank);
+    let by_rank = a.rank.cmp(&b.rank).then(a.doubt.is_some().cmp(&b.doubt.is_some()));
+    if let (Some(a), Some(b)) = (a.doubt, b.doubt) {
+        return by_rank.then(b.total_cmp(&a));
+    }
     let Some(target) = target else { return by_rank.then(a.score.total_cmp(&b.score)) };
     by_rank.then(match (target.met_by(a), target.met_by(b)) {
         (true, true) => target.laden(a).total_cmp(&target.laden(b)).then(a.load.total_cmp(&b.load)),

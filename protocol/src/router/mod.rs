@@ -76,6 +76,13 @@ impl Default for RouterRules {
 /// Providers of one model that are remembered; the one not heard of for longest makes room.
 pub const KNOWN_MAX: usize = 16_384;
 
+/// Providers that kept their word lately and are always looked at; the one that did so longest ago makes room.
+pub const PROVEN_MAX: usize = 32;
+/// How much one stranger's conduct says of the next one's.
+const CREDIT_STEP: f64 = 0.125;
+/// Below this share of strangers that keep their word, their word counts for nothing.
+const CREDIT_MIN: f64 = 0.5;
+
 /// Where a job goes next.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Decision<P> {
@@ -108,6 +115,11 @@ pub struct Router<P> {
     drop_worst: bool,
     holders: Holders<P>,
     typical: Typical,
+    /// Providers that ended a job well, the latest last.
+    proven: Vec<P>,
+    /// What share of strangers took the job that they had quoted for, the latest weighing most. Names cost nothing: where most
+    /// of them lie, who is proven comes first, and the rest are tried in turn, whatever they promise.
+    credit: f64,
     /// Room for candidates, so that a decision allocates nothing.
     proposed: Vec<P>,
 }
@@ -123,6 +135,8 @@ impl<P: Copy + Ord> Router<P> {
             drop_worst: false,
             holders: Holders::new(),
             typical: Typical::new(),
+            proven: Vec::new(),
+            credit: 1.0,
             proposed: Vec::new(),
         }
     }
@@ -141,7 +155,7 @@ impl<P: Copy + Ord> Router<P> {
     ) -> Decision<P> {
         let mut proposed = std::mem::take(&mut self.proposed);
         proposed.clear();
-        proposed.extend(self.pool.iter().copied());
+        proposed.extend(self.pool.iter().chain(&self.proven).copied());
         self.holders.of(ask.prefix, &mut proposed);
         let busy = |id: &P| !ask.thorough && self.known.get(id).is_some_and(|known| known.is_busy(now));
         market.propose(&mut proposed, busy, rng);
@@ -169,7 +183,10 @@ impl<P: Copy + Ord> Router<P> {
             let Some(candidate) = market.candidate(id) else { continue };
             let known = self.known.get(id);
             let held = self.holders.held(ask.prefix, id).min(ask.units);
-            let estimate = estimate::estimate(now, ask, &candidate, known, held, &self.typical, &self.rules);
+            let mut estimate = estimate::estimate(now, ask, &candidate, known, held, &self.typical, &self.rules);
+            if self.credit < CREDIT_MIN && !self.proven.contains(id) {
+                estimate.doubt = Some(candidate.standing);
+            }
             match estimate.certainty {
                 Certainty::Sure => sure.push((*id, estimate)),
                 Certainty::Busy(at) => free_at = Some(free_at.map_or(at, |first| first.min(at))),
@@ -187,7 +204,12 @@ impl<P: Copy + Ord> Router<P> {
         // Equals are drawn for: otherwise the lowest name would get all the work.
         shuffle(&mut sure, rng);
         sure.sort_by(|a, b| better(&a.1, &b.1, target));
-        unsure.sort_by(by_worth);
+        if self.credit < CREDIT_MIN {
+            shuffle(&mut unsure, rng);
+            unsure.sort_by(|a, b| better(&a.1, &b.1, target));
+        } else {
+            unsure.sort_by(by_worth);
+        }
         let best = self.settled(ask, &sure, target, rng);
         match (best, unsure.first()) {
             (None, None) => Decision::Nobody { free_at },
@@ -220,7 +242,7 @@ impl<P: Copy + Ord> Router<P> {
         let best = *sure.first()?;
         let units = ask.units.max(1);
         let keeps = |cached: u64| cached as f64 >= self.rules.affinity_gate * units as f64;
-        let holder = sure.iter().filter(|(_, it)| keeps(it.cached) && it.rank == best.1.rank);
+        let holder = sure.iter().filter(|(_, it)| keeps(it.cached) && it.rank == best.1.rank && it.doubt.is_none());
         let holder = holder.min_by(|a, b| better(&a.1, &b.1, target));
         if self.rules.explore_per_mille > 0 && below(rng, 1000) < u64::from(self.rules.explore_per_mille) {
             let index = usize::try_from(below(rng, sure.len() as u64)).expect("below a length");
@@ -228,6 +250,7 @@ impl<P: Copy + Ord> Router<P> {
             // Exploring is for knowledge: never at the price of a target that another meets, nor of a prefix that another holds:
             // the copy would push out of the drawn one's cache what is wanted there.
             let meets = target.is_none_or(|it| it.met_by(&drawn.1) || !it.met_by(&best.1));
+            let meets = meets && drawn.1.doubt.is_none();
             if meets && holder.is_none() && drawn.1.rank == best.1.rank {
                 return Some(drawn);
             }
@@ -316,6 +339,26 @@ impl<P: Copy + Ord> Router<P> {
         }
     }
 
+    /// A job there ended well, and both agreed what it was.
+    pub fn proved(&mut self, id: P) {
+        if let Some(index) = self.proven.iter().position(|other| *other == id) {
+            self.proven.remove(index);
+        } else {
+            self.credit += CREDIT_STEP * (1.0 - self.credit);
+            if self.proven.len() >= PROVEN_MAX {
+                self.proven.remove(0);
+            }
+        }
+        self.proven.push(id);
+    }
+
+    /// It turned a job down that it had quoted for, or never said a word. Whoever is proven may: its slot was taken meanwhile.
+    pub fn failed(&mut self, id: &P) {
+        if !self.proven.contains(id) {
+            self.credit -= CREDIT_STEP * self.credit;
+        }
+    }
+
     /// It turned a job away though its load had looked free; `free_at` is when it said to come again.
     pub fn refused(&mut self, now: Now, id: P, free_at: Now) {
         self.pool.retain(|other| *other != id);
@@ -393,6 +436,10 @@ fn cool<P>(sure: &mut Vec<(P, Estimate)>, quantile: f64) {
 fn worth_asking(sure: &Estimate, unsure: &Estimate, target: Option<Target>) -> bool {
     if unsure.rank != sure.rank {
         return unsure.rank < sure.rank;
+    }
+    if unsure.doubt.is_some() || sure.doubt.is_some() {
+        // What a doubted one promises is not worth asking for.
+        return unsure.doubt.is_none();
     }
     let asked = Estimate { first_ms: unsure.first_ms + unsure.distance_ms, ..*unsure };
     match target {

@@ -41,6 +41,22 @@ fn seeds_that_failed_once_pass() {
         ("swarm", 35, "a leg that broke off took what was paid ahead for one beside it"),
         ("swarm", 161, "as 35"),
         ("swarm", 73, "as 35"),
+        (
+            "swarm",
+            1478,
+            "a frozen node crashed before it was told that a stream had ended, and its leg was never counted",
+        ),
+        ("swarm", 2942, "as 1478"),
+        ("swarm", 7373, "as 1478"),
+        ("swarm", 9080, "as 1478"),
+        ("swarm", 2589, "each of two legs that broke off set its own window aside, beyond what was promised for both"),
+        ("swarm", 2274, "as 2589, until no job fitted into the session any more"),
+        ("swarm", 1490, "money just locked for one job counted as free for another"),
+        (
+            "swarm",
+            8552,
+            "one that there was no money for was tried, and a probe still under way to another was given up",
+        ),
         ("faults", 1, "a claim for what a frozen provider delivered on a stream that had ended"),
     ] {
         let report = Simulation::new(seed).named(scenario).run();
