@@ -310,6 +310,48 @@ fn a_load_on_a_jobs_frame_counts_as_a_report_and_forgives_nothing() {
     }
 }
 
+/// Liars are cheaper, nearer and idle, by their word.
+#[test]
+fn where_strangers_break_their_word_the_proven_come_first_and_the_rest_in_turn() {
+    let liar = candidate(10, 1.0);
+    let market = Stalls((1..=20).map(|id| (id, liar)).chain([(99, candidate(100, 50.0))]).collect());
+    let mut rng = ChaCha12Rng::from_seed([2; 32]);
+    // Strangers that failed, whether somebody is proven; whether the proven one is chosen.
+    for (failures, proven, chosen) in [(0, true, false), (5, true, false), (6, true, true), (6, false, false)] {
+        let mut router = Router::new(rules());
+        if proven {
+            router.proved(99);
+        }
+        for id in 1..=failures {
+            router.failed(&id);
+        }
+        for id in market.0.keys() {
+            router.reported(NOW, *id, report(4, if *id == 99 { 500 } else { 1 }));
+        }
+        let Decision::Go { to, .. } = router.decide(NOW, &ask(None), &[], &market, &mut rng) else { panic!() };
+        assert_eq!(to == 99, chosen, "{failures} failed");
+    }
+
+    // Nobody is proven: who has not failed yet is tried before those who have, though they ask ten times as much.
+    let mut router = Router::new(rules());
+    let found = |standing| Candidate { standing, ..liar };
+    let market = Stalls([(1, found(0.9)), (2, found(0.9)), (3, candidate(100, 50.0))].into());
+    for id in [1, 2, 1, 2, 1, 2] {
+        router.failed(&id);
+    }
+    for id in 1..=3 {
+        router.reported(NOW, id, report(4, 1));
+    }
+    let decision = router.decide(NOW, &ask(None), &[], &market, &mut rng);
+    assert!(matches!(decision, Decision::Go { to: 3, .. }), "{decision:?}");
+    // As strangers keep their word again, it counts again.
+    for id in 10..16 {
+        router.proved(id);
+    }
+    let decision = router.decide(NOW, &ask(None), &[], &market, &mut rng);
+    assert!(matches!(decision, Decision::Go { to: 1 | 2, .. }), "{decision:?}");
+}
+
 #[test]
 fn some_jobs_explore() {
     let mut router = Router::new(RouterRules { explore_per_mille: 500, ..RouterRules::default() });
