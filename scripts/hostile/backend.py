@@ -16,6 +16,12 @@ class Handler(mock_upstream.Handler):
         self.begun = True
         super().send_response(*arguments)
 
+    def do_GET(self):
+        try:
+            super().do_GET()
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
+
     def do_POST(self):
         self.begun = False
         try:

@@ -40,6 +40,7 @@ class World:
         self.key = self.node.key()
         with open(os.path.join(self.folder, "admin.token"), encoding="utf-8") as file:
             self.token = file.read().strip()
+        self.job = None  # The last one that `ask` did.
         wait_until_served(self.base_url, self.key)
 
     def ask(self, path, body=None, key=None):
@@ -49,6 +50,7 @@ class World:
         request = urllib.request.Request(self.origin + path, data=data, headers=headers)
         try:
             with urllib.request.urlopen(request, timeout=60) as response:
+                self.job = response.headers.get("x-spillway-job", self.job)
                 return response.status, response.read()
         except urllib.error.HTTPError as error:
             return error.code, error.read()
