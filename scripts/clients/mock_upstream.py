@@ -81,7 +81,7 @@ class Handler(BaseHTTPRequestHandler):
             "responses": self.native_responses,
             "messages": self.native_messages,
             "rerank": self.rerank,
-            "images/generations": lambda request: self.say(200, {"created": 1, "data": [{"b64_json": PIXEL}] * request.get("n", 1)}),
+            "images/generations": lambda request: self.say(200, {"created": 1, "data": [{"b64_json": PIXEL}] * min(request.get("n") or 1, 10)}),
             "audio/speech": lambda request: self.say(200, SPEECH, "audio/mpeg"),
             "moderations": self.moderations,
         }.get(path)
@@ -192,9 +192,13 @@ class Handler(BaseHTTPRequestHandler):
         ], named=True)
 
 
-if __name__ == "__main__":
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+def serve(handler):
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     print(f"http://127.0.0.1:{server.server_port}", flush=True)
     threading.Thread(target=lambda: (sys.stdin.read(), server.shutdown()), daemon=True).start()
     server.serve_forever()
+
+
+if __name__ == "__main__":
+    serve(Handler)

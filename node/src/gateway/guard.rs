@@ -5,23 +5,30 @@ use super::error::ApiError;
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, header};
 
-/// The secret that the client presents: `Authorization: Bearer …`, or `x-api-key`.
+/// The secret that the client presents: `Authorization: Bearer …`, or `x-api-key`. A header that comes twice presents none:
+/// a proxy in front of this node might have looked at the other one.
 #[must_use]
 pub fn secret(headers: &HeaderMap) -> Option<&str> {
-    if let Some(value) = headers.get(header::AUTHORIZATION) {
-        let (scheme, secret) = value.to_str().ok()?.split_once(' ')?;
+    if headers.contains_key(header::AUTHORIZATION) {
+        let (scheme, secret) = only(headers, header::AUTHORIZATION)?.split_once(' ')?;
         return scheme.eq_ignore_ascii_case("bearer").then(|| secret.trim());
     }
-    headers.get("x-api-key")?.to_str().ok()
+    only(headers, header::HeaderName::from_static("x-api-key"))
+}
+
+/// The value of a header that is there once.
+fn only(headers: &HeaderMap, name: header::HeaderName) -> Option<&str> {
+    let mut values = headers.get_all(name).iter();
+    let value = values.next()?;
+    if values.next().is_some() { None } else { value.to_str().ok() }
 }
 
 /// Refuses a request to a name that is not this machine's own, for servers that listen on loopback only.
 ///
 /// # Errors
-/// 403 if the `Host` header names anything but `localhost` or a loopback address.
+/// 403 if the `Host` header names anything but `localhost` or a loopback address, or is there twice.
 pub fn host(headers: &HeaderMap) -> Result<(), ApiError> {
-    let host = headers.get(header::HOST).and_then(|value| value.to_str().ok());
-    let named = host.and_then(|host| host.parse::<Authority>().ok());
+    let named = only(headers, header::HOST).and_then(|host| host.parse::<Authority>().ok());
     if named.is_some_and(|authority| is_loopback(authority.host())) {
         return Ok(());
     }
@@ -122,6 +129,18 @@ mod tests {
         ];
         for (pairs, want) in cases {
             assert_eq!(secret(&headers(pairs)), want, "{pairs:?}");
+        }
+    }
+
+    #[test]
+    fn a_header_that_comes_twice_counts_for_nothing() {
+        let cases = [("authorization", "Bearer abc"), ("x-api-key", "abc"), ("host", "localhost")];
+        for (name, value) in cases {
+            let mut headers = headers(&[(name, value)]);
+            let shown = |headers: &HeaderMap| secret(headers).is_some() || host(headers).is_ok();
+            assert!(shown(&headers), "{name} once");
+            headers.append(name, value.parse().expect("a value"));
+            assert!(!shown(&headers), "{name} twice");
         }
     }
 }

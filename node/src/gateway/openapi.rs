@@ -1,6 +1,8 @@
 //! The description of the HTTP API that `/openapi.json` serves, in OpenAPI 3.1.
 //! Invariant: it has every route and every method of the router, and no other; a test compares the two.
 
+use super::budget::PER_MINUTE_MAX;
+use super::terms::{LABELS_MAX, MODELS_MAX, NAME_BYTES_MAX};
 use crate::openai::endpoint::{Answer, Encoding, endpoint};
 use serde_json::{Map, Value, json};
 use spillway_protocol::Kind;
@@ -96,7 +98,7 @@ fn table() -> Vec<Route> {
         read("/admin/keys/{id}", "showKey", "One key, its terms and what it spent"),
         Route {
             method: "patch",
-            body: Some("Terms"),
+            body: Some("TermsChange"),
             ..read("/admin/keys/{id}", "updateKey", "Change a key's terms; what is not named stays")
         },
         Route {
@@ -114,7 +116,7 @@ fn table() -> Vec<Route> {
         read("/admin/projects/{id}", "showProject", "One project"),
         Route {
             method: "patch",
-            body: Some("Terms"),
+            body: Some("TermsChange"),
             ..read("/admin/projects/{id}", "updateProject", "Change a project's terms; what is not named stays")
         },
         Route {
@@ -399,12 +401,45 @@ fn shape(required: &[&str], properties: Value) -> Value {
     json!({"type": "object", "required": required, "properties": properties})
 }
 
+/// The fields of a key's or a project's terms, as [`super::terms::Terms`] reads them.
+fn terms() -> Value {
+    let limit = json!({"type": ["integer", "null"], "minimum": 0});
+    let rate = json!({"type": ["integer", "null"], "minimum": 1, "maximum": PER_MINUTE_MAX});
+    let count = json!({"type": "integer", "minimum": 0});
+    let names = json!({"type": "array", "items": {"type": "string"}});
+    json!({
+        "name": {"type": "string", "minLength": 1, "maxLength": NAME_BYTES_MAX},
+        "budget_micro": limit, "budget_day_micro": limit, "budget_week_micro": limit, "budget_month_micro": limit,
+        "requests_per_minute": rate, "tokens_per_minute": rate,
+        "concurrency": {"type": ["integer", "null"], "minimum": 1, "maximum": u32::MAX},
+        "expires_ms": limit,
+        "blocked": {"type": ["boolean", "null"]},
+        "project": {"type": ["string", "null"]},
+        "prefer": {"enum": ["own_first", "own", "any"]},
+        "models": {
+            "type": ["array", "null"], "minItems": 1, "maxItems": MODELS_MAX,
+            "items": {"type": "string", "minLength": 1, "maxLength": 256},
+        },
+        "providers_only": names, "providers_order": names,
+        "price_max": {"type": ["object", "null"], "properties": {"input": count, "cached": count, "output": count}},
+        "target_ms": {"type": ["integer", "null"], "minimum": 1, "maximum": u32::MAX},
+        "labels": {"type": "object", "maxProperties": LABELS_MAX, "additionalProperties": {"type": "string"}},
+    })
+}
+
 fn schemas() -> Value {
     let text = json!({"type": "string"});
     let model = json!({"type": "string", "minLength": 1, "maxLength": 256});
     let count = json!({"type": "integer", "minimum": 0});
     let texts = json!({"oneOf": [{"type": "string"}, {"type": "array", "minItems": 1}]});
-    let list = json!({"type": "array", "minItems": 1, "items": {"type": "object"}});
+    let messages = json!({"type": "array", "minItems": 1, "items": {
+        "type": "object",
+        "required": ["role"],
+        "properties": {
+            "role": {"type": "string"},
+            "content": {"type": ["string", "array", "null"], "items": {"type": "object"}},
+        },
+    }});
     let tokens = json!({"type": ["integer", "null"], "minimum": 1});
     let stream = json!({"type": ["boolean", "null"]});
     json!({
@@ -421,7 +456,8 @@ fn schemas() -> Value {
             "object": {"const": "list"}, "data": {"type": "array", "items": reference("Model")},
         })),
         "TokenCount": shape(&["input_tokens"], json!({"input_tokens": count})),
-        "Terms": shape(&["name"], json!({"name": {"type": "string", "minLength": 1}})),
+        "Terms": shape(&["name"], terms()),
+        "TermsChange": shape(&[], terms()),
         "CreatedKey": shape(&["id", "secret"], json!({"id": text, "secret": text})),
         "Mint": shape(&["to", "amount_micro", "reference"], json!({
             "to": {"type": "string", "pattern": "^[0-9a-f]{64}$"}, "amount_micro": count,
@@ -431,7 +467,7 @@ fn schemas() -> Value {
             "payout_request", "burn", "payout_reject", "bond", "unbond", "transfer",
         ]}})),
         "ChatRequest": shape(&["model", "messages"], json!({
-            "model": model, "messages": list, "stream": stream, "max_tokens": tokens,
+            "model": model, "messages": messages, "stream": stream, "max_tokens": tokens,
             "temperature": {"type": ["number", "null"], "minimum": 0, "maximum": 2},
         })),
         "CompletionRequest": shape(&["model", "prompt"], json!({"model": model, "prompt": texts, "stream": stream})),
@@ -440,7 +476,7 @@ fn schemas() -> Value {
             "model": model, "input": texts, "stream": stream, "max_output_tokens": tokens,
         })),
         "MessageRequest": shape(&["model", "messages"], json!({
-            "model": model, "messages": list, "stream": stream, "max_tokens": {"type": "integer", "minimum": 1},
+            "model": model, "messages": messages, "stream": stream, "max_tokens": {"type": "integer", "minimum": 1},
         })),
         "RerankRequest": shape(&["model", "query", "documents"], json!({
             "model": model, "query": {"type": "string", "minLength": 1}, "documents": {"type": "array", "minItems": 1},
@@ -460,6 +496,7 @@ fn schemas() -> Value {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gateway::terms::Terms;
     use std::collections::BTreeSet;
 
     /// Every `$ref` in a value.
@@ -476,6 +513,16 @@ mod tests {
             Value::Array(list) => list.iter().for_each(|value| references(value, found)),
             Value::Null | Value::Bool(_) | Value::Number(_) | Value::String(_) => {}
         }
+    }
+
+    #[test]
+    fn the_terms_described_are_the_terms_read() {
+        let fields = terms();
+        let described: BTreeSet<_> = fields.as_object().expect("fields").keys().map(String::as_str).collect();
+        // The refusal of a field that is none lists those that are.
+        let refusal = Terms::read(json!({"name": "a", "nothing": 1})).expect_err("an unknown field");
+        let read: BTreeSet<_> = refusal.message.split('`').skip(3).step_by(2).collect();
+        assert_eq!(described, read);
     }
 
     #[test]
