@@ -397,8 +397,7 @@ mod tests {
     fn two_that_nobody_can_call_never_meet() {
         let mut network = network(0).with_nat(vec![Nat::Closed, Nat::Closed, Nat::Open]);
         assert!(!network.can_meet(0, 1) && network.can_meet(0, 2) && network.can_meet(2, 1));
-        let plain = Network::new(1, NetworkRules { jitter_us: 0, ..NetworkRules::default() }, vec![0, 1, 2], Now(0))
-            .delay(Now(0), 0, 2, 0);
+        let plain = self::network(0).delay(Now(0), 0, 2, 0);
         assert_eq!(network.delay(Now(0), 0, 2, 0), plain + RELAY_US);
     }
 
