@@ -172,7 +172,8 @@ impl Market<NodeId> for Eligible<'_> {
     }
 }
 
-/// The load in a probe's answer. A job's stream has to be opened before the job goes out on it, so that one sent two round trips ago has just arrived.
+/// The load in a probe's answer. A job's stream has to be opened before the job goes out on it, so that one sent two round trips
+/// ago has just arrived.
 pub(super) fn report_of(now: Now, rtt: Duration, reply: &ProbeReply) -> Report {
     let load = Load { slots_free: if reply.quote.is_ok() { reply.load.slots_free } else { 0 }, ..reply.load };
     report(now, before(now, 2 * rtt), load, retry_at(now, reply.retry_after_ms))

@@ -250,8 +250,7 @@ impl<P: Copy + Ord> Router<P> {
             // Exploring is for knowledge: never at the price of a target that another meets, nor of a prefix that another holds:
             // the copy would push out of the drawn one's cache what is wanted there.
             let meets = target.is_none_or(|it| it.met_by(&drawn.1) || !it.met_by(&best.1));
-            let meets = meets && drawn.1.doubt.is_none();
-            if meets && holder.is_none() && drawn.1.rank == best.1.rank {
+            if meets && drawn.1.doubt.is_none() && holder.is_none() && drawn.1.rank == best.1.rank {
                 return Some(drawn);
             }
         }
@@ -317,7 +316,12 @@ impl<P: Copy + Ord> Router<P> {
     pub fn holds_of(&mut self, id: P, prefix: &[u64], prefix_units: u64, units: u64) {
         self.holders.lost(prefix, &id, units);
         let blocks = usize::try_from(units / prefix_units.max(1)).unwrap_or(usize::MAX);
-        for (index, name) in prefix.iter().enumerate().take(blocks) {
+        self.remember(id, &prefix[..blocks.min(prefix.len())], prefix_units);
+    }
+
+    /// Its cache holds these blocks of a prompt.
+    fn remember(&mut self, id: P, prefix: &[u64], prefix_units: u64) {
+        for (index, name) in prefix.iter().enumerate() {
             self.holders.insert(*name, (index as u64 + 1) * prefix_units, id);
         }
     }
@@ -334,9 +338,7 @@ impl<P: Copy + Ord> Router<P> {
     pub fn sent(&mut self, now: Now, id: P, ask: &Ask<'_>, cached: u64) {
         let known = self.entry(now, id);
         known.sent(now, ask.units.saturating_sub(cached));
-        for (index, name) in ask.prefix.iter().enumerate() {
-            self.holders.insert(*name, (index as u64 + 1) * ask.prefix_units, id);
-        }
+        self.remember(id, ask.prefix, ask.prefix_units);
     }
 
     /// A job there ended well, and both agreed what it was.
