@@ -1,7 +1,7 @@
 //! A server's answers that are no chunks with choices: events that name their type, and answers as a whole.
 //! Invariant: an answer that a server did not finish never ends as if it had.
 
-use super::upstream::{ERROR_BYTES_MAX, in_words};
+use super::upstream::{ERROR_BYTES_MAX, in_words, more_events};
 use super::{Out, cut};
 use crate::openai::SseParser;
 use crate::openai::parts::{BODY_BYTES_MAX, body, head};
@@ -57,16 +57,7 @@ struct Event<'a> {
 pub(super) async fn named_events(mut response: Response, out: &Out) -> Result<String, BackendError> {
     let (mut parser, mut events, mut finish) = (SseParser::default(), Vec::new(), None);
     loop {
-        let bytes = response.chunk().await;
-        let bytes =
-            bytes.map_err(|error| BackendError::Failed(format!("the stream broke off: {}", in_words(&error))))?;
-        let ended = bytes.is_none();
-        match bytes {
-            Some(bytes) => {
-                parser.push(&bytes, &mut events).map_err(|error| BackendError::Failed(error.to_string()))?;
-            }
-            None => events.extend(std::mem::take(&mut parser).finish()),
-        }
+        let ended = more_events(&mut response, &mut parser, &mut events).await?;
         for data in events.drain(..) {
             if data.trim_ascii() == b"[DONE]" {
                 continue; // Some servers end these streams so, too; the events have said it before.

@@ -151,22 +151,29 @@ impl Upstream {
     }
 }
 
+/// Reads the next piece of a stream into the events that it completes; whether that was the last.
+pub(super) async fn more_events(
+    response: &mut Response,
+    parser: &mut SseParser,
+    events: &mut Vec<Vec<u8>>,
+) -> Result<bool, BackendError> {
+    let bytes = response.chunk().await;
+    let bytes = bytes.map_err(|error| BackendError::Failed(format!("the stream broke off: {}", in_words(&error))))?;
+    let ended = bytes.is_none();
+    match bytes {
+        Some(bytes) => parser.push(&bytes, events).map_err(|error| BackendError::Failed(error.to_string()))?,
+        None => events.extend(std::mem::take(parser).finish()),
+    }
+    Ok(ended)
+}
+
 /// Passes the stream's events on as they are; gives the finish reason.
 async fn relay(mut response: Response, out: &Out) -> Result<String, BackendError> {
     let mut parser = SseParser::default();
     let mut finish = None;
     let mut events = Vec::new();
     loop {
-        let bytes = response.chunk().await;
-        let bytes =
-            bytes.map_err(|error| BackendError::Failed(format!("the stream broke off: {}", in_words(&error))))?;
-        let ended = bytes.is_none();
-        match bytes {
-            Some(bytes) => {
-                parser.push(&bytes, &mut events).map_err(|error| BackendError::Failed(error.to_string()))?;
-            }
-            None => events.extend(std::mem::take(&mut parser).finish()),
-        }
+        let ended = more_events(&mut response, &mut parser, &mut events).await?;
         for data in events.drain(..) {
             if data.trim_ascii() == b"[DONE]" {
                 return Ok(finish.unwrap_or_else(|| "stop".into()));

@@ -45,9 +45,9 @@ pub(crate) struct CreateArguments {
 #[derive(Debug, Args)]
 pub(crate) struct ListArguments {
     #[command(flatten)]
-    place: Place,
+    pub(super) place: Place,
     #[command(flatten)]
-    listing: Listing,
+    pub(super) listing: Listing,
 }
 
 #[derive(Debug, Args)]

@@ -1,7 +1,7 @@
 //! `spillway project`: limits that several keys of a running node share.
 //! Invariant: a project has no secret; only its keys open anything.
 
-use super::keys::{LIMITS, OneArguments, show};
+use super::keys::{LIMITS, ListArguments, OneArguments, show};
 use super::limits::{Clear, LimitArguments, checked_id};
 use super::table::{self, Show};
 use super::{Listing, Place, Verdict};
@@ -28,14 +28,6 @@ pub(crate) struct CreateArguments {
     name: String,
     #[command(flatten)]
     limits: LimitArguments,
-    #[command(flatten)]
-    place: Place,
-    #[command(flatten)]
-    listing: Listing,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct ListArguments {
     #[command(flatten)]
     place: Place,
     #[command(flatten)]
