@@ -22,7 +22,7 @@ work=${FUZZ_WORK:-$cache/fuzz}
 mkdir -p "$work"
 
 if ! command -v cargo-fuzz >/dev/null; then
-  [ -x "$cache/tools/bin/cargo-fuzz" ] || CARGO_TARGET_DIR="$cache/deny" cargo install --locked --quiet cargo-fuzz --root "$cache/tools"
+  [ -x "$cache/tools/bin/cargo-fuzz" ] || CARGO_TARGET_DIR="$cache/deny" cargo install --debug --locked --quiet cargo-fuzz --root "$cache/tools"
   export PATH="$cache/tools/bin:$PATH"
 fi
 
