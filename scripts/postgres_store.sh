@@ -49,4 +49,5 @@ host=$(printf %s "$folder" | sed 's:/:%2F:g')
 SPILLWAY_TEST_POSTGRES="postgres://spillway@$host/postgres"
 export SPILLWAY_TEST_POSTGRES
 if [ $# -eq 0 ]; then set -- --lib gateway::; fi
-cargo test --locked -p spillway-node --features spillway-node/validator "$@" -- --ignored
+# The whole workspace's choice of features: what CI has built is not built again for one crate's.
+cargo test --locked --workspace --features spillway-node/validator "$@" -- --ignored
