@@ -18,14 +18,6 @@ if [ -z "$bin" ]; then
 fi
 
 folder=$(mktemp -d)
-server=
-finish() {
-  if [ -n "$server" ]; then kill -INT "$server" 2>/dev/null || true; wait "$server" 2>/dev/null || true; fi
-  rm -rf "$folder"
-}
-trap finish EXIT
-trap 'exit 1' INT TERM
-
 # PostgreSQL refuses to run as root.
 as_user() { "$@"; }
 if [ "$(id -u)" = 0 ]; then
@@ -33,16 +25,17 @@ if [ "$(id -u)" = 0 ]; then
   as_user() { setpriv --reuid=postgres --regid=postgres --init-groups "$@"; }
 fi
 chmod 711 "$folder"
+finish() {
+  if [ -e "$folder/data/postmaster.pid" ]; then as_user "$bin/pg_ctl" -D "$folder/data" -s -m immediate stop; fi
+  rm -rf "$folder"
+}
+trap finish EXIT
+trap 'exit 1' INT TERM
+
 as_user "$bin/initdb" -D "$folder/data" -U spillway --auth=trust --encoding=UTF8 --locale=C >"$folder/initdb.log" 2>&1 ||
   { cat "$folder/initdb.log"; exit 1; }
-as_user "$bin/postgres" -D "$folder/data" -k "$folder" -c listen_addresses= -c max_connections=300 >"$folder/server.log" 2>&1 &
-server=$!
-tries=0
-until "$bin/pg_isready" -q -h "$folder" -U spillway -d postgres; do
-  tries=$((tries + 1))
-  if [ "$tries" -gt 300 ] || ! kill -0 "$server" 2>/dev/null; then cat "$folder/server.log"; exit 1; fi
-  sleep 0.1
-done
+as_user "$bin/pg_ctl" -D "$folder/data" -s -w -l "$folder/server.log" \
+  -o "-k $folder -c listen_addresses= -c max_connections=300" start || { cat "$folder/server.log"; exit 1; }
 
 # A socket's folder is written as a host whose slashes are escaped.
 host=$(printf %s "$folder" | sed 's:/:%2F:g')
