@@ -5,6 +5,7 @@
 //! users get.
 
 pub mod admin;
+pub mod bench;
 pub mod client;
 pub mod demo;
 pub mod detached;

@@ -1,6 +1,7 @@
 //! The command line: one file for each noun, all of them thin over the node's and the testnet's libraries.
 //! Invariant: a command that asks a running node goes through its admin API, as anyone with the token could.
 
+mod bench;
 mod doctor;
 mod init;
 mod jobs;
@@ -93,6 +94,9 @@ enum Command {
     /// A local network that stays up: start, look, kill, stop
     #[command(subcommand)]
     Testnet(testnet::TestnetCommand),
+    /// Measure, beside something else in the same run
+    #[command(subcommand)]
+    Bench(bench::BenchCommand),
     /// What is wrong with this node, in words
     Doctor(doctor::DoctorArguments),
 }
@@ -116,6 +120,7 @@ pub async fn run(arguments: Arguments) -> Result<Verdict> {
         Command::Ledger(command) => ledger::run(command).await,
         Command::Sim(arguments) => simulate(arguments).await,
         Command::Testnet(command) => testnet::run(command).await,
+        Command::Bench(command) => bench::run(command).await,
         Command::Doctor(arguments) => doctor::doctor(&arguments).await,
     }
 }
