@@ -184,6 +184,7 @@ pub async fn run(
         desk: Arc::new(desk),
         metrics: Arc::new(Metrics::new()),
         price_max: config.price_max()?,
+        cache_bytes: (config.gateway.as_ref().map_or(0, |section| section.cache_mib) as usize) << 20,
         job_log: config.gateway.as_ref().is_none_or(|section| section.job_log),
         shared: shared_keys(folder, config.gateway.as_ref())?,
     })

@@ -169,6 +169,9 @@ pub struct GatewaySection {
     /// Whether times and sizes of the last jobs are kept, for `spillway jobs export`.
     #[serde(default = "default_job_log")]
     pub job_log: bool,
+    /// Memory for answers that are given again to keys whose terms say so, in MiB; 0 keeps none.
+    #[serde(default = "default_cache_mib")]
+    pub cache_mib: u32,
     /// Where several gateways share keys, budgets and limits: a PostgreSQL URL, without a password. Absent means in this
     /// node's own store.
     #[serde(default)]
@@ -186,6 +189,7 @@ impl Default for GatewaySection {
         Self {
             listen: default_gateway_listen(),
             job_log: default_job_log(),
+            cache_mib: default_cache_mib(),
             store: None,
             store_password_env: None,
             store_password_file: None,
@@ -212,6 +216,10 @@ impl GatewaySection {
         let both = self.store_password_env.is_some() && self.store_password_file.is_some();
         both.then_some(("gateway.store_password_env", "set beside gateway.store_password_file"))
     }
+}
+
+const fn default_cache_mib() -> u32 {
+    64
 }
 
 const fn default_job_log() -> bool {

@@ -73,6 +73,9 @@ pub(super) struct LimitArguments {
     /// The time to first text that its jobs ask for: the cheapest place that meets it is taken
     #[arg(long, value_name = "MS")]
     target_ms: Option<u32>,
+    /// For how many seconds an answer is given again to the same request of the key, or of any key of the project
+    #[arg(long, value_name = "SECONDS")]
+    cache: Option<u32>,
     /// A name and a value that mean something to you, such as team=red; repeat for more
     #[arg(long = "label", value_name = "NAME=VALUE")]
     labels: Vec<String>,
@@ -94,6 +97,7 @@ pub(super) enum Clear {
     ProviderOnly,
     ProviderOrder,
     TargetMs,
+    Cache,
     Label,
     Project,
 }
@@ -115,6 +119,7 @@ impl Clear {
             Self::ProviderOnly => "providers_only",
             Self::ProviderOrder => "providers_order",
             Self::TargetMs => "target_ms",
+            Self::Cache => "cache_s",
             Self::Label => "labels",
             Self::Project => "project",
         }
@@ -154,6 +159,7 @@ impl LimitArguments {
             ("tokens_per_minute", self.tokens_per_minute),
             ("concurrency", concurrency),
             ("target_ms", self.target_ms.map(u64::from)),
+            ("cache_s", self.cache.map(u64::from)),
         ] {
             if let Some(number) = number {
                 fields.insert(field.into(), number.into());
@@ -252,7 +258,7 @@ mod tests {
         let all = json!({
             "budget_micro": 0, "budget_day_micro": 0, "budget_week_micro": 0, "budget_month_micro": 0,
             "requests_per_minute": 1, "tokens_per_minute": 1, "concurrency": 1, "expires_ms": 1, "prefer": "any",
-            "models": ["m"], "providers_only": ["own"], "providers_order": ["own"], "target_ms": 1,
+            "models": ["m"], "providers_only": ["own"], "providers_order": ["own"], "target_ms": 1, "cache_s": 1,
             "labels": {"a": "b"}, "project": "00000000", "name": "test",
         });
         let terms = spillway_node::gateway::Terms::read(all).expect("good terms");

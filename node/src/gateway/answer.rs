@@ -48,6 +48,8 @@ const REASON: HeaderName = HeaderName::from_static("x-spillway-reason");
 const PROVIDER: HeaderName = HeaderName::from_static("x-spillway-provider");
 /// What `usage.x_spillway` tells, where an answer has no `usage` of the gateway's.
 const DETAIL: HeaderName = HeaderName::from_static("x-spillway-detail");
+/// What the cache did for the answer, where the key has one: `hit`, `miss`, `refresh` or `bypass`.
+const CACHE: HeaderName = HeaderName::from_static("x-spillway-cache");
 /// The cost in credits; on plain responses, and in `usage.cost` on both.
 const COST: HeaderName = HeaderName::from_static("x-spillway-cost");
 
@@ -122,6 +124,7 @@ fn text_value(text: &str) -> HeaderValue {
 pub async fn answer(job: AdmittedJob, wishes: Wishes, waits: Waits, metrics: Arc<Metrics>) -> Response<Body> {
     let id = job.id();
     let asked = job.asked().endpoint;
+    let cache = job.cache();
     let response = match endpoint(job.asked().kind).answer {
         Answer::Whole(_) => whole(job, wishes, metrics).await,
         Answer::Choices(_) | Answer::Events(_) if job.asked().stream => stream(job, wishes, waits, metrics).await,
@@ -129,6 +132,9 @@ pub async fn answer(job: AdmittedJob, wishes: Wishes, waits: Waits, metrics: Arc
     };
     let mut response = response.unwrap_or_else(|error| error.into_response_of(asked));
     response.headers_mut().insert(JOB, text_value(&id.to_string()));
+    if let Some(cache) = cache {
+        response.headers_mut().insert(CACHE, HeaderValue::from_static(cache.as_str()));
+    }
     response
 }
 

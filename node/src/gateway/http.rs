@@ -3,6 +3,7 @@
 //! limit.
 
 use super::answer::{Waits, Wishes, answer};
+use super::cache::CacheWish;
 use super::error::ApiError;
 use super::{Caller, Gateway, admin, guard, rate_headers};
 use crate::openai::{Fields, endpoint, messages};
@@ -144,9 +145,13 @@ async fn caller(gateway: &Gateway, headers: &HeaderMap, body: Body) -> Result<(C
 
 async fn job(gateway: &Gateway, kind: Kind, request: Request) -> Response<Body> {
     let (head, body) = request.into_parts();
+    let header = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
     let admitted = async {
+        let wish = CacheWish::read(header("x-spillway-cache"), header("cache-control")).ok_or_else(|| {
+            ApiError::new(400, "invalid_request", "x-spillway-cache: none of `use`, `refresh` and `bypass`")
+        });
         let (caller, bytes) = caller(gateway, &head.headers, body).await?;
-        gateway.admit_as(&caller, kind, &bytes).await
+        gateway.admit_as(&caller, kind, &bytes, wish?).await
     };
     let wishes = Wishes { detail: head.headers.get("x-spillway-detail").is_some_and(|value| value == "legs") };
     match admitted.await {

@@ -2,6 +2,7 @@
 //! Invariant: whatever becomes of the client, the reservation is settled to what the job cost, once its market says so.
 
 use super::budget::Rates;
+use super::cache::{CacheState, Kept, Recording};
 use super::day_log::Note;
 use super::keys::Reservation;
 use super::tokens_of;
@@ -10,6 +11,7 @@ use crate::metrics::Metrics;
 use crate::openai::responses::Echo;
 use spillway_ledger::{Credits, JobId};
 use spillway_protocol::{Kind, Outcome};
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,8 +52,37 @@ pub struct AdmittedJob {
     id: JobId,
     asked: Asked,
     rates: Rates,
-    handle: Option<JobHandle>,
+    source: Option<Source>,
     closing: Option<Closing>,
+    cache: Option<CacheState>,
+    recording: Option<Recording>,
+}
+
+/// Where a job's events come from.
+#[derive(Debug)]
+enum Source {
+    Market(JobHandle),
+    Kept(VecDeque<JobEvent>),
+}
+
+impl Source {
+    async fn next(&mut self) -> Option<JobEvent> {
+        match self {
+            Self::Market(handle) => handle.next().await,
+            Self::Kept(events) => events.pop_front(),
+        }
+    }
+
+    /// Leaves the job and waits for how it ended.
+    async fn leave(self) -> Option<Outcome> {
+        match self {
+            Self::Market(handle) => handle.leave().await,
+            Self::Kept(events) => events.into_iter().find_map(|event| match event {
+                JobEvent::Ended(outcome) => Some(outcome),
+                JobEvent::Placed { .. } | JobEvent::Chunk(_) => None,
+            }),
+        }
+    }
 }
 
 impl AdmittedJob {
@@ -63,10 +94,57 @@ impl AdmittedJob {
         jobs: Jobs,
         metrics: Arc<Metrics>,
     ) -> Self {
+        Self::of(handle.id(), Source::Market(handle), asked, reservation, note, jobs, metrics)
+    }
+
+    /// An answer that was kept, given again.
+    pub(super) fn again(
+        id: JobId,
+        asked: Asked,
+        kept: &Kept,
+        reservation: Reservation,
+        jobs: Jobs,
+        metrics: Arc<Metrics>,
+    ) -> Self {
+        let outcome = Outcome {
+            result: Ok(kept.finish.clone()),
+            legs: Vec::new(),
+            cost: Credits::ZERO,
+            first_ms: Some(0),
+            total_ms: 0,
+        };
+        let chunks = kept.chunks.iter().cloned().map(JobEvent::Chunk);
+        let events = chunks.chain([JobEvent::Ended(outcome)]).collect();
+        let job = Self::of(id, Source::Kept(events), asked, reservation, None, jobs, metrics);
+        job.with_cache(Some(CacheState::Hit), None)
+    }
+
+    fn of(
+        id: JobId,
+        source: Source,
+        asked: Asked,
+        reservation: Reservation,
+        note: Option<Note>,
+        jobs: Jobs,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         metrics.job_begins();
-        let (id, rates) = (handle.id(), reservation.rates());
+        let rates = reservation.rates();
         let closing = Closing { id, kind: asked.kind, model: asked.model.clone(), reservation, note, jobs, metrics };
-        Self { id, asked, rates, handle: Some(handle), closing: Some(closing) }
+        Self { id, asked, rates, source: Some(source), closing: Some(closing), cache: None, recording: None }
+    }
+
+    /// With what the cache has to do with it.
+    pub(super) fn with_cache(mut self, cache: Option<CacheState>, recording: Option<Recording>) -> Self {
+        self.cache = cache;
+        self.recording = recording;
+        self
+    }
+
+    /// What the cache did for it; `None` where the key has none.
+    #[must_use]
+    pub const fn cache(&self) -> Option<CacheState> {
+        self.cache
     }
 
     /// The job.
@@ -92,17 +170,29 @@ impl AdmittedJob {
     ///
     /// Cancel-safe: a dropped future loses no event.
     pub async fn next(&mut self) -> Option<JobEvent> {
-        let event = self.handle.as_mut()?.next().await;
+        let event = self.source.as_mut()?.next().await;
         match &event {
-            Some(JobEvent::Placed { .. } | JobEvent::Chunk(_)) => {}
+            Some(JobEvent::Placed { .. }) => {
+                if let Some(recording) = &mut self.recording {
+                    recording.placed();
+                }
+            }
+            Some(JobEvent::Chunk(bytes)) => {
+                if let Some(recording) = &mut self.recording {
+                    recording.chunk(bytes);
+                }
+            }
             Some(JobEvent::Ended(outcome)) => {
-                self.handle = None;
+                self.source = None;
+                if let (Some(recording), Ok(finish)) = (self.recording.take(), &outcome.result) {
+                    recording.end(finish, outcome.cost);
+                }
                 if let Some(closing) = self.closing.take() {
                     closing.close(outcome);
                 }
             }
             None => {
-                self.handle = None;
+                self.source = None;
                 if let Some(closing) = self.closing.take() {
                     tokio::spawn(closing.close_by_log());
                 }
@@ -114,11 +204,11 @@ impl AdmittedJob {
 
 impl Drop for AdmittedJob {
     fn drop(&mut self) {
-        let (Some(handle), Some(closing)) = (self.handle.take(), self.closing.take()) else { return };
+        let (Some(source), Some(closing)) = (self.source.take(), self.closing.take()) else { return };
         // Without a runtime the node is going down, and the next start settles what is open.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
         runtime.spawn(async move {
-            match tokio::time::timeout(OUTCOME_WAIT, handle.leave()).await {
+            match tokio::time::timeout(OUTCOME_WAIT, source.leave()).await {
                 Ok(Some(outcome)) => closing.close(&outcome),
                 Ok(None) | Err(_) => closing.close_by_log().await,
             }

@@ -3,6 +3,7 @@
 //! what the keys of a project have together the project's.
 
 use super::budget::{Amount, Rates, Refused, Window};
+use super::cache::Tenant;
 use super::error::ApiError;
 pub use super::holder::{Holder, KeyId, ProjectId};
 use super::store::{
@@ -18,6 +19,7 @@ use spillway_ledger::store::Store;
 use spillway_ledger::{Credits, Digest, JobId, Price, StoreError};
 use spillway_protocol::{Prefer, Preferences};
 use std::sync::Arc;
+use std::time::Duration;
 use subtle::ConstantTimeEq;
 use zeroize::Zeroizing;
 
@@ -107,6 +109,17 @@ impl Caller {
     pub fn lower(&self, price: Price) -> Price {
         let price = self.key.terms.lower(price);
         self.project.as_ref().map_or(price, |project| project.terms.lower(price))
+    }
+
+    /// For how long its answers are kept, and with whom it shares them; the key's own word comes before its project's.
+    #[must_use]
+    pub fn cache(&self) -> Option<(Tenant, Duration)> {
+        let lasts = |seconds: u32| Duration::from_secs(u64::from(seconds));
+        if let Some(seconds) = self.key.terms.cache_s {
+            return Some((Tenant::Key(self.id), lasts(seconds)));
+        }
+        let seconds = self.project.as_ref()?.terms.cache_s?;
+        Some((Tenant::Project(self.key.terms.project?), lasts(seconds)))
     }
 
     /// The time to first text that jobs ask for, in milliseconds.

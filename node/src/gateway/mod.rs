@@ -5,6 +5,7 @@
 pub mod admin;
 pub mod answer;
 pub mod budget;
+pub mod cache;
 pub mod day_log;
 pub mod desk;
 pub mod error;
@@ -29,6 +30,7 @@ pub mod writer;
 #[cfg(test)]
 mod tests;
 
+pub use cache::{Cache, CacheWish};
 pub use day_log::{DayJob, DayLog};
 pub use desk::Desk;
 pub use error::ApiError;
@@ -43,6 +45,7 @@ use crate::metrics::{Metrics, TurnedAway};
 use crate::openai::request::{UNITS_PER_TOKEN, UNITS_PER_TOKEN_MAX};
 use crate::openai::{Request, endpoint};
 use budget::Amount;
+use cache::{CacheState, Recording};
 use day_log::DayLogError;
 use keys::KeyId;
 use spillway_ledger::store::Store;
@@ -80,6 +83,8 @@ pub struct Parts<'a> {
     pub price_max: Price,
     /// Whether times and sizes of the last jobs are kept; if not, what was kept is removed.
     pub job_log: bool,
+    /// How many bytes of answers are kept to be given again.
+    pub cache_bytes: usize,
     /// What each job may have cost by the vouchers signed for it: the node's `Record::Spending`, as a crash left them.
     pub promised: BTreeMap<JobId, Credits>,
 }
@@ -95,6 +100,7 @@ struct Inner {
     metrics: Arc<Metrics>,
     price_max: Price,
     day_log: Option<DayLog>,
+    cache: Arc<Cache>,
     admin_hash: Digest,
     owners: Mutex<Owners>,
     stopping: AtomicBool,
@@ -160,6 +166,7 @@ impl Gateway {
             metrics: parts.metrics,
             price_max: parts.price_max,
             day_log,
+            cache: Arc::new(Cache::new(parts.cache_bytes)),
             admin_hash: admin_hash(&token),
             owners: Mutex::default(),
             stopping: AtomicBool::new(false),
@@ -200,7 +207,7 @@ impl Gateway {
     /// The answer's events are those of `kind`: what nobody serves as such is refused.
     pub async fn admit(&self, secret: &str, kind: Kind, body: &[u8]) -> Result<AdmittedJob, ApiError> {
         let caller = self.authenticate(secret).await?;
-        self.admit_job(&caller, kind, body, false).await
+        self.admit_job(&caller, kind, body, false, CacheWish::Use).await
     }
 
     /// Whose secret this is.
@@ -217,8 +224,14 @@ impl Gateway {
     ///
     /// # Errors
     /// As [`Self::admit`].
-    pub async fn admit_as(&self, caller: &Caller, kind: Kind, body: &[u8]) -> Result<AdmittedJob, ApiError> {
-        self.admit_job(caller, kind, body, true).await
+    pub async fn admit_as(
+        &self,
+        caller: &Caller,
+        kind: Kind,
+        body: &[u8],
+        wish: CacheWish,
+    ) -> Result<AdmittedJob, ApiError> {
+        self.admit_job(caller, kind, body, true, wish).await
     }
 
     async fn admit_job(
@@ -227,9 +240,10 @@ impl Gateway {
         kind: Kind,
         body: &[u8],
         translate: bool,
+        wish: CacheWish,
     ) -> Result<AdmittedJob, ApiError> {
         let inner = &*self.0;
-        self.check_admit(caller, kind, body, translate).await.inspect_err(|error| {
+        self.check_admit(caller, kind, body, translate, wish).await.inspect_err(|error| {
             inner.metrics.turned_away(match (error.status, error.code.as_str()) {
                 (401, _) => TurnedAway::Unauthorized,
                 (402, _) | (429, "budget_reserved") => TurnedAway::Budget,
@@ -249,6 +263,7 @@ impl Gateway {
         endpoint_asked: Kind,
         body: &[u8],
         translate: bool,
+        wish: CacheWish,
     ) -> Result<AdmittedJob, ApiError> {
         let inner = &*self.0;
         if self.is_stopping() {
@@ -288,10 +303,37 @@ impl Gateway {
             return Err(ApiError::not_served(endpoint(endpoint_asked).path, request.model()));
         }
         let model = request.model().to_owned();
+        let asked = Asked {
+            endpoint: endpoint_asked,
+            kind,
+            translation,
+            model: model.clone(),
+            stream: request.stream,
+            include_usage: request.include_usage,
+        };
+        let mut state = None;
+        let mut recording = None;
+        if let Some((tenant, lasts)) = caller.cache() {
+            let name = cache::name(tenant, endpoint_asked, &request);
+            let kept = match wish {
+                CacheWish::Use => inner.cache.find(name, lasts, Instant::now()),
+                CacheWish::Refresh | CacheWish::Bypass => None,
+            };
+            if let Some(kept) = kept {
+                return self.again(caller, asked, &kept).await;
+            }
+            state = Some(match wish {
+                CacheWish::Use => CacheState::Miss,
+                CacheWish::Refresh => CacheState::Refreshed,
+                CacheWish::Bypass => CacheState::Bypassed,
+            });
+            if wish != CacheWish::Bypass {
+                recording = Some(Recording::new(Arc::clone(&inner.cache), name));
+            }
+        }
         let mut preferences = request.routing.preferences.clone();
         caller.direct(&mut preferences)?;
-        let mut id = JobId([0; 16]);
-        getrandom::fill(&mut id.0).map_err(|_| ApiError::internal("the system gives no random bytes"))?;
+        let id = new_job()?;
         let job = Job {
             id,
             model: model.clone(),
@@ -322,15 +364,18 @@ impl Gateway {
             }
         };
         inner.owners.lock().expect("inserting does not panic").insert(id, caller.id);
-        let asked = Asked {
-            endpoint: endpoint_asked,
-            kind,
-            translation,
-            model,
-            stream: request.stream,
-            include_usage: request.include_usage,
-        };
-        Ok(AdmittedJob::new(asked, handle, reservation, note, inner.jobs.clone(), Arc::clone(&inner.metrics)))
+        let job = AdmittedJob::new(asked, handle, reservation, note, inner.jobs.clone(), Arc::clone(&inner.metrics));
+        Ok(job.with_cache(state, recording))
+    }
+
+    /// A kept answer as a job of its own, which counts as a request and costs nothing.
+    async fn again(&self, caller: &Caller, asked: Asked, kept: &cache::Kept) -> Result<AdmittedJob, ApiError> {
+        let inner = &*self.0;
+        let id = new_job()?;
+        let reservation = inner.keys.reserve(caller, id, Amount { money: Credits::ZERO, tokens: 0 }).await?;
+        inner.owners.lock().expect("inserting does not panic").insert(id, caller.id);
+        inner.jobs.note_kept(id, &asked.model, asked.kind, &kept.finish);
+        Ok(AdmittedJob::again(id, asked, kept, reservation, inner.jobs.clone(), Arc::clone(&inner.metrics)))
     }
 
     fn is_stopping(&self) -> bool {
@@ -357,6 +402,12 @@ impl Owners {
             self.by_job.remove(&oldest);
         }
     }
+}
+
+fn new_job() -> Result<JobId, ApiError> {
+    let mut id = JobId([0; 16]);
+    getrandom::fill(&mut id.0).map_err(|_| ApiError::internal("the system gives no random bytes"))?;
+    Ok(id)
 }
 
 /// The tokens that so many work units are taken for.

@@ -2,7 +2,7 @@
 //! Invariant: it has every route and every method of the router, and no other; a test compares the two.
 
 use super::budget::PER_MINUTE_MAX;
-use super::terms::{LABELS_MAX, MODELS_MAX, NAME_BYTES_MAX};
+use super::terms::{CACHE_S_MAX, LABELS_MAX, MODELS_MAX, NAME_BYTES_MAX};
 use crate::openai::endpoint::{Answer, Encoding, endpoint};
 use serde_json::{Map, Value, json};
 use spillway_protocol::Kind;
@@ -423,6 +423,7 @@ fn terms() -> Value {
         "providers_only": names, "providers_order": names,
         "price_max": {"type": ["object", "null"], "properties": {"input": count, "cached": count, "output": count}},
         "target_ms": {"type": ["integer", "null"], "minimum": 1, "maximum": u32::MAX},
+        "cache_s": {"type": ["integer", "null"], "minimum": 1, "maximum": CACHE_S_MAX},
         "labels": {"type": "object", "maxProperties": LABELS_MAX, "additionalProperties": {"type": "string"}},
     })
 }

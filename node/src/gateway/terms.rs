@@ -16,6 +16,8 @@ pub const NAME_BYTES_MAX: usize = 64;
 pub const MODELS_MAX: usize = 64;
 /// Most labels.
 pub const LABELS_MAX: usize = 16;
+/// Longest time that answers are kept, in seconds.
+pub const CACHE_S_MAX: u32 = 31 * 24 * 3600;
 /// Longest label, name and value each, in bytes.
 pub const LABEL_BYTES_MAX: usize = 256;
 
@@ -99,6 +101,10 @@ pub struct Terms {
     /// meets it is taken. `None` weighs time against price.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub target_ms: Option<u32>,
+    /// For how many seconds an answer is given again to the same request: by the same key, or where a project says it, by any of the
+    /// project's keys. `None` keeps no answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_s: Option<u32>,
     /// Names and values that mean something to the operator.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
@@ -136,6 +142,9 @@ impl Terms {
         }
         if self.target_ms == Some(0) {
             return Err(bad("target_ms", "nobody answers in no time"));
+        }
+        if self.cache_s.is_some_and(|seconds| seconds == 0 || seconds > CACHE_S_MAX) {
+            return Err(bad("cache_s", format!("not between 1 and {CACHE_S_MAX}")));
         }
         for (field, list) in [("providers_only", &self.providers_only), ("providers_order", &self.providers_order)] {
             let preferences = Preferences { only: list.clone(), ..Preferences::default() };
@@ -283,6 +292,8 @@ mod tests {
             (Terms { requests_per_minute: Some(0), ..good() }, Some("requests_per_minute")),
             (Terms { tokens_per_minute: Some(PER_MINUTE_MAX + 1), ..good() }, Some("tokens_per_minute")),
             (Terms { target_ms: Some(0), ..good() }, Some("target_ms")),
+            (Terms { cache_s: Some(0), ..good() }, Some("cache_s")),
+            (Terms { cache_s: Some(CACHE_S_MAX + 1), ..good() }, Some("cache_s")),
             (Terms { providers_only: many(33), ..good() }, Some("providers_only")),
             (Terms { providers_order: vec![String::new()], ..good() }, Some("providers_order")),
             (Terms { labels: labels(17), ..good() }, Some("labels")),

@@ -1,7 +1,7 @@
 //! Clients of a gateway, each with a connection of its own that it keeps, and what they saw.
 //! Invariant: only answers that are the upstream's count in times; every other one counts as failed.
 
-use super::upstream::{FRAMES, TEXT, now_us};
+use super::upstream::{FRAMES, PACED, TEXT, now_us};
 use super::{Gateway, MODEL};
 use anyhow::{Context, Result, bail, ensure};
 use bytes::Bytes;
@@ -155,6 +155,7 @@ fn body(stream: bool) -> Bytes {
     });
     if stream {
         body["stream"] = true.into();
+        body["user"] = PACED.into();
     }
     Bytes::from(body.to_string())
 }

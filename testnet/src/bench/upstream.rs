@@ -1,4 +1,5 @@
-//! An upstream that answers at once: the same chat for everyone, whole or as a stream of frames that bear the time they were sent.
+//! An upstream that answers at once: the same chat for everyone, whole or as a stream, as it is asked; or, to who calls itself
+//! [`PACED`], a stream of frames in time that bear when they were sent.
 //! Invariant: what it sends is known in advance but for those times, so that a client can tell a lost or changed frame.
 
 use super::MODEL;
@@ -18,7 +19,9 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-/// Frames of one stream.
+/// The `user` of a request for frames in time.
+pub(super) const PACED: &str = "paced";
+/// Frames of one paced stream.
 pub(super) const FRAMES: usize = 64;
 /// From one frame to the next.
 pub(super) const FRAME_EVERY: Duration = Duration::from_millis(20);
@@ -88,7 +91,11 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Body>, Infallible
         "/v1/chat/completions" => {
             let body = body.to_bytes();
             let asked: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-            if asked["stream"] == true { frames() } else { whole(StatusCode::OK, &WHOLE) }
+            match (asked["stream"] == true, asked["user"] == PACED) {
+                (true, true) => frames(),
+                (true, false) => at_once(),
+                (false, _) => whole(StatusCode::OK, &WHOLE),
+            }
         }
         _ => whole(StatusCode::NOT_FOUND, "{}"),
     })
@@ -110,6 +117,31 @@ fn whole(status: StatusCode, body: &str) -> Response<Body> {
     let mut response = Response::new(body);
     *response.status_mut() = status;
     response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+    response
+}
+
+/// The answer as a stream, a word in each event, as servers write a token in each.
+fn at_once() -> Response<Body> {
+    static EVENTS: LazyLock<Vec<Bytes>> = LazyLock::new(|| {
+        let event = |delta: serde_json::Value, finish: Option<&str>| {
+            json!({
+                "id": "chatcmpl-bench", "object": "chat.completion.chunk", "created": 1_764_000_000, "model": MODEL,
+                "choices": [{"index": 0, "delta": delta, "logprobs": null, "finish_reason": finish}],
+            })
+        };
+        let mut events = vec![event(json!({"role": "assistant", "content": ""}), None)];
+        events.extend(TEXT.split_inclusive(' ').map(|word| event(json!({"content": word}), None)));
+        events.push(event(json!({}), Some("stop")));
+        events.push(json!({
+            "id": "chatcmpl-bench", "object": "chat.completion.chunk", "created": 1_764_000_000, "model": MODEL,
+            "choices": [], "usage": {"prompt_tokens": 48, "completion_tokens": 40, "total_tokens": 88},
+        }));
+        let events = events.iter().map(|event| Bytes::from(format!("data: {event}\n\n")));
+        events.chain([Bytes::from_static(b"data: [DONE]\n\n")]).collect()
+    });
+    let body = StreamBody::new(stream::iter(EVENTS.iter().cloned()).map(|bytes| Ok(Frame::data(bytes))));
+    let mut response = Response::new(body.boxed_unsync());
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("text/event-stream"));
     response
 }
 

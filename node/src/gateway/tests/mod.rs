@@ -1,6 +1,7 @@
 //! The gateway over a real socket, with a market played by the test.
 
 mod admin;
+mod cache;
 mod limits;
 mod managed;
 mod market;
@@ -104,6 +105,7 @@ async fn open_on(folder: &TempDir, store: Arc<Store>, jobs: Jobs, job_log: bool,
         metrics,
         price_max: PRICE_MAX,
         job_log,
+        cache_bytes: 1 << 20,
         promised: BTreeMap::new(),
         shared,
     })
