@@ -42,6 +42,7 @@ use crate::keystore;
 use crate::metrics::{Metrics, TurnedAway};
 use crate::openai::request::{UNITS_PER_TOKEN, UNITS_PER_TOKEN_MAX};
 use crate::openai::{Request, endpoint};
+use crate::records;
 use budget::Amount;
 use day_log::DayLogError;
 use keys::KeyId;
@@ -80,7 +81,8 @@ pub struct Parts<'a> {
     pub price_max: Price,
     /// Whether times and sizes of the last jobs are kept; if not, what was kept is removed.
     pub job_log: bool,
-    /// What each job may have cost by the vouchers signed for it: the node's `Record::Spending`, as a crash left them.
+    /// What each job may have cost by the vouchers signed for it, or did cost: the node's `Record::Spending`, as a crash left
+    /// them. Once they are accounted for, they are removed from the store.
     pub promised: BTreeMap<JobId, Credits>,
 }
 
@@ -146,6 +148,7 @@ impl Gateway {
             None => Keys::open(Arc::clone(&parts.store), promised)?,
             Some(shared) => Keys::open_shared(Arc::clone(&parts.store), shared, promised).await?,
         };
+        records::forget_spendings(&parts.store).map_err(KeysError::from)?;
         let day_log = if parts.job_log {
             Some(DayLog::open(parts.store, keys.writer())?)
         } else {
@@ -314,7 +317,7 @@ impl Gateway {
         let reservation = inner.keys.reserve(caller, id, Amount { money: cost_max, tokens }).await?;
         let session = request.session.as_deref();
         let note = inner.day_log.as_ref().map(|log| log.begin(id, caller.id, session, &model, job.prompt_units()));
-        let handle = match inner.jobs.submit(job) {
+        let handle = match inner.jobs.submit(job, reservation.aside()) {
             Ok(handle) => handle,
             Err(JobsFull) => {
                 reservation.settle(Credits::ZERO, 0);
