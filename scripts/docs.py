@@ -48,7 +48,7 @@ def quiet_ports(folder, port):
 
 def run(page, binary, python):
     work = tempfile.TemporaryDirectory(prefix="spillway-docs-")
-    environment = {**os.environ, "PATH": f"{os.path.dirname(binary)}:{os.environ['PATH']}", "RUST_LOG": "warn"}
+    environment = {**os.environ, "PATH": f"{os.path.dirname(binary)}:{os.environ['PATH']}", "RUST_LOG": "warn", "LITELLM_LOCAL_MODEL_COST_MAP": "True"}
     folder, port, up = work.name, free_port(), None
     try:
         for language, line, text in blocks(page):
