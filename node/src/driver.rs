@@ -9,14 +9,15 @@ use crate::market_view::market_view;
 use crate::network::{CallKind, FrameReader, FrameWriter, JobStream, Network, NetworkEvent, Reply, Topic, Verdict};
 use crate::openai::measure::text_of_event;
 use crate::peers::PeerCache;
-use crate::records;
+use crate::records::{self, Aside};
 use anyhow::Context as _;
 use spillway_ledger::store::{Batch, Store};
 use spillway_ledger::{Action, Applied, Digest, JobId, NodeId, Signed, decode, encode};
 use spillway_protocol::discovery::{self, Judgement, Token};
+use spillway_protocol::record::Spending;
 use spillway_protocol::{
     Capacity, Discovery, Effect, Event, Frame, Kind, LedgerCommand, Now, Offer, Outcome, Peer, Probe, ProbeId,
-    ProbeReply, StreamId, WorkId,
+    ProbeReply, Record, StreamId, WorkId,
 };
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -105,6 +106,10 @@ struct Driver {
     clock: Clock,
     inbox: mpsc::Sender<Inbox>,
     clients: HashMap<JobId, Client>,
+    /// What is to be kept with the first promise to pay for a job, until there is one.
+    asides: HashMap<JobId, Arc<Aside>>,
+    /// The last such promise of each job under way.
+    spending: HashMap<JobId, Spending>,
     streams: HashMap<StreamId, StreamTask>,
     work: HashMap<WorkId, Running>,
     probes: HashMap<ProbeId, Reply>,
@@ -160,6 +165,8 @@ pub async fn drive(
         clock: Clock::new(),
         inbox,
         clients: HashMap::new(),
+        asides: HashMap::new(),
+        spending: HashMap::new(),
         streams: HashMap::new(),
         work: HashMap::new(),
         probes: HashMap::new(),
@@ -282,8 +289,11 @@ impl Driver {
     fn command(&mut self, command: Command) {
         match command {
             Command::Submit(request) => {
-                let JobRequest { job, events } = *request;
+                let JobRequest { job, aside, events } = *request;
                 let Ok(end) = events.clone().try_reserve_owned() else { return };
+                if let Some(aside) = aside {
+                    self.asides.insert(job.id, aside);
+                }
                 self.clients.insert(job.id, Client { model: job.model.clone(), events, end });
                 self.uses(&job.model);
                 self.handle(Event::Submit(job));
@@ -640,10 +650,15 @@ impl Driver {
             let mut effects = Vec::new();
             let mut batch = Batch::new();
             while let Some(effect) = self.parts.peer.poll() {
-                match effect {
-                    Effect::Persist(record) => records::keep(&mut batch, &record),
-                    other => effects.push(other),
+                if let Effect::Persist(record) = &effect {
+                    self.promised(&mut batch, record);
+                    records::keep(&mut batch, record);
+                    continue;
                 }
+                if let Effect::Ended { job, outcome } = &effect {
+                    self.accounted(&mut batch, *job, outcome);
+                }
+                effects.push(effect);
             }
             if !batch.is_empty() {
                 let store = &self.parts.store;
@@ -657,6 +672,24 @@ impl Driver {
             for effect in effects {
                 self.perform(effect);
             }
+        }
+    }
+
+    /// Has a job's first promise bring along what its client set aside for it.
+    fn promised(&mut self, batch: &mut Batch, record: &Record) {
+        let Record::Spending(spending) = record else { return };
+        if let Some(aside) = self.asides.remove(&spending.job) {
+            aside.put(batch);
+        }
+        self.spending.insert(spending.job, spending.clone());
+    }
+
+    /// Keeps what a job did cost in place of what it might have, before its client learns of the end: whoever counts its money
+    /// finds the truth after a kill, too.
+    fn accounted(&mut self, batch: &mut Batch, job: JobId, outcome: &Outcome) {
+        self.asides.remove(&job);
+        if let Some(spending) = self.spending.remove(&job) {
+            records::keep(batch, &Record::Spending(Spending { promised: outcome.cost, ..spending }));
         }
     }
 

@@ -2,6 +2,7 @@
 //! Invariants: every submitted job's handle ends with one [`JobEvent::Ended`] unless it was cut for reading too slowly;
 //! a handle that is dropped earlier tells the market that its client left.
 
+use crate::records::Aside;
 use serde::Serialize;
 use spillway_ledger::{Account, JobId, NodeId, Price};
 use spillway_protocol::router::Sort;
@@ -43,6 +44,8 @@ pub enum JobEvent {
 pub struct JobRequest {
     /// The job.
     pub job: Job,
+    /// What is to be kept with the first promise to pay for it.
+    pub aside: Option<Arc<Aside>>,
     /// Where its events go.
     pub events: mpsc::Sender<JobEvent>,
 }
@@ -226,11 +229,11 @@ impl Jobs {
         Self { commands, shared: Arc::new(Shared::default()) }
     }
 
-    /// Hands a job to the market.
+    /// Hands a job to the market, which keeps `aside` with the first promise to pay for it.
     ///
     /// # Errors
     /// [`JobsFull`] if the market is too far behind to take it, or stopped.
-    pub fn submit(&self, job: Job) -> Result<JobHandle, JobsFull> {
+    pub fn submit(&self, job: Job, aside: Option<Arc<Aside>>) -> Result<JobHandle, JobsFull> {
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         let id = job.id;
         let entry = JobLog {
@@ -248,7 +251,7 @@ impl Jobs {
         };
         // Noted first: the job may be over before this returns.
         self.shared.log.lock().expect("no holder panics").insert(id, entry);
-        if self.commands.try_send(Command::Submit(Box::new(JobRequest { job, events }))).is_err() {
+        if self.commands.try_send(Command::Submit(Box::new(JobRequest { job, aside, events }))).is_err() {
             self.shared.log.lock().expect("no holder panics").remove(&id);
             return Err(JobsFull);
         }

@@ -2,9 +2,10 @@
 //! Invariant: one batch holds all that one drain of the market asked to keep; it is durable or absent as a whole.
 
 use spillway_ledger::store::{Batch, Store, Table};
-use spillway_ledger::{Credits, Digest, JobId, SessionId};
+use spillway_ledger::{Credits, Digest, JobId, SessionId, StoreError};
 use spillway_protocol::record::{Record, RecordKind};
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 /// Rows read at a time.
 const PAGE: usize = 1024;
@@ -87,7 +88,55 @@ pub fn leaves(store: &Store, session: &SessionId) -> anyhow::Result<Vec<Digest>>
     }
 }
 
-/// What each job may have cost by the vouchers signed for it, as the last run left it.
+/// A row of whoever sets money aside for a job. It is written with the first record of what the job may cost, so that after a
+/// kill neither is there without the other; a job that costs nothing never writes it.
+#[derive(Debug)]
+pub struct Aside {
+    table: Table,
+    key: Vec<u8>,
+    value: Vec<u8>,
+    is_kept: AtomicBool,
+}
+
+impl Aside {
+    /// A row that is not written yet.
+    #[must_use]
+    pub const fn new(table: Table, key: Vec<u8>, value: Vec<u8>) -> Self {
+        Self { table, key, value, is_kept: AtomicBool::new(false) }
+    }
+
+    /// Adds the row to what is to be kept.
+    pub fn put(&self, batch: &mut Batch) {
+        batch.put(self.table, self.key.clone(), self.value.clone());
+        self.is_kept.store(true, Ordering::Release);
+    }
+
+    /// Whether it is, or is about to be, on the disk.
+    #[must_use]
+    pub fn is_kept(&self) -> bool {
+        self.is_kept.load(Ordering::Acquire)
+    }
+}
+
+/// Removes what [`spendings`] reads, once all of it is accounted for.
+///
+/// # Errors
+/// If the store cannot be read or written.
+pub fn forget_spendings(store: &Store) -> Result<(), StoreError> {
+    loop {
+        let rows = store.range(Table::Jobs, &[], PAGE)?;
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let mut batch = Batch::new();
+        for (key, _) in rows {
+            batch.delete(Table::Jobs, key);
+        }
+        store.commit(batch)?;
+    }
+}
+
+/// What each job may have cost by the vouchers signed for it, or did cost if it had ended, as the last run left it.
 /// Whoever has accounted for a job deletes its row of [`Table::Jobs`] in the same batch.
 ///
 /// # Errors
@@ -122,7 +171,7 @@ fn read_all(store: &Store, table: Table) -> anyhow::Result<Vec<Record>> {
 mod tests {
     use super::*;
     use spillway_ledger::{Price, SecretKey, Usage};
-    use spillway_protocol::record::Earning;
+    use spillway_protocol::record::{Earning, Spending};
 
     fn earning(session: SessionId, receipts: &[Digest]) -> Record {
         let key = SecretKey::from_bytes(&[1; 32]);
@@ -140,6 +189,28 @@ mod tests {
             settled: Credits::ZERO,
             receipts: receipts.to_vec(),
         })
+    }
+
+    #[test]
+    fn spendings_that_are_accounted_for_are_forgotten() {
+        let folder = tempfile::tempdir().expect("a folder");
+        let store = Store::open(folder.path().join("node.redb")).expect("a store");
+        let mut batch = Batch::new();
+        let provider = spillway_ledger::NodeId(SecretKey::from_bytes(&[1; 32]).public());
+        // More than one page.
+        for number in 0..1500u128 {
+            let job = JobId(number.to_be_bytes());
+            let promised = Credits::new(u64::try_from(number).expect("small"));
+            keep(&mut batch, &Record::Spending(Spending { job, provider, promised }));
+            keep(&mut batch, &Record::Spending(Spending { job, provider, promised: Credits::new(7) }));
+        }
+        keep(&mut batch, &earning(SessionId(Digest::ZERO), &[]));
+        store.commit(batch).expect("kept");
+        let read = spendings(&store).expect("readable");
+        assert!(read.len() == 1500 && read.values().all(|cost| *cost == Credits::new(7)), "the last word counts");
+        forget_spendings(&store).expect("forgotten");
+        assert!(spendings(&store).expect("readable").is_empty());
+        assert_eq!(restore(&store).expect("readable").len(), 1, "what else is kept stays");
     }
 
     #[test]

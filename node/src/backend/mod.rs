@@ -200,10 +200,15 @@ struct Gone;
 impl Out {
     /// Passes an event on, with the text that it delivers.
     async fn event(&self, bytes: Vec<u8>) -> Result<(), BackendError> {
+        let text = text_of_event(self.kind, &bytes);
+        self.event_with(bytes, text).await
+    }
+
+    /// As [`Self::event`], where the text is known.
+    async fn event_with(&self, bytes: Vec<u8>, text: Vec<u8>) -> Result<(), BackendError> {
         if bytes.len() > CHUNK_BYTES_MAX {
             return Err(BackendError::Failed("an event is over 256 KiB".into()));
         }
-        let text = text_of_event(self.kind, &bytes);
         let event = BackendEvent::Output { work: self.work, bytes, text };
         self.sink.send(event).await.map_err(|_| BackendError::Failed("nobody listens".into()))
     }

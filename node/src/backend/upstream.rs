@@ -7,7 +7,9 @@ use super::merge::Merge;
 use super::models::{ANSWER_BYTES_MAX, CHECK_EVERY, CHECK_WAIT, RETRY_AFTER_MIN, configured, discovered};
 use super::prompt::for_upstream;
 use super::{Out, Work, cut};
+use crate::openai::endpoint::Choices;
 use crate::openai::event::Event;
+use crate::openai::measure::text_of_parsed;
 use crate::openai::{Answer, SseParser, endpoint};
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::redirect::Policy;
@@ -146,7 +148,8 @@ impl Upstream {
         }
         match row.answer {
             Answer::Events(_) => named_events(response, out).await,
-            Answer::Choices(_) | Answer::Whole(_) => relay(response, out).await,
+            Answer::Choices(choices) => relay(choices, response, out).await,
+            Answer::Whole(_) => whole(response, out).await,
         }
     }
 }
@@ -168,7 +171,7 @@ pub(super) async fn more_events(
 }
 
 /// Passes the stream's events on as they are; gives the finish reason.
-async fn relay(mut response: Response, out: &Out) -> Result<String, BackendError> {
+async fn relay(choices: Choices, mut response: Response, out: &Out) -> Result<String, BackendError> {
     let mut parser = SseParser::default();
     let mut finish = None;
     let mut events = Vec::new();
@@ -187,7 +190,8 @@ async fn relay(mut response: Response, out: &Out) -> Result<String, BackendError
             if let Some(reason) = event.choices.iter().find_map(|choice| choice.finish()) {
                 finish = Some(reason);
             }
-            out.event(data).await?;
+            let text = text_of_parsed(choices, &event);
+            out.event_with(data, text).await?;
         }
         if ended {
             // Some servers leave out `[DONE]`; what has a finish reason is complete all the same.

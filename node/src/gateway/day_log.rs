@@ -244,7 +244,7 @@ impl Note {
         if let Some(oldest) = number.checked_sub(JOBS_MAX) {
             changes.push(Change { table: Table::Meta, key: row_key(oldest), value: None });
         }
-        drop(inner.writer.queue(changes));
+        inner.writer.note(changes);
     }
 }
 

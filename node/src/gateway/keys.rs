@@ -13,6 +13,7 @@ use super::store::{now_ms, store_unavailable, unknown};
 use super::terms::bad;
 pub use super::terms::{PreferName, Terms};
 use super::writer::Writer;
+use crate::records::Aside;
 use serde::Serialize;
 use serde_json::{Map, Value};
 use spillway_ledger::store::Store;
@@ -172,8 +173,8 @@ pub enum KeysError {
 }
 
 impl Keys {
-    /// Reads the keys in this node's own store. Reservations that a crash left open are settled to what `promised` says the
-    /// job may have cost by the vouchers that were signed for it: nothing if there were none.
+    /// Reads the keys in this node's own store. Reservations that a crash left open are settled to what `promised` says: what the
+    /// job did cost, or may have cost by the vouchers that were signed for it; nothing if there were none.
     ///
     /// # Errors
     /// If the store cannot be read or written.
@@ -384,7 +385,10 @@ impl Keys {
     pub async fn reserve(&self, caller: &Caller, job: JobId, most: Amount) -> Result<Reservation, ApiError> {
         let work = Work { job, key: caller.id, project: caller.key.terms.project, most };
         match self.store.reserve(work).await {
-            Ok(rates) => Ok(Reservation { store: self.store.clone(), work, rates }),
+            Ok(rates) => {
+                let aside = self.store.aside(&work).map(Arc::new);
+                Ok(Reservation { store: self.store.clone(), work, rates, aside })
+            }
             Err(refusal) => Err(refused(&refusal, most)),
         }
     }
@@ -422,6 +426,7 @@ pub struct Reservation {
     store: KeyStore,
     work: Work,
     rates: Rates,
+    aside: Option<Arc<Aside>>,
 }
 
 impl Reservation {
@@ -437,15 +442,22 @@ impl Reservation {
         self.rates
     }
 
+    /// What is to be kept with the first promise to pay for the job.
+    #[must_use]
+    pub fn aside(&self) -> Option<Arc<Aside>> {
+        self.aside.clone()
+    }
+
     /// Charges what the job used and frees the rest. Its tokens count as at most what was set aside.
     pub fn settle(self, money: Credits, tokens: u64) {
         let used = Amount { money, tokens: tokens.min(self.work.most.tokens) };
-        self.store.settle(&self.work, used);
+        let is_kept = self.aside.as_ref().is_some_and(|aside| aside.is_kept());
+        self.store.settle(&self.work, used, is_kept);
     }
 
     /// Charges all that was set aside: for a job of which nobody can tell any more what it used.
     pub fn settle_in_full(self) {
-        self.store.settle(&self.work, self.work.most);
+        self.store.settle(&self.work, self.work.most, self.aside.is_some());
     }
 }
 

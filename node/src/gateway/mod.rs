@@ -44,6 +44,7 @@ use crate::keystore;
 use crate::metrics::{Metrics, TurnedAway};
 use crate::openai::request::{UNITS_PER_TOKEN, UNITS_PER_TOKEN_MAX};
 use crate::openai::{Request, endpoint};
+use crate::records;
 use budget::Amount;
 use cache::{CacheState, Recording};
 use day_log::DayLogError;
@@ -85,7 +86,8 @@ pub struct Parts<'a> {
     pub job_log: bool,
     /// How many bytes of answers are kept to be given again.
     pub cache_bytes: usize,
-    /// What each job may have cost by the vouchers signed for it: the node's `Record::Spending`, as a crash left them.
+    /// What each job may have cost by the vouchers signed for it, or did cost: the node's `Record::Spending`, as a crash left
+    /// them. Once they are accounted for, they are removed from the store.
     pub promised: BTreeMap<JobId, Credits>,
 }
 
@@ -152,6 +154,7 @@ impl Gateway {
             None => Keys::open(Arc::clone(&parts.store), promised)?,
             Some(shared) => Keys::open_shared(Arc::clone(&parts.store), shared, promised).await?,
         };
+        records::forget_spendings(&parts.store).map_err(KeysError::from)?;
         let day_log = if parts.job_log {
             Some(DayLog::open(parts.store, keys.writer())?)
         } else {
@@ -356,7 +359,7 @@ impl Gateway {
         let reservation = inner.keys.reserve(caller, id, Amount { money: cost_max, tokens }).await?;
         let session = request.session.as_deref();
         let note = inner.day_log.as_ref().map(|log| log.begin(id, caller.id, session, &model, job.prompt_units()));
-        let handle = match inner.jobs.submit(job) {
+        let handle = match inner.jobs.submit(job, reservation.aside()) {
             Ok(handle) => handle,
             Err(JobsFull) => {
                 reservation.settle(Credits::ZERO, 0);

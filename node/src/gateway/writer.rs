@@ -3,11 +3,14 @@
 
 use spillway_ledger::StoreError;
 use spillway_ledger::store::{Batch, Store, Table};
-use std::sync::Arc;
-use tokio::sync::{mpsc, oneshot};
+use std::sync::{Arc, mpsc};
+use std::time::{Duration, Instant};
+use tokio::sync::oneshot;
 
 /// Most queued requests that one commit takes along.
 const GROUP_MAX: usize = 1024;
+/// How long changes that nobody waits for gather before they are committed: a commit costs as much as many requests.
+const LINGER: Duration = Duration::from_millis(10);
 
 /// One change of one key.
 #[derive(Clone, Debug)]
@@ -22,7 +25,8 @@ pub struct Change {
 
 struct Order {
     changes: Vec<Change>,
-    done: oneshot::Sender<Result<(), WriteFailed>>,
+    /// Who waits; `None` if nobody does.
+    done: Option<oneshot::Sender<Result<(), WriteFailed>>>,
 }
 
 /// The changes are not on the disk; the log says why.
@@ -34,7 +38,7 @@ pub struct WriteFailed;
 ///
 /// The queue is bounded by its users: a job has at most three orders in it, and jobs are bounded.
 #[derive(Clone, Debug)]
-pub struct Writer(mpsc::UnboundedSender<Order>);
+pub struct Writer(mpsc::Sender<Order>);
 
 /// Resolves once the changes are durable.
 #[derive(Debug)]
@@ -46,16 +50,22 @@ impl Writer {
     /// # Errors
     /// If the system gives no thread.
     pub fn start(store: Arc<Store>) -> std::io::Result<Self> {
-        let (sender, receiver) = mpsc::unbounded_channel();
+        let (sender, receiver) = mpsc::channel();
         std::thread::Builder::new().name("gateway-writer".into()).spawn(move || write(&store, receiver))?;
         Ok(Self(sender))
     }
 
-    /// Queues changes that become durable together. What is returned need not be awaited.
+    /// Queues changes that become durable together, which nobody waits for: within [`LINGER`] and a commit.
+    pub fn note(&self, changes: Vec<Change>) {
+        // If the thread is gone, the log has said why.
+        let _ = self.0.send(Order { changes, done: None });
+    }
+
+    /// Queues changes that become durable together and at once, with all that was queued before.
     pub fn queue(&self, changes: Vec<Change>) -> Written {
         let (done, written) = oneshot::channel();
         // If the thread is gone, `done` is dropped with the order, and `Written` tells.
-        let _ = self.0.send(Order { changes, done });
+        let _ = self.0.send(Order { changes, done: Some(done) });
         Written(written)
     }
 }
@@ -70,13 +80,16 @@ impl Written {
     }
 }
 
-fn write(store: &Store, mut orders: mpsc::UnboundedReceiver<Order>) {
-    let mut group = Vec::new();
-    while let Some(first) = orders.blocking_recv() {
+fn write(store: &Store, orders: mpsc::Receiver<Order>) {
+    let mut group: Vec<Order> = Vec::new();
+    while let Ok(first) = orders.recv() {
+        let until = Instant::now() + LINGER;
+        let mut awaited = first.done.is_some();
         group.push(first);
-        while group.len() < GROUP_MAX
-            && let Ok(order) = orders.try_recv()
-        {
+        while group.len() < GROUP_MAX {
+            let wait = if awaited { Duration::ZERO } else { until.saturating_duration_since(Instant::now()) };
+            let Ok(order) = orders.recv_timeout(wait) else { break };
+            awaited |= order.done.is_some();
             group.push(order);
         }
         let mut batch = Batch::new();
@@ -90,8 +103,8 @@ fn write(store: &Store, mut orders: mpsc::UnboundedReceiver<Order>) {
             tracing::error!(%error, "keys and budgets cannot be written");
             WriteFailed
         });
-        for order in group.drain(..) {
-            let _ = order.done.send(result);
+        for done in group.drain(..).filter_map(|order| order.done) {
+            let _ = done.send(result);
         }
     }
 }

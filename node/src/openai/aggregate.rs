@@ -2,7 +2,7 @@
 //! Invariant: texts are joined in order, and whatever is not known here is kept as its last event said it.
 
 use super::endpoint::Choices;
-use super::event::Event;
+use super::event::INDEX_MAX;
 use super::fields::{Fields, literal, raw};
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
@@ -78,15 +78,24 @@ impl Aggregate {
         if self.bytes > GATHERED_BYTES_MAX {
             return Err(AnswerTooLong);
         }
-        let (Some(event), Ok(fields)) = (Event::parse(bytes), Fields::parse(bytes)) else { return Ok(()) };
+        let Ok(fields) = Fields::parse(bytes) else { return Ok(()) };
+        let choices: Vec<Fields<'_>> = match fields.get("choices") {
+            None => Vec::new(),
+            Some(choices) => match serde_json::from_str(choices) {
+                Ok(choices) => choices,
+                Err(_) => return Ok(()),
+            },
+        };
         for (name, value) in fields.iter() {
             if !matches!(name, "object" | "choices" | "usage") {
                 keep(&mut self.head, name, value);
             }
         }
-        let choices: Vec<Fields<'_>> = fields.read_borrowed("choices").unwrap_or_default();
-        for (choice, fields) in event.choices.iter().zip(&choices) {
-            self.choices.entry(choice.index).or_default().add(self.kind, fields);
+        for choice in &choices {
+            let index = choice.read::<u32>("index").unwrap_or(0);
+            if index <= INDEX_MAX {
+                self.choices.entry(index).or_default().add(self.kind, choice);
+            }
         }
         Ok(())
     }
@@ -280,8 +289,11 @@ impl Call {
 
 /// Keeps the newest value of a field; `null` and the empty string do not replace one, as later pieces repeat them.
 fn keep(fields: &mut Fields<'static>, name: &str, value: &RawValue) {
-    if fields.raw(name).is_none() || !matches!(value.get(), "null" | "\"\"") {
-        fields.set(name, value.to_owned());
+    match fields.raw(name) {
+        None => fields.set(name, value.to_owned()),
+        // Most fields of an answer's events are the same in each.
+        Some(old) if old.get() == value.get() || matches!(value.get(), "null" | "\"\"") => {}
+        Some(_) => fields.set(name, value.to_owned()),
     }
 }
 

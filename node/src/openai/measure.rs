@@ -32,7 +32,12 @@ pub fn text_of_event(kind: Kind, bytes: &[u8]) -> Vec<u8> {
 /// As [`text_of_event`], of a chunk.
 #[must_use]
 pub fn text_of_chunk(choices: Choices, bytes: &[u8]) -> Vec<u8> {
-    let Some(event) = Event::parse(bytes) else { return Vec::new() };
+    Event::parse(bytes).map(|event| text_of_parsed(choices, &event)).unwrap_or_default()
+}
+
+/// As [`text_of_chunk`], of a chunk that was read before.
+#[must_use]
+pub fn text_of_parsed(choices: Choices, event: &Event<'_>) -> Vec<u8> {
     let mut delivered = String::new();
     for choice in &event.choices {
         match choices {

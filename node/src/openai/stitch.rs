@@ -5,7 +5,7 @@
 use super::endpoint::Choices;
 use super::event::{Choice, Event, text};
 use super::fields::{Fields, literal, object, raw};
-use super::measure::{is_beyond_text, text_of_chunk};
+use super::measure::{is_beyond_text, text_of_parsed};
 use serde::Serialize;
 use serde_json::value::RawValue;
 use spillway_ledger::Credits;
@@ -83,13 +83,15 @@ impl Stitch {
         if event.error.is_some() {
             return None;
         }
-        let fields = Fields::parse(&bytes).ok()?;
         if let Some(usage) = event.usage.filter(|usage| usage.get().starts_with('{')) {
             self.usage = Some((usage.to_owned(), self.events_before));
         }
         if event.choices.is_empty() && (event.usage.is_some() || self.continued) {
             return None;
         }
+        // What is passed on as it is need not be taken apart.
+        let touched = !self.has_head || self.continued || event.usage.is_some();
+        let fields = if touched { Fields::parse(&bytes).ok()? } else { Fields::default() };
         if !self.has_head {
             self.has_head = true;
             for name in HEAD {
@@ -105,7 +107,7 @@ impl Stitch {
             (true, _) => Some(self.rewrite(&event, &fields)?),
         };
         self.beyond_text |= is_beyond_text(&event);
-        self.events += u64::from(!text_of_chunk(self.kind, &bytes).is_empty());
+        self.events += u64::from(!text_of_parsed(self.kind, &event).is_empty());
         for choice in &event.choices {
             let seen = self.choices.entry(choice.index).or_default();
             seen.role |= choice.delta.role.is_some();

@@ -1,9 +1,12 @@
 //! kill -9 of the gateway in the middle of a paid stream, and its restart: the books verify, nothing acknowledged is
-//! lost, no one is paid twice, and the provider is paid for what it delivered.
+//! lost, no one is paid twice, the provider is paid for what it delivered, and keys are charged what their jobs cost, no more
+//! and no less.
 
 use crate::common::{MINTED, WAIT, binary, command, ready_client};
 use anyhow::{Context, Result, ensure};
-use serde_json::Value;
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use serde_json::{Value, json};
 use spillway_testnet::topology::{BOOKS, GATEWAY, GUIDE};
 use spillway_testnet::{OpenAi, Plan, Statement, Testnet, Topology, until};
 use std::path::Path;
@@ -126,4 +129,69 @@ async fn a_gateway_killed_in_a_paid_stream_loses_and_repeats_nothing() -> Result
         assert_eq!(said["settled_gross"].as_u64(), Some(after.gross), "{said}");
     }
     Ok(())
+}
+
+/// How often a gateway dies right behind the last byte of answers; `SPILLWAY_KILLS` asks for more.
+const KILLS: u32 = 4;
+/// Answers that end at about the same moment before each kill.
+const AT_ONCE: usize = 3;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_charged_exactly_however_soon_its_gateway_dies() -> Result<()> {
+    let _alone = crate::common::alone().await;
+    let kills = std::env::var("SPILLWAY_KILLS").ok().and_then(|text| text.parse().ok()).unwrap_or(KILLS);
+    let folder = tempfile::tempdir()?;
+    let topology =
+        Topology { plans: vec![Plan::books(), Plan::new(GATEWAY), Plan::new("near").with_guide(4).provides(1.0, 4.0)] };
+    let mut network = Testnet::start(binary(), &folder.path().canonicalize()?, &topology).await?;
+    let (_, key) = ready_client(&network, GATEWAY, GUIDE).await?;
+    let mut charged = 0;
+    for kill in 0..kills {
+        let base_url = network.node(GATEWAY)?.ready().base_url.clone().context("no base URL")?;
+        let api = OpenAi::new(&base_url, &key)?;
+        let body = |number: usize| json!({"model": GUIDE, "messages": [{"role": "user", "content": format!("{QUESTION} {kill} {number}")}], "max_tokens": 8});
+        // The first one waits until the market is known and a session is open; it is charged like the others.
+        let first = until("an answer after a start", WAIT, async || Ok(Some(paid(&api, &body(0)).await?))).await?;
+        charged += first;
+        // Each kill comes behind another number of answers; those under way may be charged for what they may have cost.
+        let wanted = kill as usize % (AT_ONCE + 1);
+        let bodies: Vec<Value> = (1..=AT_ONCE).filter(|_| wanted > 0).map(body).collect();
+        let mut asked: FuturesUnordered<_> = bodies.iter().map(|body| paid(&api, body)).collect();
+        for _ in 0..wanted {
+            charged += asked.next().await.context("an answer")??;
+        }
+        network.kill(GATEWAY).await?;
+        let mut lost = 0;
+        while let Some(answer) = asked.next().await {
+            match answer {
+                // Its last byte had left before the kill.
+                Ok(cost) => charged += cost,
+                Err(_) => lost += 1,
+            }
+        }
+        network.restart(GATEWAY).await?;
+        let (spent, reserved) = until("the keys", WAIT, async || Ok(Some(spent(&network).await?))).await?;
+        assert_eq!(reserved, 0, "kill {kill}");
+        if lost == 0 {
+            assert_eq!(spent, charged, "kill {kill}: nothing was under way");
+        } else {
+            assert!(spent >= charged, "kill {kill}: {spent} of {charged}");
+        }
+        charged = spent;
+    }
+    // And each of those that were under way is paid to its provider at most once.
+    let statement = quiet(&network, 1).await?;
+    statement.check()?;
+    assert!(statement.gross <= charged, "{} was settled and {charged} charged", statement.gross);
+    network.stop().await
+}
+
+/// What a whole answer cost, in micro-credits, by its own word.
+async fn paid(api: &OpenAi, body: &Value) -> Result<u64> {
+    let response = api.post(body).await?;
+    ensure!(response.status() == 200, "{}", response.status());
+    let cost = response.headers().get("x-spillway-cost").context("no cost")?.to_str()?.replacen('.', "", 1);
+    let whole: Value = serde_json::from_str(&response.text().await?)?;
+    ensure!(whole.pointer("/usage/cost").is_some(), "{whole}");
+    Ok(cost.parse()?)
 }

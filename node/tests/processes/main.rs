@@ -4,6 +4,7 @@ mod backend_by_url;
 mod common;
 mod demo;
 mod gateway_killed;
+mod recorded;
 mod treasury;
 #[cfg(feature = "validator")]
 mod validators;

@@ -1,6 +1,7 @@
 //! Keys and budgets in this node's own store: decided in memory, written behind by one thread.
-//! Invariant: changes are queued for the disk in the order they were made, under the lock they were made under. No
-//! request waits for the disk: after a kill, what was not written yet is as if it had not been asked for.
+//! Invariants: changes are queued for the disk in the order they were made, under the lock they were made under. No request
+//! waits for the disk, and no money is lost in a kill: what a job may cost is kept with the first promise to pay for it, what it
+//! did cost before anyone is told, and both go in the same commit that charges it.
 
 use super::super::error::ApiError;
 use super::super::keys::KeysError;
@@ -8,6 +9,7 @@ use super::super::writer::{Change, WriteFailed, Writer};
 use super::{Held, Holder, Identity, KeyId, ProjectId, Record, Refusal, Work, decide, now_ms};
 use super::{store_unavailable, too_many, unknown};
 use crate::gateway::budget::{Amount, Limits, Rates, Tally};
+use crate::records::Aside;
 use spillway_ledger::store::{Batch, Store, Table};
 use spillway_ledger::{Credits, JobId};
 use std::collections::BTreeMap;
@@ -41,8 +43,8 @@ impl std::fmt::Debug for Embedded {
 }
 
 impl Embedded {
-    /// Reads the keys, of which there may be `holders_max`, and as many projects. Reservations that a crash left open are settled to what `promised` says the job may have cost by the
-    /// vouchers that were signed for it: nothing if there were none.
+    /// Reads the keys, of which there may be `holders_max`, and as many projects. Reservations that a crash left open are settled to
+    /// what `promised` says: what the job did cost, or may have cost by the vouchers that were signed for it.
     ///
     /// # Errors
     /// If the store cannot be read or written.
@@ -200,23 +202,13 @@ impl Embedded {
         {
             kept.tally = project.tally;
         }
-        // What costs nothing leaves nothing to settle after a crash.
-        if work.most.money.is_zero() {
-            return Ok(rates);
-        }
-        let mut owners = Vec::with_capacity(8);
-        for holder in holders(work.key, work.project) {
-            owners.extend_from_slice(&holder.bytes());
-        }
-        let row = Change { table: Table::Budgets, key: reserved_key(work.job), value: Some(owners) };
-        drop(self.0.writer.queue(vec![row]));
         Ok(rates)
     }
 
-    pub(super) fn settle(&self, work: &Work, used: Amount, now_ms: u64) {
+    pub(super) fn settle(&self, work: &Work, used: Amount, is_kept: bool, now_ms: u64) {
         let mut held = self.held();
         let mut changes = Vec::with_capacity(4);
-        if !work.most.money.is_zero() {
+        if is_kept {
             // With the reservation goes what the market noted of the job's cost for the case of a crash.
             changes.push(Change { table: Table::Budgets, key: reserved_key(work.job), value: None });
             changes.push(Change { table: Table::Jobs, key: work.job.0.to_vec(), value: None });
@@ -235,7 +227,7 @@ impl Embedded {
         }
         // Queued under the lock, so that an older tally never overwrites a newer one.
         if !changes.is_empty() {
-            drop(self.0.writer.queue(changes));
+            self.0.writer.note(changes);
         }
     }
 
@@ -250,6 +242,15 @@ impl Embedded {
 
 fn holders(key: KeyId, project: Option<ProjectId>) -> impl Iterator<Item = Holder> {
     std::iter::once(Holder::Key(key)).chain(project.map(Holder::Project))
+}
+
+/// The row by which a start finds whose job it was.
+pub(super) fn aside(work: &Work) -> Aside {
+    let mut owners = Vec::with_capacity(8);
+    for holder in holders(work.key, work.project) {
+        owners.extend_from_slice(&holder.bytes());
+    }
+    Aside::new(Table::Budgets, reserved_key(work.job), owners)
 }
 
 /// A key's row is its id; a project's has a letter before.

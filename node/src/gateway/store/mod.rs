@@ -14,6 +14,7 @@ use super::error::ApiError;
 use super::holder::{Holder, KeyId, ProjectId};
 use super::terms::Terms;
 use super::writer::WriteFailed;
+use crate::records::Aside;
 use serde::{Deserialize, Serialize};
 use spillway_ledger::{Digest, JobId};
 use std::sync::Arc;
@@ -193,10 +194,21 @@ impl KeyStore {
         }
     }
 
-    /// Charges what a job used and frees the rest. Settling twice is settling once.
-    pub fn settle(&self, work: &Work, used: Amount) {
+    /// What is to be kept with the first promise to pay for the job, so that a start after a kill charges it to its key.
+    #[must_use]
+    pub fn aside(&self, work: &Work) -> Option<Aside> {
         match self {
-            Self::Embedded(store) => store.settle(work, used, now_ms()),
+            Self::Embedded(_) if work.most.money.is_zero() => None, // What costs nothing leaves nothing to settle.
+            Self::Embedded(_) => Some(embedded::aside(work)),
+            Self::Postgres(_) => None, // The database has it before the job begins.
+        }
+    }
+
+    /// Charges what a job used and frees the rest. Settling twice is settling once. `is_kept` is whether what
+    /// [`Self::aside`] gave was kept.
+    pub fn settle(&self, work: &Work, used: Amount, is_kept: bool) {
+        match self {
+            Self::Embedded(store) => store.settle(work, used, is_kept, now_ms()),
             Self::Postgres(store) => store.settle(work, used),
         }
     }

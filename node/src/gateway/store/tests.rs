@@ -4,8 +4,9 @@ use super::{Lease, Shared};
 use crate::gateway::ApiError;
 use crate::gateway::budget::Amount;
 use crate::gateway::keys::{Caller, Holder, KeyId, Keys, ProjectId, Reservation, Terms, View};
+use crate::records::Aside;
 use serde_json::{Value, json};
-use spillway_ledger::store::Store;
+use spillway_ledger::store::{Batch, Store};
 use spillway_ledger::{Credits, JobId, StoreError};
 use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, Row};
@@ -135,6 +136,7 @@ on_every_store!(
     keys_of_a_project_share_its_limits,
     parallel_requests_never_exceed_a_budget,
     a_restart_charges_what_was_promised,
+    a_job_without_a_promise_leaves_nothing_on_the_disk,
     concurrency_is_limited,
     requests_and_tokens_per_minute_are_limited,
     the_oldest_void_key_makes_room,
@@ -374,11 +376,52 @@ async fn a_restart_charges_what_was_promised(place: Place) {
     // Two jobs are under way when the node dies; for one of them vouchers were signed.
     let left = (granted(&keys, &caller, 0, money(400)).await, granted(&keys, &caller, 1, money(400)).await);
     assert_eq!(refused(&keys, &caller, 2, money(400)).await.status, 429);
+    let aside = left.0.aside();
     drop((keys, left, caller));
+    promise(&place, aside).await;
     for _ in 0..2 {
         let keys = place.open(|id| (id == job(0)).then_some(Credits::new(123))).await;
         comes_to(&keys, Holder::Key(key(&view)), (123, 0, 0)).await;
     }
+}
+
+/// What the market does when it first promises to pay for a job; then the node dies.
+async fn promise(place: &Place, aside: Option<Arc<Aside>>) {
+    let mut batch = Batch::new();
+    if let Some(aside) = aside {
+        aside.put(&mut batch);
+    }
+    place.store().await.commit(batch).expect("kept");
+}
+
+async fn a_job_without_a_promise_leaves_nothing_on_the_disk(place: Place) {
+    let keys = place.start().await;
+    let (view, secret) = keys.create(terms(None, None)).await.expect("a key");
+    let caller = keys.authenticate(&secret).await.expect("the secret");
+    let own = granted(&keys, &caller, 0, money(400)).await;
+    let bought = granted(&keys, &caller, 1, money(400)).await;
+    let aside = bought.aside();
+    own.settle(Credits::ZERO, 0);
+    drop((keys, bought, caller));
+    promise(&place, aside).await;
+    // It had ended, at less than was promised, and was not charged yet.
+    let asked = std::sync::Mutex::new(Vec::new());
+    let keys = place
+        .open(|id| {
+            asked.lock().expect("no panic").push(id);
+            (id == job(1)).then_some(Credits::new(7))
+        })
+        .await;
+    comes_to(&keys, Holder::Key(key(&view)), (7, 0, 0)).await;
+    let asked = asked.into_inner().expect("no panic");
+    assert!(asked.contains(&job(1)));
+    assert!(place.shared.is_some() || asked == [job(1)], "{asked:?}");
+    let caller = keys.authenticate(&secret).await.expect("the secret");
+    let again = granted(&keys, &caller, 2, money(400)).await;
+    again.settle(Credits::new(1), 0);
+    keys.flush().await.expect("written");
+    drop((keys, caller));
+    comes_to(&place.open(|_| panic!("nothing is open")).await, Holder::Key(key(&view)), (8, 0, 0)).await;
 }
 
 async fn concurrency_is_limited(place: Place) {

@@ -91,7 +91,7 @@ impl Market {
 }
 
 async fn play(request: JobRequest, left: oneshot::Receiver<()>, released: Arc<Notify>, log: Jobs) {
-    let (job, events) = (request.job, request.events);
+    let JobRequest { job, events, .. } = request;
     let mut legs = Vec::new();
     let send = async |event: JobEvent| events.send(event).await.is_ok();
     let mut place = |route, reason| {

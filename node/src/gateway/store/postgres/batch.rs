@@ -119,7 +119,7 @@ fn deliver(ops: impl Iterator<Item = Op>, decisions: Vec<Result<Rates, Refusal>>
         }
     }
     if !settled.is_empty() {
-        drop(writer.queue(settled));
+        writer.note(settled);
     }
 }
 
