@@ -10,6 +10,7 @@ use super::{Out, Work, cut};
 use crate::openai::endpoint::Choices;
 use crate::openai::event::Event;
 use crate::openai::measure::text_of_parsed;
+use crate::openai::template::Template;
 use crate::openai::{Answer, SseParser, endpoint};
 use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
 use reqwest::redirect::Policy;
@@ -175,11 +176,17 @@ async fn relay(choices: Choices, mut response: Response, out: &Out) -> Result<St
     let mut parser = SseParser::default();
     let mut finish = None;
     let mut events = Vec::new();
+    let mut template = Template::new(choices);
     loop {
         let ended = more_events(&mut response, &mut parser, &mut events).await?;
         for data in events.drain(..) {
             if data.trim_ascii() == b"[DONE]" {
                 return Ok(finish.unwrap_or_else(|| "stop".into()));
+            }
+            if let Some(text) = template.text(&data) {
+                let text = text.into_owned().into_bytes();
+                out.event_with(data, text).await?;
+                continue;
             }
             let Some(event) = Event::parse(&data) else {
                 return Err(BackendError::Failed("the server sent an event that is none of OpenAI's".into()));
@@ -191,6 +198,7 @@ async fn relay(choices: Choices, mut response: Response, out: &Out) -> Result<St
                 finish = Some(reason);
             }
             let text = text_of_parsed(choices, &event);
+            template.learn(&data, &event);
             out.event_with(data, text).await?;
         }
         if ended {

@@ -5,6 +5,7 @@
 use super::answer::{Waits, Wishes, answer};
 use super::cache::CacheWish;
 use super::error::ApiError;
+use super::terms::bad;
 use super::{Caller, Gateway, admin, guard, rate_headers};
 use crate::openai::{Fields, endpoint, messages};
 use axum::Router;
@@ -147,9 +148,8 @@ async fn job(gateway: &Gateway, kind: Kind, request: Request) -> Response<Body> 
     let (head, body) = request.into_parts();
     let header = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
     let admitted = async {
-        let wish = CacheWish::read(header("x-spillway-cache"), header("cache-control")).ok_or_else(|| {
-            ApiError::new(400, "invalid_request", "x-spillway-cache: none of `use`, `refresh` and `bypass`")
-        });
+        let wish = CacheWish::read(header("x-spillway-cache"), header("cache-control"))
+            .ok_or_else(|| bad("x-spillway-cache", "none of `use`, `refresh` and `bypass`"));
         let (caller, bytes) = caller(gateway, &head.headers, body).await?;
         gateway.admit_as(&caller, kind, &bytes, wish?).await
     };

@@ -2,8 +2,9 @@
 //! Invariant: texts are joined in order, and whatever is not known here is kept as its last event said it.
 
 use super::endpoint::Choices;
-use super::event::INDEX_MAX;
+use super::event::{Event, INDEX_MAX};
 use super::fields::{Fields, literal, raw};
+use super::template::Template;
 use serde_json::value::RawValue;
 use std::collections::BTreeMap;
 
@@ -23,6 +24,9 @@ pub struct Aggregate {
     /// The answer's own fields, last one wins.
     head: Fields<'static>,
     choices: BTreeMap<u32, Whole>,
+    template: Template,
+    /// Whose text the template's events have.
+    of: u32,
 }
 
 /// One choice so far.
@@ -66,7 +70,7 @@ impl Aggregate {
         for (name, value) in [("id", literal("null")), ("object", raw(object))] {
             head.set(name, value);
         }
-        Self { kind, bytes: 0, head, choices: BTreeMap::new() }
+        Self { kind, bytes: 0, head, choices: BTreeMap::new(), template: Template::new(kind), of: 0 }
     }
 
     /// Adds an event, as it comes from a [`Stitch`](super::Stitch).
@@ -77,6 +81,15 @@ impl Aggregate {
         self.bytes += bytes.len();
         if self.bytes > GATHERED_BYTES_MAX {
             return Err(AnswerTooLong);
+        }
+        if let Some(text) = self.template.text(bytes) {
+            // Whatever else the event says, the one that the template is of has said.
+            let name = match self.kind {
+                Choices::Chat => "content",
+                Choices::Completion => "text",
+            };
+            self.choices.entry(self.of).or_default().push_text(name, &text);
+            return Ok(());
         }
         let Ok(fields) = Fields::parse(bytes) else { return Ok(()) };
         let choices: Vec<Fields<'_>> = match fields.get("choices") {
@@ -96,6 +109,11 @@ impl Aggregate {
             if index <= INDEX_MAX {
                 self.choices.entry(index).or_default().add(self.kind, choice);
             }
+        }
+        if let Some(event) = Event::parse(bytes)
+            && self.template.learn(bytes, &event)
+        {
+            self.of = event.choices[0].index;
         }
         Ok(())
     }
@@ -156,9 +174,13 @@ impl Whole {
             self.parts.extend(serde_json::from_str::<Vec<Box<RawValue>>>(value.get()).unwrap_or_default());
         }
         let Ok(piece) = serde_json::from_str::<String>(value.get()) else { return };
+        self.push_text(name, &piece);
+    }
+
+    fn push_text(&mut self, name: &str, piece: &str) {
         match self.texts.iter_mut().find(|(other, _)| other == name) {
-            Some((_, text)) => text.push_str(&piece),
-            None => self.texts.push((name.to_owned(), piece)),
+            Some((_, text)) => text.push_str(piece),
+            None => self.texts.push((name.to_owned(), piece.to_owned())),
         }
     }
 
@@ -325,6 +347,24 @@ mod tests {
 "message":{"role":"assistant","content":"Héllo","x_mine":1.0},
 "logprobs":{"content":[{"token":"H","logprob":-0.10},{"token":"llo","logprob":-1e-7}]},
 "finish_reason":"stop","stop_reason":7}],"usage":{"total_tokens":3}}"#,
+        );
+    }
+
+    #[test]
+    fn choices_that_take_turns_and_come_together() {
+        check(
+            Choices::Chat,
+            &[
+                r#"{"choices":[{"index":0,"delta":{"content":"a"}}]}"#,
+                r#"{"choices":[{"index":1,"delta":{"content":"x"}}]}"#,
+                r#"{"choices":[{"index":1,"delta":{"content":"y"}}]}"#,
+                r#"{"choices":[{"index":0,"delta":{"content":"b"}},{"index":1,"delta":{"content":"z"}}]}"#,
+                r#"{"choices":[{"index":1,"delta":{"content":"!"}}]}"#,
+                r#"{"choices":[{"index":0,"delta":{"content":"c"}}]}"#,
+            ],
+            r#"{"id":null,"object":"chat.completion","choices":[
+{"index":0,"message":{"role":"assistant","content":"abc"},"logprobs":null,"finish_reason":null},
+{"index":1,"message":{"role":"assistant","content":"xyz!"},"logprobs":null,"finish_reason":null}],"usage":{"total_tokens":3}}"#,
         );
     }
 

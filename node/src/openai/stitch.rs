@@ -6,6 +6,7 @@ use super::endpoint::Choices;
 use super::event::{Choice, Event, text};
 use super::fields::{Fields, literal, object, raw};
 use super::measure::{is_beyond_text, text_of_parsed};
+use super::template::Template;
 use serde::Serialize;
 use serde_json::value::RawValue;
 use spillway_ledger::Credits;
@@ -33,6 +34,7 @@ pub struct Stitch {
     /// Events with text of the earlier legs, and of this one.
     events_before: u64,
     events: u64,
+    template: Template,
 }
 
 /// What the client has of a choice.
@@ -59,6 +61,7 @@ impl Stitch {
             usage: None,
             events_before: 0,
             events: 0,
+            template: Template::new(kind),
         }
     }
 
@@ -79,6 +82,13 @@ impl Stitch {
     /// [`Self::usage`] has, what repeats an earlier leg, and what is no event.
     #[must_use]
     pub fn event(&mut self, bytes: Vec<u8>) -> Option<Vec<u8>> {
+        if !self.continued
+            && let Some(text) = self.template.text(&bytes)
+        {
+            // More of what an event of this leg began.
+            self.events += u64::from(!text.is_empty());
+            return Some(bytes);
+        }
         let event = Event::parse(&bytes)?;
         if event.error.is_some() {
             return None;
@@ -113,6 +123,7 @@ impl Stitch {
             seen.role |= choice.delta.role.is_some();
             seen.finished |= choice.finish_reason.is_some();
         }
+        self.template.learn(&bytes, &event);
         Some(rewritten.unwrap_or(bytes))
     }
 

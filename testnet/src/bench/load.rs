@@ -155,7 +155,7 @@ fn body(stream: bool) -> Bytes {
     });
     if stream {
         body["stream"] = true.into();
-        body["user"] = PACED.into();
+        body["messages"][1]["content"] = format!("Say how a market works, {PACED}.").into();
     }
     Bytes::from(body.to_string())
 }

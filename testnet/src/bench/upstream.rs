@@ -1,4 +1,4 @@
-//! An upstream that answers at once: the same chat for everyone, whole or as a stream, as it is asked; or, to who calls itself
+//! An upstream that answers at once: the same chat for everyone, whole or as a stream, as it is asked; or, to who asks for it by
 //! [`PACED`], a stream of frames in time that bear when they were sent.
 //! Invariant: what it sends is known in advance but for those times, so that a client can tell a lost or changed frame.
 
@@ -19,8 +19,8 @@ use std::time::{Duration, Instant};
 use tokio::net::TcpListener;
 use tokio::task::JoinHandle;
 
-/// The `user` of a request for frames in time.
-pub(super) const PACED: &str = "paced";
+/// What a question holds that is to be answered by frames in time. Gateways drop fields; the question they pass on.
+pub(super) const PACED: &str = "in paced frames";
 /// Frames of one paced stream.
 pub(super) const FRAMES: usize = 64;
 /// From one frame to the next.
@@ -91,7 +91,8 @@ async fn answer(request: Request<Incoming>) -> Result<Response<Body>, Infallible
         "/v1/chat/completions" => {
             let body = body.to_bytes();
             let asked: serde_json::Value = serde_json::from_slice(&body).unwrap_or_default();
-            match (asked["stream"] == true, asked["user"] == PACED) {
+            let paced = memchr::memmem::find(&body, PACED.as_bytes()).is_some();
+            match (asked["stream"] == true, paced) {
                 (true, true) => frames(),
                 (true, false) => at_once(),
                 (false, _) => whole(StatusCode::OK, &WHOLE),
