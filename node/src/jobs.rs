@@ -79,6 +79,8 @@ struct Shared {
 pub struct MarketView {
     /// By model.
     pub models: Vec<MarketModel>,
+    /// Models of own backends none of which answers.
+    pub resting: Vec<String>,
     /// By provider.
     pub offers: Vec<OfferView>,
     /// How busy this node is.
@@ -109,6 +111,9 @@ pub struct MarketModel {
     pub kinds: Kinds,
     /// The lowest price on offer, per million units in micro-credits.
     pub price_min: Option<Price>,
+    /// The most that an own backend of it costs, per million tokens in micro-credits; nothing for own hardware.
+    #[serde(skip)]
+    pub token_price: Price,
 }
 
 /// A set of endpoints.

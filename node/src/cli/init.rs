@@ -234,8 +234,8 @@ mod tests {
         assert_eq!(config.ledger.role, LedgerRole::Follow);
         assert_eq!(config.ledger.authority, ["12D3KooW\"quoted"]);
         assert_eq!(config.network.bootstrap, arguments.bootstrap);
-        let [BackendSection::OpenAi { url, .. }] = config.backend.as_slice() else { panic!("{:?}", config.backend) };
-        assert_eq!(url, "http://127.0.0.1:8000/v1");
+        let [BackendSection::OpenAi(server)] = config.backend.as_slice() else { panic!("{:?}", config.backend) };
+        assert_eq!(server.url, "http://127.0.0.1:8000/v1");
     }
 
     #[test]

@@ -17,6 +17,7 @@ pub mod request;
 pub mod responses;
 pub mod sse;
 pub mod stitch;
+pub mod unify;
 
 pub use aggregate::Aggregate;
 pub use endpoint::{Answer, endpoint};

@@ -9,7 +9,7 @@ use super::endpoint::{Answer, Choices, Encoding, endpoint};
 use super::fields::{Fields, depth, literal, raw};
 use super::form::Form;
 use super::inputs;
-use super::preference::{GATEWAY_FIELDS, ModelName, Routing, Shortcut, models};
+use super::preference::{Direction, GATEWAY_FIELDS, ModelName, Routing, Shortcut, models};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use spillway_protocol::Kind;
@@ -186,11 +186,28 @@ impl Request {
     ///
     /// # Errors
     /// If they contradict each other: preferences hold for all models of a request.
-    pub fn resolve(&mut self, known: impl Fn(&str) -> bool) -> Result<(), BadRequest> {
-        let first = taken_apart(&self.models[0], &known);
+    pub fn resolve(
+        &mut self,
+        known: impl Fn(&str) -> bool,
+        is_backend: impl Fn(&str) -> bool,
+    ) -> Result<(), BadRequest> {
+        let (mut bare, mut direction) = (Vec::with_capacity(self.models.len()), None);
+        for (index, model) in self.models.iter().enumerate() {
+            let fail = |why: String| BadRequest::new(&model.field, why);
+            let found =
+                if known(&model.name) { None } else { Direction::of(&model.name, &is_backend).map_err(fail)? };
+            let (name, found) = found.map_or((model.name.as_str(), None), |(name, found)| (name, Some(found)));
+            if index == 0 {
+                direction = found;
+            } else if found.is_some() && found != direction {
+                return Err(fail("it says another place than the first model, and there is one for all".into()));
+            }
+            bare.push(ModelName { field: model.field.clone(), name: name.to_owned() });
+        }
+        let first = taken_apart(&bare[0], &known);
         let (provider, sort) = first.map_or((None, None), |it| (it.provider, it.sort));
         let mut names = Vec::with_capacity(self.models.len());
-        for (index, model) in self.models.iter().enumerate() {
+        for (index, model) in bare.iter().enumerate() {
             let Some(shortcut) = taken_apart(model, &known) else {
                 names.push(model.name.clone());
                 continue;
@@ -200,6 +217,11 @@ impl Request {
                 return Err(BadRequest::new(&model.field, why));
             }
             names.push(shortcut.model.to_owned());
+        }
+        match direction {
+            None => {}
+            Some(Direction::Backend(backend)) => self.routing.backend = Some(backend),
+            Some(Direction::Best(wish)) => self.routing.wish(&wish),
         }
         let preferences = &mut self.routing.preferences;
         if let Some(provider) = provider {
@@ -584,7 +606,7 @@ mod tests {
     fn shortcuts_become_preferences() {
         let resolved = |json: &str| {
             let mut request = Request::parse(Kind::Completion, json.as_bytes()).expect(json);
-            request.resolve(|name| ["a", "b", "b:floor"].contains(&name)).map(|()| request)
+            request.resolve(|name| ["a", "b", "b:floor"].contains(&name), |name| name == "gpu1").map(|()| request)
         };
         // The request; its models, sort and only.
         let cases = [

@@ -149,7 +149,11 @@ fn a_provider_that_dies_is_continued_elsewhere() {
 #[test]
 fn a_backend_error_moves_the_job_but_a_bad_request_does_not() {
     let rejected = BackendError::Rejected { status: 422, message: "no such tool".into() };
-    for (error, moved) in [(BackendError::Failed("oops".into()), true), (BackendError::Busy, true), (rejected, false)] {
+    for (error, moved) in [
+        (BackendError::Failed("oops".into()), true),
+        (BackendError::Busy { retry_after_ms: None }, true),
+        (rejected, false),
+    ] {
         let mut world = World::new();
         let gateway = world.add(1, 0, consumer());
         let cheap = world.add(2, 4, provider(200_000));
