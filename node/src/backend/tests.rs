@@ -391,3 +391,56 @@ async fn all_of(mut events: mpsc::Receiver<BackendEvent>) -> (Vec<Vec<u8>>, Vec<
         }
     }
 }
+
+/// What a server hears first.
+async fn first_bytes(server: ServerSection, listener: TcpListener) -> Vec<u8> {
+    let section = BackendSection::OpenAi(Box::new(server));
+    let (_backends, _capacity) = Backends::start(&[section], Path::new("/")).expect("backends");
+    let (mut stream, _) = listener.accept().await.expect("a connection");
+    let mut first = vec![0; 24];
+    stream.read_exact(&mut first).await.expect("bytes");
+    first
+}
+
+#[tokio::test]
+async fn http2_is_spoken_where_it_is_wanted() {
+    for (http2, want) in [(true, &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..]), (false, b"GET /v1/models HTTP/1.1\r\n")] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}/v1", listener.local_addr().expect("its address"));
+        let first = first_bytes(ServerSection { http2, ..ServerSection::new(&url) }, listener).await;
+        assert_eq!(first, want[..24]);
+    }
+}
+
+/// A certificate authority of the operator's own is trusted, and no other that is not the system's; HTTP/2 is agreed on.
+#[tokio::test]
+async fn tls_trusts_the_operators_authority() {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
+    let key = rustls::pki_types::PrivateKeyDer::try_from(made.key_pair.serialize_der()).expect("a key");
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("ca.pem"), made.cert.pem()).expect("written");
+    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .expect("a server");
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config));
+    for (ca_file, trusted) in [(Some("ca.pem".to_owned()), true), (None, false)] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("https://localhost:{}/v1", listener.local_addr().expect("its address").port());
+        let server = ServerSection { ca_file, ..ServerSection::new(&url) };
+        let section = BackendSection::OpenAi(Box::new(server));
+        let (_backends, _capacity) = Backends::start(&[section], folder.path()).expect("backends");
+        let (stream, _) = listener.accept().await.expect("a connection");
+        let accepted = acceptor.accept(stream).await;
+        assert_eq!(accepted.is_ok(), trusted, "{url}");
+        let Ok(mut stream) = accepted else { continue };
+        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+        let mut first = [0; 14];
+        stream.read_exact(&mut first).await.expect("bytes");
+        assert_eq!(&first, b"PRI * HTTP/2.0");
+    }
+}

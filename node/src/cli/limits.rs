@@ -73,6 +73,9 @@ pub(super) struct LimitArguments {
     /// The time to first text that its jobs ask for: the cheapest place that meets it is taken
     #[arg(long, value_name = "MS")]
     target_ms: Option<u32>,
+    /// The policy that its requests go by where they name none, from `spillway.toml`
+    #[arg(long, value_name = "POLICY")]
+    policy: Option<String>,
     /// A name and a value that mean something to you, such as team=red; repeat for more
     #[arg(long = "label", value_name = "NAME=VALUE")]
     labels: Vec<String>,
@@ -94,6 +97,7 @@ pub(super) enum Clear {
     ProviderOnly,
     ProviderOrder,
     TargetMs,
+    Policy,
     Label,
     Project,
 }
@@ -115,6 +119,7 @@ impl Clear {
             Self::ProviderOnly => "providers_only",
             Self::ProviderOrder => "providers_order",
             Self::TargetMs => "target_ms",
+            Self::Policy => "policy",
             Self::Label => "labels",
             Self::Project => "project",
         }
@@ -165,6 +170,9 @@ impl LimitArguments {
         }
         if let Some(prefer) = self.prefer {
             fields.insert("prefer".into(), prefer.as_str().into());
+        }
+        if let Some(policy) = &self.policy {
+            fields.insert("policy".into(), policy.as_str().into());
         }
         for (field, list) in [
             ("models", &self.models),
@@ -253,7 +261,7 @@ mod tests {
             "budget_micro": 0, "budget_day_micro": 0, "budget_week_micro": 0, "budget_month_micro": 0,
             "requests_per_minute": 1, "tokens_per_minute": 1, "concurrency": 1, "expires_ms": 1, "prefer": "any",
             "models": ["m"], "providers_only": ["own"], "providers_order": ["own"], "target_ms": 1,
-            "labels": {"a": "b"}, "project": "00000000", "name": "test",
+            "policy": "p", "labels": {"a": "b"}, "project": "00000000", "name": "test",
         });
         let terms = spillway_node::gateway::Terms::read(all).expect("good terms");
         let patch = fields.iter().map(|field| ((*field).to_owned(), Value::Null)).collect();

@@ -4,6 +4,7 @@
 
 use super::answer::{Waits, Wishes, answer};
 use super::error::ApiError;
+use super::policy::portkey;
 use super::{Caller, Gateway, admin, guard, rate_headers};
 use crate::openai::{Fields, endpoint, messages};
 use axum::Router;
@@ -146,7 +147,9 @@ async fn job(gateway: &Gateway, kind: Kind, request: Request) -> Response<Body> 
     let (head, body) = request.into_parts();
     let admitted = async {
         let (caller, bytes) = caller(gateway, &head.headers, body).await?;
-        gateway.admit_as(&caller, kind, &bytes).await
+        let stream = || Fields::parse(&bytes).is_ok_and(|fields| fields.get("stream") == Some("true"));
+        let hints = portkey::hints(&head.headers, stream, gateway.policies())?;
+        gateway.admit_as(&caller, kind, &bytes, &hints).await
     };
     let wishes = Wishes { detail: head.headers.get("x-spillway-detail").is_some_and(|value| value == "legs") };
     match admitted.await {

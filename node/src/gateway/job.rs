@@ -4,6 +4,7 @@
 use super::budget::Rates;
 use super::day_log::Note;
 use super::keys::Reservation;
+use super::policy::Attempts;
 use super::tokens_of;
 use crate::jobs::{JobEvent, JobHandle, Jobs};
 use crate::metrics::Metrics;
@@ -44,20 +45,60 @@ pub struct Asked {
     pub include_usage: bool,
 }
 
+/// What a request runs as.
+#[derive(Debug)]
+pub(super) enum Underway {
+    /// One job.
+    One(JobHandle),
+    /// By a policy: one job after the other.
+    Course(Box<Attempts>),
+}
+
+impl Underway {
+    fn id(&self) -> JobId {
+        match self {
+            Self::One(handle) => handle.id(),
+            Self::Course(attempts) => attempts.id(),
+        }
+    }
+
+    async fn next(&mut self) -> Option<JobEvent> {
+        match self {
+            Self::One(handle) => handle.next().await,
+            Self::Course(attempts) => attempts.next().await,
+        }
+    }
+
+    async fn leave(self) -> Option<Outcome> {
+        match self {
+            Self::One(handle) => handle.leave().await,
+            Self::Course(attempts) => attempts.leave().await,
+        }
+    }
+
+    /// The job whose end the log will tell, and what those before it cost.
+    fn behind(&self) -> (JobId, Credits) {
+        match self {
+            Self::One(handle) => (handle.id(), Credits::ZERO),
+            Self::Course(attempts) => attempts.behind(),
+        }
+    }
+}
+
 /// A job under way. Dropping it tells the market that the client left.
 #[derive(Debug)]
 pub struct AdmittedJob {
     id: JobId,
     asked: Asked,
     rates: Rates,
-    handle: Option<JobHandle>,
+    handle: Option<Underway>,
     closing: Option<Closing>,
 }
 
 impl AdmittedJob {
     pub(super) fn new(
         asked: Asked,
-        handle: JobHandle,
+        handle: Underway,
         reservation: Reservation,
         note: Option<Note>,
         jobs: Jobs,
@@ -102,9 +143,9 @@ impl AdmittedJob {
                 }
             }
             None => {
-                self.handle = None;
-                if let Some(closing) = self.closing.take() {
-                    tokio::spawn(closing.close_by_log());
+                let behind = self.handle.take().map(|handle| handle.behind());
+                if let (Some(closing), Some((last, before))) = (self.closing.take(), behind) {
+                    tokio::spawn(closing.close_by_log(last, before));
                 }
             }
         }
@@ -117,10 +158,11 @@ impl Drop for AdmittedJob {
         let (Some(handle), Some(closing)) = (self.handle.take(), self.closing.take()) else { return };
         // Without a runtime the node is going down, and the next start settles what is open.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let (last, before) = handle.behind();
         runtime.spawn(async move {
             match tokio::time::timeout(OUTCOME_WAIT, handle.leave()).await {
                 Ok(Some(outcome)) => closing.close(&outcome),
-                Ok(None) | Err(_) => closing.close_by_log().await,
+                Ok(None) | Err(_) => closing.close_by_log(last, before).await,
             }
         });
     }
@@ -164,20 +206,21 @@ impl Closing {
         self.reservation.settle(outcome.cost, tokens_of(units));
     }
 
-    /// For a job whose events ended before its outcome: the job log has it once the market is done with the job.
-    async fn close_by_log(self) {
+    /// For a job whose events ended before its outcome: the job log has it once the market is done with its last attempt.
+    async fn close_by_log(self, last: JobId, before: Credits) {
         let looks = OUTCOME_WAIT.as_millis() / LOG_LOOK_EVERY.as_millis();
         for _ in 0..looks {
-            match self.jobs.log(self.id) {
+            match self.jobs.log(last) {
                 Some(log) if log.status == "running" => {}
                 Some(log) => {
                     self.metrics.job_ends(self.kind, None);
-                    tracing::info!(job = %self.id, cost_micro = log.cost_micro, "a cut job ended");
+                    let cost = Credits::new(log.cost_micro.saturating_add(before.micro()));
+                    tracing::info!(job = %self.id, cost_micro = cost.micro(), "a cut job ended");
                     if let Some(note) = self.note {
-                        note.ended(log.legs.iter().map(|leg| leg.output).sum(), Credits::new(log.cost_micro));
+                        note.ended(log.legs.iter().map(|leg| leg.output).sum(), cost);
                     }
                     let units = log.legs.iter().map(|leg| leg.input.saturating_add(leg.output)).sum();
-                    self.reservation.settle(Credits::new(log.cost_micro), tokens_of(units));
+                    self.reservation.settle(cost, tokens_of(units));
                     return;
                 }
                 None => break,

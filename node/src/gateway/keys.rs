@@ -115,6 +115,13 @@ impl Caller {
         self.key.terms.target_ms.or_else(|| self.project.as_ref()?.terms.target_ms)
     }
 
+    /// The policy that requests go by where they name none.
+    #[must_use]
+    pub fn policy(&self) -> Option<&str> {
+        let project = self.project.as_ref().and_then(|project| project.terms.policy.as_deref());
+        self.key.terms.policy.as_deref().or(project)
+    }
+
     /// Adds to a request's wishes what the key and its project say of providers.
     ///
     /// # Errors

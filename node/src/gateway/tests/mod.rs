@@ -4,6 +4,8 @@ mod admin;
 mod limits;
 mod managed;
 mod market;
+mod node;
+mod policies;
 mod race;
 mod responses;
 mod surface;
@@ -12,7 +14,7 @@ mod wishes;
 use super::desk::{AccountStatus, BackendStatus, Done, Mint, NodeStatus, ReceiptView, Wish};
 use super::ledger_log::LogQuery;
 use super::store::tests::Place;
-use super::{ApiError, Desk, Gateway, Parts, Serving, Shared, Terms};
+use super::{ApiError, Desk, Gateway, Parts, Policies, Serving, Shared, Terms};
 use crate::jobs::Jobs;
 use crate::metrics::Metrics;
 use crate::payouts::Waiting;
@@ -94,6 +96,17 @@ async fn open(folder: &TempDir, store: Arc<Store>, jobs: Jobs, job_log: bool) ->
 }
 
 async fn open_on(folder: &TempDir, store: Arc<Store>, jobs: Jobs, job_log: bool, shared: Option<Shared>) -> Gateway {
+    open_with(folder, store, jobs, job_log, shared, Policies::none()).await
+}
+
+async fn open_with(
+    folder: &TempDir,
+    store: Arc<Store>,
+    jobs: Jobs,
+    job_log: bool,
+    shared: Option<Shared>,
+    policies: Policies,
+) -> Gateway {
     let desk = Arc::new(TestDesk);
     let metrics = Arc::new(Metrics::new());
     Gateway::open(Parts {
@@ -104,6 +117,7 @@ async fn open_on(folder: &TempDir, store: Arc<Store>, jobs: Jobs, job_log: bool,
         metrics,
         price_max: PRICE_MAX,
         job_log,
+        policies,
         promised: BTreeMap::new(),
         shared,
     })
