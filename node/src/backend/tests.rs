@@ -387,6 +387,7 @@ async fn all_of(mut events: mpsc::Receiver<BackendEvent>) -> (Vec<Vec<u8>>, Vec<
                 units.extend(text);
             }
             BackendEvent::Finished { finish, .. } => return (seen, units, Ok(finish)),
+            BackendEvent::Charged { .. } => panic!("nothing costs anything here"),
             BackendEvent::Failed { error, .. } => return (seen, units, Err(error)),
         }
     }

@@ -40,7 +40,7 @@ pub struct BadRequest {
 }
 
 impl BadRequest {
-    pub(super) fn new(field: impl Into<String>, why: impl Into<String>) -> Self {
+    pub(crate) fn new(field: impl Into<String>, why: impl Into<String>) -> Self {
         Self { field: Some(field.into()), why: why.into() }
     }
 }

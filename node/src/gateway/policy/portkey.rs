@@ -202,7 +202,7 @@ impl Reading<'_> {
                 return bad(&place, "name", "another target has this name");
             }
         }
-        let mut then = |reading: &mut Self, name: &Value, place: &str| {
+        let then = |reading: &mut Self, name: &Value, place: &str| {
             let Some(index) = name.as_str().and_then(|name| by_name.get(name)) else {
                 return bad(place, "", "no target has this name");
             };
