@@ -618,6 +618,9 @@ mod tests {
             (r#"{"prompt":"","model":"a@own","provider":{"only":["own","aabbccdd"]}}"#, "a", None, "own"),
             (r#"{"prompt":"","models":["a:floor","b:floor","c:floor"]}"#, "a,b:floor,c", Some(Sort::Price), ""),
             (r#"{"prompt":"","model":"a:floor","models":["a","b"]}"#, "a,b", Some(Sort::Price), ""),
+            (r#"{"prompt":"","model":"a@lowest-ttft"}"#, "a", Some(Sort::Latency), ""),
+            (r#"{"prompt":"","models":["a@itl","b"]}"#, "a,b", Some(Sort::Throughput), ""),
+            (r#"{"prompt":"","model":"a:floor@gpu1"}"#, "a", Some(Sort::Price), ""),
         ];
         for (json, models, sort, only) in cases {
             let request = resolved(json).expect(json);
@@ -628,10 +631,17 @@ mod tests {
             let body = Fields::parse(&request.body).expect("JSON").read::<String>("model");
             assert_eq!(body.as_deref(), Some(names[0]), "{json}");
         }
+        for (name, backend) in [("a@gpu1", Some("gpu1")), ("@gpu1/a", Some("gpu1")), ("a", None), ("@gpu2/a", None)] {
+            let request = resolved(&format!(r#"{{"prompt":"","model":"{name}"}}"#)).expect(name);
+            assert_eq!(request.routing.backend.as_deref(), backend, "{name}");
+            assert_eq!(request.model(), if backend.is_some() { "a" } else { name });
+        }
         for (json, field) in [
             (r#"{"prompt":"","model":"a@own","provider":{"only":["aabbccdd"]}}"#, "model"),
             (r#"{"prompt":"","models":["a@own"],"provider":{"only":["aabbccdd"]}}"#, "models[0]"),
             (r#"{"prompt":"","model":"a","models":["x","c:nitro"]}"#, "models[1]"),
+            (r#"{"prompt":"","models":["a","b@gpu1"]}"#, "models[1]"),
+            (r#"{"prompt":"","model":"a@highest-ttft"}"#, "model"),
         ] {
             assert_eq!(resolved(json).expect_err(json).field.as_deref(), Some(field), "{json}");
         }

@@ -61,7 +61,7 @@ pub struct Node {
     pub account: Account,
     seed: u8,
     config: MarketConfig,
-    capacity: Vec<Capacity>,
+    pub capacity: Vec<Capacity>,
     pub disk: BTreeMap<(RecordKind, Vec<u8>), Record>,
     pub work: BTreeMap<WorkId, Vec<u8>>,
     pub placed: Vec<(JobId, Reason, Option<NodeId>)>,

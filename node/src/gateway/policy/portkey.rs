@@ -571,7 +571,7 @@ mod tests {
         let targets: Vec<_> = config.policy.targets().map(|(_, target)| target).collect();
         let (a, b) = (targets[0], targets[1]);
         assert_eq!((a.retry.attempts, a.retry.heed_server, b.retry.attempts, b.retry.heed_server), (2, true, 1, false));
-        assert!(b.retry.on.has(418) && !b.retry.on.has(500) && a.retry.on.has(500) && !a.retry.on.has(408));
+        assert!(b.retry.on.has(418) && !b.retry.on.has(500) && a.retry.on.has(500) && !a.retry.on.has(401));
         assert_eq!(
             (a.timeouts.first, b.timeouts.first),
             (Some(Duration::from_millis(1500)), Some(Duration::from_millis(10)))

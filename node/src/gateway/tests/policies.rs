@@ -213,10 +213,10 @@ async fn third_parties_are_paid_for_by_their_own_count() {
     // 6 tokens at 100, 4 cached at 10 and 2 written at 1,000 micro-credits each, streamed or not.
     let (status, text, headers) = said(node.chat("gpt", json!({}))).await;
     assert_eq!((status, text.as_str()), (200, "dear"));
-    assert_eq!(headers["x-spillway-cost"], "0.00264");
+    assert_eq!(headers["x-spillway-cost"], "0.002640");
     let stream = node.chat("gpt", json!({"stream": true, "stream_options": {"include_usage": true}}));
     let text = stream.send().await.expect("an answer").text().await.expect("a body");
-    assert!(text.contains("\"cost\":0.00264"), "{text}");
+    assert!(text.contains("\"cost\":0.002640"), "{text}");
     assert_eq!(node.tally("test").await, (5280, 0));
     let seen = a.seen().remove(0);
     assert_eq!(seen.headers["authorization"], "Bearer sk-of-the-third-party");
