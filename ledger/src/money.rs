@@ -98,6 +98,9 @@ pub struct Price {
 }
 
 impl Price {
+    /// Nothing.
+    pub const ZERO: Price = Price { input: Credits::ZERO, cached: Credits::ZERO, output: Credits::ZERO };
+
     /// What `usage` costs, rounded up once over the whole sum; `None` where it does not fit.
     pub fn cost(&self, usage: Usage) -> Option<Credits> {
         let product = |price: Credits, units: u64| u128::from(price.0) * u128::from(units);

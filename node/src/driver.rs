@@ -679,7 +679,7 @@ impl Driver {
     fn promised(&mut self, batch: &mut Batch, record: &Record) {
         let Record::Spending(spending) = record else { return };
         if let Some(aside) = self.asides.remove(&spending.job) {
-            aside.put(batch);
+            aside.put(batch, spending.job);
         }
         self.spending.insert(spending.job, spending.clone());
     }
@@ -706,9 +706,10 @@ impl Driver {
                     client.end.send(JobEvent::Ended(outcome));
                 }
             }
-            Effect::Run { work, model, kind, body, prefix, own } => {
+            Effect::Run { work, model, kind, body, prefix, own, choice } => {
                 let inbox = self.inbox.clone();
-                let running = self.parts.backends.run(work, &model, kind, body, prefix, own, backend_sink(inbox));
+                let running =
+                    self.parts.backends.run(work, &model, kind, body, prefix, own, &choice, backend_sink(inbox));
                 self.work.insert(work, running);
             }
             Effect::Stop(work) => {
@@ -800,6 +801,7 @@ fn backend_sink(inbox: mpsc::Sender<Inbox>) -> mpsc::Sender<BackendEvent> {
         while let Some(event) = events.recv().await {
             let event = match event {
                 BackendEvent::Output { work, bytes, text } => Event::Output { work, bytes, text },
+                BackendEvent::Charged { work, cost } => Event::Charged { work, cost },
                 BackendEvent::Finished { work, finish } => Event::Finished { work, finish },
                 BackendEvent::Failed { work, error } => Event::BackendFailed { work, error },
             };

@@ -82,6 +82,8 @@ struct Shared {
 pub struct MarketView {
     /// By model.
     pub models: Vec<MarketModel>,
+    /// Models of own backends none of which answers.
+    pub resting: Vec<String>,
     /// By provider.
     pub offers: Vec<OfferView>,
     /// How busy this node is.
@@ -112,6 +114,9 @@ pub struct MarketModel {
     pub kinds: Kinds,
     /// The lowest price on offer, per million units in micro-credits.
     pub price_min: Option<Price>,
+    /// The most that an own backend of it costs, per million tokens in micro-credits; nothing for own hardware.
+    #[serde(skip)]
+    pub token_price: Price,
 }
 
 /// A set of endpoints.
@@ -288,6 +293,13 @@ impl Jobs {
         self.shared.market.read().expect("no holder panics").models.clone()
     }
 
+    /// Whether a model is an own backend's that does not answer now, and nobody else's.
+    #[must_use]
+    pub fn rests(&self, model: &str) -> bool {
+        let market = self.shared.market.read().expect("no holder panics");
+        market.resting.iter().any(|name| name == model) && !market.models.iter().any(|known| known.id == model)
+    }
+
     /// What strangers offer now.
     #[must_use]
     pub fn offers(&self) -> Vec<OfferView> {
@@ -418,6 +430,17 @@ impl JobHandle {
         event
     }
 
+    /// Tells the market that nobody wants the rest; the end is still to come.
+    pub fn stop(&self) {
+        if let Err(mpsc::error::TrySendError::Full(command)) = self.commands.try_send(Command::ClientLeft(self.id)) {
+            // The market is behind; it must still learn of it, or the job would run on for nobody.
+            let commands = self.commands.clone();
+            if let Ok(runtime) = tokio::runtime::Handle::try_current() {
+                runtime.spawn(async move { commands.send(command).await });
+            }
+        }
+    }
+
     /// Leaves the job and waits for how it ended, chunks left unread; `None` if the market stopped.
     pub async fn leave(mut self) -> Option<Outcome> {
         if !self.over {
@@ -436,15 +459,8 @@ impl JobHandle {
 
 impl Drop for JobHandle {
     fn drop(&mut self) {
-        if self.over {
-            return;
-        }
-        if let Err(mpsc::error::TrySendError::Full(command)) = self.commands.try_send(Command::ClientLeft(self.id)) {
-            // The market is behind; it must still learn of it, or the job would run on for nobody.
-            let commands = self.commands.clone();
-            if let Ok(runtime) = tokio::runtime::Handle::try_current() {
-                runtime.spawn(async move { commands.send(command).await });
-            }
+        if !self.over {
+            self.stop();
         }
     }
 }

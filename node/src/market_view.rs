@@ -2,16 +2,26 @@
 //! Invariant: only what can be asked for now is in it: healthy own backends, and offers that have not expired.
 
 use crate::jobs::{Kinds, Load, MarketModel, MarketView, OfferView};
+use spillway_ledger::Price;
 use spillway_protocol::{Capacity, Kind, Now, Peer};
 use std::collections::BTreeMap;
 
 /// The view of `peer`, whose own backends are `capacity` and which is connected to `peers` others.
 pub(crate) fn market_view(peer: &Peer, capacity: &[Capacity], peers: usize, now: Now) -> MarketView {
     let mut models: BTreeMap<String, MarketModel> = BTreeMap::new();
+    let resting = capacity.iter().filter(|capacity| !capacity.healthy).map(|capacity| capacity.model.clone()).collect();
     for capacity in capacity.iter().filter(|capacity| capacity.healthy) {
         let id = capacity.model.clone();
         let kinds: Kinds = capacity.kinds.iter().copied().collect();
-        let model = MarketModel { id: id.clone(), own: true, providers: 0, own_kinds: kinds, kinds, price_min: None };
+        let model = MarketModel {
+            id: id.clone(),
+            own: true,
+            providers: 0,
+            own_kinds: kinds,
+            kinds,
+            price_min: None,
+            token_price: capacity.token_price,
+        };
         models.insert(id, model);
     }
     let mut offers = Vec::new();
@@ -24,6 +34,7 @@ pub(crate) fn market_view(peer: &Peer, capacity: &[Capacity], peers: usize, now:
             own_kinds: Kinds::default(),
             kinds: Kinds::default(),
             price_min: None,
+            token_price: Price::ZERO,
         });
         entry.providers += 1;
         entry.kinds.extend(model.kinds.iter().filter_map(|name| Kind::named(name)));
@@ -51,5 +62,5 @@ pub(crate) fn market_view(peer: &Peer, capacity: &[Capacity], peers: usize, now:
     let running = |capacity: &Capacity| (capacity.model.clone(), peer.running(&capacity.model));
     let running = capacity.iter().map(running).collect();
     let load = Load { peers, running };
-    MarketView { models: models.into_values().collect(), offers, load }
+    MarketView { models: models.into_values().collect(), resting, offers, load }
 }

@@ -217,7 +217,13 @@ mod tests {
         };
         let outcome =
             |result, legs: Vec<Leg>| Outcome { result, legs, cost: Credits::new(7), first_ms: Some(20), total_ms: 90 };
-        let left = Failure { reason: Reason::ClientLeft, retry_after_ms: None, status: None, message: String::new() };
+        let left = Failure {
+            reason: Reason::ClientLeft,
+            retry_after_ms: None,
+            status: None,
+            upstream: None,
+            message: String::new(),
+        };
         let legs = vec![leg(Route::Own, Reason::OwnFree, 5), leg(Route::Network, Reason::ProviderStalled, 6)];
         for outcome in [Some(outcome(Ok("stop".into()), legs)), Some(outcome(Err(left), Vec::new())), None] {
             metrics.job_begins();

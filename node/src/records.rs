@@ -5,7 +5,7 @@ use spillway_ledger::store::{Batch, Store, Table};
 use spillway_ledger::{Credits, Digest, JobId, SessionId, StoreError};
 use spillway_protocol::record::{Record, RecordKind};
 use std::collections::BTreeMap;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::Mutex;
 
 /// Rows read at a time.
 const PAGE: usize = 1024;
@@ -95,26 +95,27 @@ pub struct Aside {
     table: Table,
     key: Vec<u8>,
     value: Vec<u8>,
-    is_kept: AtomicBool,
+    /// The jobs with whose promises it was kept: several where a request is tried in several places.
+    kept_with: Mutex<Vec<JobId>>,
 }
 
 impl Aside {
     /// A row that is not written yet.
     #[must_use]
     pub const fn new(table: Table, key: Vec<u8>, value: Vec<u8>) -> Self {
-        Self { table, key, value, is_kept: AtomicBool::new(false) }
+        Self { table, key, value, kept_with: Mutex::new(Vec::new()) }
     }
 
-    /// Adds the row to what is to be kept.
-    pub fn put(&self, batch: &mut Batch) {
+    /// Adds the row to what is to be kept with the first promise to pay for `job`.
+    pub fn put(&self, batch: &mut Batch, job: JobId) {
         batch.put(self.table, self.key.clone(), self.value.clone());
-        self.is_kept.store(true, Ordering::Release);
+        self.kept_with.lock().expect("no holder panics").push(job);
     }
 
-    /// Whether it is, or is about to be, on the disk.
+    /// The jobs with whose promises it is, or is about to be, on the disk.
     #[must_use]
-    pub fn is_kept(&self) -> bool {
-        self.is_kept.load(Ordering::Acquire)
+    pub fn kept_with(&self) -> Vec<JobId> {
+        self.kept_with.lock().expect("no holder panics").clone()
     }
 }
 

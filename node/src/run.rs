@@ -6,7 +6,7 @@ use crate::books::{Books, BooksRole};
 use crate::desk::NodeDesk;
 use crate::driver::{self, Parts};
 use crate::edge::EdgeServer;
-use crate::gateway::{self, Gateway};
+use crate::gateway::{self, Gateway, Policies};
 use crate::jobs::Jobs;
 use crate::keystore;
 use crate::metrics::Metrics;
@@ -178,6 +178,7 @@ pub async fn run(
     );
     let gateway = Gateway::open(gateway::Parts {
         folder,
+        policies: Policies::open(&config, folder)?,
         promised: records::spendings(&store)?,
         store,
         jobs,

@@ -1,12 +1,19 @@
 //! What an operator can set: the file `spillway.toml`, and the market's limits drawn from it.
 //! Invariant: a [`NodeConfig`] that passed [`NodeConfig::validate`] needs no further check.
 
+mod server;
+
+pub use server::{PriceSection, ServerSection};
+
 use crate::earn::Earn;
 use crate::job::Kind;
+use crate::policy::file::is_name;
+use crate::policy::{Policy, PolicySection};
 use crate::rate::{Rate, credits_of};
 use crate::selling::{Sell, SellError, Selling};
 use serde::{Deserialize, Serialize};
 use spillway_ledger::{Credits, Price};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 /// The limits that the market machines work within. Each field's default is the shipped one.
@@ -116,6 +123,9 @@ pub struct NodeConfig {
     /// Own inference servers.
     #[serde(default)]
     pub backend: Vec<BackendSection>,
+    /// Where requests go that ask for a policy by name, or whose key does.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub policy: BTreeMap<String, PolicySection>,
     /// What strangers get, and for how much.
     #[serde(default)]
     pub provide: ProvideSection,
@@ -249,6 +259,9 @@ fn default_edge_listen() -> String {
 pub enum BackendSection {
     /// The embedded engine.
     Embedded {
+        /// What policies and people call it; absent means `backend` and its place in the file, from 0.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        name: Option<String>,
         /// The model's name to clients.
         model: String,
         /// A GGUF file, relative to the configuration's folder; absent means the guide model that ships with Spillway.
@@ -260,21 +273,19 @@ pub enum BackendSection {
         tokens_per_second: Option<f64>,
     },
     /// Any OpenAI-compatible server.
-    OpenAi {
-        /// Its base URL, such as `http://127.0.0.1:8000/v1`.
-        url: String,
-        /// The environment variable that holds its key.
-        key_env: Option<String>,
-        /// The models to use, as the server names them; empty means all that `/models` lists.
-        #[serde(default)]
-        models: Vec<String>,
-        /// Requests at once.
-        #[serde(default = "default_slots")]
-        slots: u32,
-        /// What its models serve; no list of models tells. Absent means chats and completions.
-        #[serde(default = "default_endpoints")]
-        endpoints: Vec<Kind>,
-    },
+    OpenAi(Box<ServerSection>),
+}
+
+impl BackendSection {
+    /// What policies and people call the backend at this place of the file.
+    #[must_use]
+    pub fn name(&self, index: usize) -> String {
+        let name = match self {
+            Self::Embedded { name, .. } => name,
+            Self::OpenAi(server) => &server.name,
+        };
+        name.clone().unwrap_or_else(|| format!("backend{index}"))
+    }
 }
 
 /// What a server is taken to serve whose section does not say.
@@ -286,6 +297,9 @@ pub fn default_endpoints() -> Vec<Kind> {
 const fn default_slots() -> u32 {
     4
 }
+
+/// Most named policies.
+const POLICIES_MAX: usize = 256;
 
 /// The largest prefix cache that is kept account of, in units per model: 2^20 names.
 const CACHE_UNITS_MAX: u64 = 1 << 31;
@@ -542,11 +556,9 @@ impl NodeConfig {
                     }
                     (*slots, model)
                 }
-                BackendSection::OpenAi { url, slots, endpoints, .. } => {
-                    if endpoints.is_empty() {
-                        return fail(format!("backend[{index}].endpoints"), "empty");
-                    }
-                    (*slots, url)
+                BackendSection::OpenAi(server) => {
+                    server.validate(&format!("backend[{index}]"))?;
+                    (server.slots, &server.url)
                 }
             };
             if name.is_empty() {
@@ -555,8 +567,40 @@ impl NodeConfig {
             if slots == 0 || slots > 4096 {
                 return fail(format!("backend[{index}].slots"), "not between 1 and 4096");
             }
+            let name = backend.name(index);
+            if !is_name(&name) || matches!(name.as_str(), "own" | "network" | "market") {
+                let why = "not 1 to 64 letters, digits, dots, underscores and dashes, or a name with a meaning";
+                return fail(format!("backend[{index}].name"), why);
+            }
+            if self.backend[..index].iter().enumerate().any(|(other, section)| section.name(other) == name) {
+                return fail(format!("backend[{index}].name"), "another backend has this name");
+            }
         }
-        Ok(())
+        self.policies().map(|_| ())
+    }
+
+    /// The names of the own backends, in the file's order.
+    #[must_use]
+    pub fn backend_names(&self) -> Vec<String> {
+        self.backend.iter().enumerate().map(|(index, section)| section.name(index)).collect()
+    }
+
+    /// The policies by name; those that are kept in a file of Portkey's form are not read here.
+    ///
+    /// # Errors
+    /// The first field that does not hold.
+    pub fn policies(&self) -> Result<BTreeMap<String, Policy>, ConfigError> {
+        if self.policy.len() > POLICIES_MAX {
+            return Err(ConfigError { field: "policy".into(), why: format!("more than {POLICIES_MAX}") });
+        }
+        let backends = self.backend_names();
+        let mut policies = BTreeMap::new();
+        for (name, section) in &self.policy {
+            if let Some(policy) = section.policy(name, &backends)? {
+                policies.insert(name.clone(), policy);
+            }
+        }
+        Ok(policies)
     }
 
     /// The market's limits that this file sets; the rest are the defaults.
@@ -630,6 +674,7 @@ mod tests {
             gateway: None,
             edge: None,
             backend: Vec::new(),
+            policy: BTreeMap::new(),
             provide,
             spend: SpendSection::default(),
             ledger: LedgerSection { role: LedgerRole::Solo, ..LedgerSection::default() },
@@ -686,13 +731,43 @@ mod tests {
     #[test]
     fn a_server_serves_something() {
         let with = |endpoints: &[Kind]| {
-            let (url, models) = ("http://127.0.0.1:1/v1".to_owned(), Vec::new());
-            let section =
-                BackendSection::OpenAi { url, key_env: None, models, slots: 1, endpoints: endpoints.to_vec() };
-            NodeConfig { backend: vec![section], ..node(ProvideSection::default()) }
+            let server = ServerSection { endpoints: endpoints.to_vec(), ..ServerSection::new("http://127.0.0.1:1/v1") };
+            NodeConfig { backend: vec![BackendSection::OpenAi(Box::new(server))], ..node(ProvideSection::default()) }
         };
         assert!(with(&default_endpoints()).validate().is_ok() && with(&Kind::ALL).validate().is_ok());
         assert_eq!(with(&[]).validate().expect_err("nothing").to_string(), "backend[0].endpoints: empty");
+    }
+
+    #[test]
+    fn what_is_wrong_with_a_backend_is_named() {
+        type Change = fn(&mut ServerSection);
+        let cases: [(Change, &str); 10] = [
+            (|_| {}, ""),
+            (|server| server.price = Some(PriceSection { input: 2.5, cached: Some(0.5), output: 10.0 }), ""),
+            (
+                |server| server.price = Some(PriceSection { input: -1.0, cached: None, output: 1.0 }),
+                "backend[0].price.input",
+            ),
+            (
+                |server| server.price = Some(PriceSection { input: 1.0, cached: Some(2.0), output: 1.0 }),
+                "backend[0].price.cached",
+            ),
+            (|server| (server.key_env, server.key_file) = (Some("A".into()), Some("b".into())), "backend[0].key_env"),
+            (|server| server.name = Some("network".into()), "backend[0].name"),
+            (|server| server.name = Some("backend1".into()), "backend[1].name"),
+            (|server| server.connect_s = 0.0, "backend[0].connect_s"),
+            (|server| server.models = vec![String::new()], "backend[0].models"),
+            (|server| _ = server.rename.insert("a".into(), "b\n".into()), "backend[0].rename"),
+        ];
+        for (change, field) in cases {
+            let mut first = ServerSection::new("http://127.0.0.1:1/v1");
+            change(&mut first);
+            let servers = [first, ServerSection::new("http://127.0.0.1:2/v1")];
+            let backend = servers.map(|server| BackendSection::OpenAi(Box::new(server))).to_vec();
+            let config = NodeConfig { backend, ..node(ProvideSection::default()) };
+            let said = config.validate().err().map(|error| error.field).unwrap_or_default();
+            assert_eq!(said, field);
+        }
     }
 
     #[test]

@@ -2,7 +2,7 @@
 //! Invariant: a driver carries out the effects of one drain in order, and makes every
 //! [`Effect::Persist`] durable before any effect that comes after it.
 
-use crate::job::{Job, Kind, Outcome, Reason, Route};
+use crate::job::{Job, Kind, Outcome, OwnChoice, Reason, Route};
 use crate::offer::Offer;
 use crate::record::Record;
 use crate::wire::{Frame, Probe, ProbeReply};
@@ -46,6 +46,10 @@ pub struct Capacity {
     pub kinds: Vec<Kind>,
     /// Requests it serves at once.
     pub slots: u32,
+    /// How many of them are at backends that cost money for each request: those are for the owner's jobs alone.
+    pub rented: u32,
+    /// The most that one of its backends costs, per million tokens; nothing for own hardware.
+    pub token_price: Price,
     /// Whether it answers.
     pub healthy: bool,
 }
@@ -61,7 +65,19 @@ pub enum BackendError {
         message: String,
     },
     /// It is rate-limited or full.
-    Busy,
+    Busy {
+        /// When it says that it is worth trying again, in milliseconds.
+        retry_after_ms: Option<u64>,
+    },
+    /// It answered with an error that is its own or its operator's fault, and not the request's (HTTP 401, 404, 5xx, …).
+    Answered {
+        /// HTTP status.
+        status: u16,
+        /// When it says that it is worth trying again, in milliseconds.
+        retry_after_ms: Option<u64>,
+        /// What it said, shortened to 4 KiB.
+        message: String,
+    },
     /// It failed or cannot be reached.
     Failed(String),
 }
@@ -85,6 +101,13 @@ pub enum Event {
         bytes: Vec<u8>,
         /// The text within, as both sides count it.
         text: Vec<u8>,
+    },
+    /// What work at a backend that costs money has cost so far, as far as is known; each tells the whole, not what was added.
+    Charged {
+        /// The work.
+        work: WorkId,
+        /// In all.
+        cost: Credits,
     },
     /// The backend is done.
     Finished {
@@ -284,8 +307,10 @@ pub enum Effect {
         body: Vec<u8>,
         /// Text already delivered; the answer goes on right behind it.
         prefix: Vec<u8>,
-        /// Whether it is the owner's own job.
+        /// Whether it is the owner's own job; a stranger's runs nowhere that costs money.
         own: bool,
+        /// Which backends may.
+        choice: OwnChoice,
     },
     /// Stop work; nothing that still comes of it counts.
     Stop(WorkId),

@@ -160,11 +160,15 @@ pub enum Reason {
     ClientLeft,
     /// Too many jobs wait on this node already.
     QueueFull,
+    /// Whoever would serve it failed a short while ago, and rests.
+    NoPlace,
+    /// It took longer than its policy allows.
+    Timeout,
 }
 
 impl Reason {
     /// Every code, for documentation and tests.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 18] = [
         Self::OwnFree,
         Self::OwnQueued,
         Self::OwnSaturated,
@@ -181,6 +185,8 @@ impl Reason {
         Self::UpstreamError,
         Self::ClientLeft,
         Self::QueueFull,
+        Self::NoPlace,
+        Self::Timeout,
     ];
 
     /// The code as users see it.
@@ -203,8 +209,19 @@ impl Reason {
             Self::UpstreamError => "upstream_error",
             Self::ClientLeft => "client_left",
             Self::QueueFull => "queue_full",
+            Self::NoPlace => "no_place",
+            Self::Timeout => "timeout",
         }
     }
+}
+
+/// Which own backends may run a job.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct OwnChoice {
+    /// Their names; empty means any.
+    pub backends: Vec<String>,
+    /// The most that one of them may cost, per million tokens; `None` sets no limit. What costs nothing is always within.
+    pub token_price_max: Option<Price>,
 }
 
 /// One request, with what routing needs to know beside its opaque body.
@@ -233,6 +250,8 @@ pub struct Job {
     pub alternatives: Vec<String>,
     /// Which providers it may go to, and in which order.
     pub preferences: Preferences,
+    /// Which own backends may run it, where own hardware may.
+    pub own: OwnChoice,
     /// The time to first text that is asked for, in milliseconds: the cheapest place that meets it is taken. `None` weighs
     /// time against price.
     pub target_ms: Option<u32>,
@@ -298,6 +317,8 @@ pub struct Failure {
     pub retry_after_ms: Option<u64>,
     /// The HTTP status the backend answered with, if it was the backend's refusal of the request itself (4xx).
     pub status: Option<u16>,
+    /// The HTTP status that an own backend answered with, whatever it means; `None` if there was none, or it is not known.
+    pub upstream: Option<u16>,
     /// In words, for the client.
     pub message: String,
 }

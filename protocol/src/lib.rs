@@ -18,6 +18,7 @@ pub mod offer;
 mod own;
 mod paying;
 pub mod peer;
+pub mod policy;
 pub mod prefix;
 mod provider;
 pub mod rate;
@@ -36,7 +37,7 @@ pub use directory::{Directory, Listing, OfferError};
 pub use discovery::{Discovery, Settings as DiscoverySettings};
 pub use earn::{CashEffect, CashEvent, CashPolicy, Cashier, Earn, Intent};
 pub use event::{BackendError, Capacity, Effect, Event, LedgerCommand, ProbeId, StreamId, WorkId};
-pub use job::{Failure, Job, Kind, Leg, Outcome, Prefer, Reason, Route};
+pub use job::{Failure, Job, Kind, Leg, Outcome, OwnChoice, Prefer, Reason, Route};
 pub use known::{Keep, Known, KnownPeers};
 pub use offer::{ModelOffer, Offer, Quote};
 #[cfg(feature = "sabotage")]

@@ -198,12 +198,13 @@ impl Own {
     pub(crate) fn slots(&mut self, now: Now, model: &str, kind: Kind) -> Option<Slots> {
         let own_pending = self.waiting.get(model).copied().unwrap_or(0);
         let model = self.models.get_mut(model)?;
-        if !model.capacity.healthy || !model.capacity.kinds.contains(&kind) {
+        let owned = model.capacity.slots.saturating_sub(model.capacity.rented);
+        if !model.capacity.healthy || !model.capacity.kinds.contains(&kind) || owned == 0 {
             return None;
         }
         model.note(now);
         Some(Slots {
-            slots: model.capacity.slots,
+            slots: owned,
             own_running: model.own,
             strangers_running: model.strangers,
             own_pending,
@@ -215,7 +216,7 @@ impl Own {
     pub(crate) fn advertised(&mut self, now: Now, selling: &Selling) -> Vec<(Capacity, u32)> {
         let idle = |model: &mut Model| {
             model.note(now);
-            let slots = model.capacity.slots;
+            let slots = model.capacity.slots.saturating_sub(model.capacity.rented);
             let idle = Slots { slots, utilisation_percent: model.used.percent(), ..Slots::default() };
             (model.capacity.clone(), selling.slots_for_strangers(now, idle))
         };
@@ -402,7 +403,7 @@ impl Own {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use spillway_ledger::{Digest, JobId};
+    use spillway_ledger::{Digest, JobId, Price};
 
     const START: Now = Now::from_ms(1_700_000_000_000);
 
@@ -421,6 +422,8 @@ mod tests {
             context_max: 0,
             kinds: vec![Kind::Chat],
             slots,
+            rented: 0,
+            token_price: Price::ZERO,
             healthy: true,
         }
     }

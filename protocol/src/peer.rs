@@ -234,6 +234,11 @@ impl Peer {
                     None => {} // Late, not wrong.
                 }
             }
+            Event::Charged { work, cost } => match cx.own.whose(work) {
+                Some(WorkFor::Owner(job)) => self.consumer.charged(job, work, cost),
+                // A stranger's work never runs where it costs money; and what is late is not wrong.
+                Some(WorkFor::Stranger(_)) | None => {}
+            },
             Event::Finished { work, mut finish } => {
                 truncate(&mut finish, 32);
                 match cx.own.whose(work) {

@@ -189,6 +189,12 @@ impl Reputation {
         self.peers.get(peer).is_some_and(|standing| now < standing.banned_until)
     }
 
+    /// Until when nothing is asked of this provider, if that is yet to come.
+    #[must_use]
+    pub fn banned_until(&self, now: Now, peer: &NodeId) -> Option<Now> {
+        self.peers.get(peer).map(|standing| standing.banned_until).filter(|until| now < *until)
+    }
+
     /// Jobs it served to the end.
     #[must_use]
     pub fn served(&self, peer: &NodeId) -> u32 {

@@ -77,6 +77,7 @@ class Handler(BaseHTTPRequestHandler):
         request = json.loads(body)
         handler = {
             "chat/completions": self.chat,
+            "completions": self.completion,
             "embeddings": self.embeddings,
             "responses": self.native_responses,
             "messages": self.native_messages,
@@ -130,6 +131,26 @@ class Handler(BaseHTTPRequestHandler):
         events.append(chunk({}, finish))
         usage = {"prompt_tokens": 10, "completion_tokens": len(events) - 2, "total_tokens": 8 + len(events), "prompt_tokens_details": {"cached_tokens": 4}}
         events.append({"id": "mock-1", "object": "chat.completion.chunk", "created": 1, "model": request["model"], "choices": [], "usage": usage})
+        self.stream(events)
+
+    def completion(self, request):
+        prompts = request["prompt"]
+        if not isinstance(prompts, list) or (prompts and isinstance(prompts[0], int)):
+            prompts = [prompts]
+        if not prompts:
+            return self.say(400, {"error": {"message": "prompt: empty", "param": "prompt"}})
+
+        def chunk(index, text, finish=None):
+            choice = {"index": index, "text": text, "finish_reason": finish, "logprobs": None}
+            return {"id": "mock-2", "object": "text_completion", "created": 1, "model": request["model"], "choices": [choice]}
+
+        events = []
+        for index in range(len(prompts) * (request.get("n") or 1)):
+            prompt = prompts[index % len(prompts)]
+            events.append(chunk(index, "and so on: " + (prompt if isinstance(prompt, str) else f"{len(prompt)} tokens")))
+            events.append(chunk(index, "", "stop"))
+        usage = {"prompt_tokens": 5, "completion_tokens": len(events), "total_tokens": 5 + len(events)}
+        events.append({"id": "mock-2", "object": "text_completion", "created": 1, "model": request["model"], "choices": [], "usage": usage})
         self.stream(events)
 
     def embeddings(self, request):

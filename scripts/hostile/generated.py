@@ -21,7 +21,7 @@ from node import World, secrets_found
 # Who is at fault, if not the node: a provider, the backend, or nobody offers the model.
 NOT_OURS = {
     502: {"provider_stalled", "upstream_error"},
-    503: {"model_not_local", "price_cap", "no_offer", "own_unhealthy", "provider_refused", "provider_preempted"},
+    503: {"model_not_local", "price_cap", "no_offer", "own_unhealthy", "no_place", "provider_refused", "provider_preempted"},
 }
 MODELS = ["mock-model", "mock-embedding", "mock-native"]
 # Resident memory at the end, above that at the start: room for caches and for the keys and projects that were made.

@@ -188,7 +188,7 @@ impl World {
         match gpu.run(work, body, prefix) {
             Ok(Taken::Running(wait)) => self.line.after(wait, Happening::Step(id, life, work)),
             Ok(Taken::Waiting) => {}
-            Ok(Taken::Busy) => self.line.after(1000, fails(BackendError::Busy)),
+            Ok(Taken::Busy) => self.line.after(1000, fails(BackendError::Busy { retry_after_ms: None })),
             Err(_) => {
                 let what = format!("node {id} is to go on from {} bytes that no honest provider said", prefix.len());
                 self.checks.broken(Rule::TextDiffers, what);

@@ -978,7 +978,9 @@ const fn is_refusal(reason: Reason, status: Option<u16>) -> bool {
         | Reason::ProviderRefused
         | Reason::ProviderPreempted
         | Reason::Upstream429
-        | Reason::QueueFull => true,
+        | Reason::QueueFull
+        | Reason::NoPlace
+        | Reason::Timeout => true,
         Reason::UpstreamError | Reason::ProviderStalled | Reason::ClientLeft => status.is_some(),
     }
 }

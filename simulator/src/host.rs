@@ -228,6 +228,8 @@ impl World {
             context_max: 0,
             kinds: vec![Kind::Chat, Kind::Completion],
             slots: rules.slots,
+            rented: 0,
+            token_price: spillway_ledger::Price::ZERO,
             healthy: !self.hosts[host].gpu_down,
         }])
     }

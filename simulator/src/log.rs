@@ -97,6 +97,11 @@ impl Line {
                 self.number(work.0);
                 self.bytes(bytes);
             }
+            Event::Charged { work, cost } => {
+                self.tag(21);
+                self.number(work.0);
+                self.number(cost.micro());
+            }
             Event::Finished { work, finish } => {
                 self.tag(5);
                 self.number(work.0);
@@ -110,7 +115,12 @@ impl Line {
                         self.number(u64::from(*status));
                         self.bytes(message.as_bytes());
                     }
-                    BackendError::Busy => self.tag(1),
+                    BackendError::Busy { .. } => self.tag(1),
+                    BackendError::Answered { status, message, .. } => {
+                        self.tag(2);
+                        self.number(u64::from(*status));
+                        self.bytes(message.as_bytes());
+                    }
                     BackendError::Failed(why) => self.bytes(why.as_bytes()),
                 }
             }

@@ -90,6 +90,7 @@ impl Source {
             price_max: Price { input, cached: input, output: Credits::new(rules.price_output_max_micro) },
             alternatives: Vec::new(),
             preferences: spillway_protocol::Preferences::default(),
+            own: spillway_protocol::OwnChoice::default(),
             target_ms: None,
         };
         Client { job, gateway, leaves }

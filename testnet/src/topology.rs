@@ -3,7 +3,7 @@
 
 use spillway_protocol::config::{
     BackendSection, EdgeSection, GatewaySection, LedgerRole, LedgerSection, NetworkSection, ProvideSection,
-    SpendSection, default_endpoints,
+    ServerSection, SpendSection,
 };
 use spillway_protocol::{Kind, NodeConfig};
 
@@ -43,6 +43,7 @@ impl Plan {
             gateway: Some(GatewaySection { listen: "127.0.0.1:0".into(), ..GatewaySection::default() }),
             edge: None,
             backend: Vec::new(),
+            policy: std::collections::BTreeMap::new(),
             provide: ProvideSection::default(),
             spend: SpendSection::default(),
             ledger: LedgerSection::default(),
@@ -79,6 +80,7 @@ impl Plan {
     #[must_use]
     pub fn with_guide(mut self, slots: u32) -> Self {
         self.config.backend.push(BackendSection::Embedded {
+            name: None,
             model: GUIDE.into(),
             gguf: None,
             slots,
@@ -90,13 +92,8 @@ impl Plan {
     /// With an OpenAI-compatible server by URL as its backend.
     #[must_use]
     pub fn with_server(mut self, url: &str, slots: u32) -> Self {
-        self.config.backend.push(BackendSection::OpenAi {
-            url: url.into(),
-            key_env: None,
-            models: Vec::new(),
-            slots,
-            endpoints: default_endpoints(),
-        });
+        let server = ServerSection { slots, ..ServerSection::new(url) };
+        self.config.backend.push(BackendSection::OpenAi(Box::new(server)));
         self
     }
 
@@ -104,8 +101,8 @@ impl Plan {
     #[must_use]
     pub fn serving(mut self, kinds: &[Kind]) -> Self {
         for backend in &mut self.config.backend {
-            if let BackendSection::OpenAi { endpoints, .. } = backend {
-                *endpoints = kinds.to_vec();
+            if let BackendSection::OpenAi(server) = backend {
+                server.endpoints = kinds.to_vec();
             }
         }
         self

@@ -29,6 +29,7 @@ pub(super) async fn whole(mut response: Response, out: &Out) -> Result<String, B
             out.event(first).await?;
         }
         let Some(bytes) = bytes else { return Ok("stop".into()) };
+        out.part(&bytes);
         left = left
             .checked_sub(bytes.len())
             .ok_or_else(|| BackendError::Failed("the server's answer is over 64 MiB".into()))?;

@@ -8,7 +8,7 @@ use crate::openai::event::text;
 use crate::openai::fields::Fields;
 use serde_json::value::RawValue;
 use spillway_engine::{ChatMessage, Engine, EngineConfig, LoadError, Piece, Prompt, Request, SubmitError};
-use spillway_ledger::Digest;
+use spillway_ledger::{Digest, Price};
 use spillway_protocol::{BackendError, Capacity, Kind};
 use std::fmt;
 use std::path::Path;
@@ -56,6 +56,8 @@ impl Embedded {
             context_max: u32::try_from(info.context_length).unwrap_or(u32::MAX),
             kinds: vec![Kind::Chat, Kind::Completion],
             slots: self.slots,
+            rented: 0,
+            token_price: Price::ZERO,
             healthy: true,
         }
     }
@@ -77,7 +79,7 @@ impl Embedded {
             SubmitError::Tokenize(_) | SubmitError::ContextExceeded { .. } => {
                 rejected(if choices == Choices::Chat { "messages" } else { "prompt" }, &error.to_string())
             }
-            SubmitError::QueueFull { .. } => BackendError::Busy,
+            SubmitError::QueueFull { .. } => BackendError::Busy { retry_after_ms: None },
             SubmitError::Stopped => BackendError::Failed(error.to_string()),
         })?;
         while let Some(piece) = generation.next().await {

@@ -1,6 +1,7 @@
 //! What all own backends serve together, and which of them takes the next work.
 //! Invariant: the published list has each model once, and counts every work from its pick to its end.
 
+use spillway_ledger::Price;
 use spillway_protocol::Capacity;
 use std::collections::BTreeMap;
 use std::sync::{Mutex, MutexGuard};
@@ -9,6 +10,7 @@ use tokio::sync::watch;
 /// What the backends serve.
 #[derive(Debug)]
 pub(super) struct Merge {
+    names: Vec<String>,
     state: Mutex<State>,
     all: watch::Sender<Vec<Capacity>>,
 }
@@ -29,13 +31,41 @@ pub(super) struct Busy<'a> {
     model: String,
 }
 
+/// Which backends may take a work.
+#[derive(Clone, Debug)]
+pub(super) struct Wanted {
+    /// Whether it is the owner's: a stranger's runs nowhere that costs money.
+    pub(super) own: bool,
+    /// Their names; empty means any.
+    pub(super) backends: Vec<String>,
+    /// The most that one may cost, per million tokens.
+    pub(super) token_price_max: Option<Price>,
+}
+
+impl Wanted {
+    fn takes(&self, name: &String, capacity: &Capacity) -> bool {
+        let named = self.backends.is_empty() || self.backends.contains(name);
+        let within = self.token_price_max.is_none_or(|max| capacity.token_price.within(&max));
+        named && (self.own || capacity.rented == 0) && (capacity.rented == 0 || within)
+    }
+
+    /// Why no backend was found.
+    pub(super) fn in_vain(&self, model: &str) -> String {
+        if self.backends.is_empty() {
+            format!("no own backend serves `{model}` now, within what may be paid")
+        } else {
+            format!("of the backends {} none serves `{model}` now, within what may be paid", self.backends.join(", "))
+        }
+    }
+}
+
 impl Merge {
-    /// For so many backends, none of which serves anything yet.
+    /// For backends of these names, none of which serves anything yet.
     #[must_use]
-    pub(super) fn new(backends: usize) -> (Self, watch::Receiver<Vec<Capacity>>) {
+    pub(super) fn new(names: Vec<String>) -> (Self, watch::Receiver<Vec<Capacity>>) {
         let (all, receiver) = watch::channel(Vec::new());
-        let state = Mutex::new(State { served: vec![Vec::new(); backends], busy: BTreeMap::new() });
-        (Self { state, all }, receiver)
+        let state = Mutex::new(State { served: vec![Vec::new(); names.len()], busy: BTreeMap::new() });
+        (Self { names, state, all }, receiver)
     }
 
     /// Replaces what one backend serves.
@@ -58,9 +88,10 @@ impl Merge {
         self.publish(backend, serves);
     }
 
-    /// The backend for the next work: one that answers and has the most free slots for the model.
+    /// The backend for the next work, of those that are wanted and answer: one with a free slot before one without, one that
+    /// costs nothing before one that does, then the one with the most free slots for the model.
     #[must_use]
-    pub(super) fn pick(&self, model: &str) -> Option<(usize, Busy<'_>)> {
+    pub(super) fn pick(&self, model: &str, wanted: &Wanted) -> Option<(usize, Busy<'_>)> {
         let mut state = self.state();
         let free = |backend: usize, slots: u32| {
             let busy = state.busy.get(&(backend, model.to_owned())).copied().unwrap_or(0);
@@ -68,9 +99,13 @@ impl Merge {
         };
         let candidates = state.served.iter().enumerate().filter_map(|(backend, serves)| {
             let capacity = serves.iter().find(|capacity| capacity.model == model && capacity.healthy)?;
-            Some((free(backend, capacity.slots), std::cmp::Reverse(backend)))
+            if !wanted.takes(&self.names[backend], capacity) {
+                return None;
+            }
+            let (free, owned) = (free(backend, capacity.slots), capacity.rented == 0);
+            Some((free > 0, owned, free, std::cmp::Reverse(backend)))
         });
-        let (_, std::cmp::Reverse(backend)) = candidates.max()?;
+        let (.., std::cmp::Reverse(backend)) = candidates.max()?;
         *state.busy.entry((backend, model.to_owned())).or_default() += 1;
         Some((backend, Busy { merge: self, backend, model: model.to_owned() }))
     }
@@ -103,6 +138,13 @@ fn merged(served: &[Vec<Capacity>]) -> Vec<Capacity> {
             }
             Some(other) if other.healthy == capacity.healthy => {
                 other.slots = other.slots.saturating_add(capacity.slots);
+                other.rented = other.rented.saturating_add(capacity.rented);
+                let (a, b) = (other.token_price, capacity.token_price);
+                other.token_price = Price {
+                    input: a.input.max(b.input),
+                    cached: a.cached.max(b.cached),
+                    output: a.output.max(b.output),
+                };
                 // What two backends disagree on, this node cannot promise.
                 if other.weights != capacity.weights {
                     other.weights = spillway_ledger::Digest::ZERO;
@@ -120,8 +162,14 @@ fn merged(served: &[Vec<Capacity>]) -> Vec<Capacity> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use spillway_ledger::Digest;
+    use spillway_ledger::{Credits, Digest};
     use spillway_protocol::Kind;
+
+    const ANY: Wanted = Wanted { own: true, backends: Vec::new(), token_price_max: None };
+
+    fn names(count: usize) -> Vec<String> {
+        (0..count).map(|number| format!("b{number}")).collect()
+    }
 
     fn capacity(model: &str, slots: u32, healthy: bool) -> Capacity {
         Capacity {
@@ -132,6 +180,8 @@ mod tests {
             context_max: 0,
             kinds: vec![Kind::Chat],
             slots,
+            rented: 0,
+            token_price: Price::ZERO,
             healthy,
         }
     }
@@ -148,7 +198,7 @@ mod tests {
             (vec![vec![], vec![]], vec![]),
         ];
         for (served, want) in cases {
-            let (merge, list) = Merge::new(served.len());
+            let (merge, list) = Merge::new(names(served.len()));
             for (backend, serves) in served.into_iter().enumerate() {
                 merge.publish(backend, serves);
             }
@@ -161,18 +211,50 @@ mod tests {
 
     #[test]
     fn work_goes_where_most_is_free() {
-        let (merge, _list) = Merge::new(3);
+        let (merge, _list) = Merge::new(names(3));
         merge.publish(0, vec![capacity("a", 1, true)]);
         merge.publish(1, vec![capacity("a", 2, true)]);
         merge.publish(2, vec![capacity("a", 9, false)]);
-        let picks: Vec<_> = (0..4).map(|_| merge.pick("a").expect("two answer")).collect();
+        let picks: Vec<_> = (0..4).map(|_| merge.pick("a", &ANY).expect("two answer")).collect();
         assert_eq!(picks.iter().map(|(backend, _)| *backend).collect::<Vec<_>>(), [1, 0, 1, 0]);
         drop(picks);
-        assert_eq!(merge.pick("a").map(|(backend, _)| backend), Some(1));
+        assert_eq!(merge.pick("a", &ANY).map(|(backend, _)| backend), Some(1));
         assert!(merge.state().busy.is_empty());
-        assert!(merge.pick("b").is_none());
+        assert!(merge.pick("b", &ANY).is_none());
         merge.fail(0);
         merge.fail(1);
-        assert!(merge.pick("a").is_none());
+        assert!(merge.pick("a", &ANY).is_none());
+    }
+
+    #[test]
+    fn work_goes_where_it_may() {
+        let price =
+            |micro| Price { input: Credits::new(micro), cached: Credits::new(micro), output: Credits::new(micro) };
+        let rented = |micro| Capacity { rented: 4, token_price: price(micro), ..capacity("a", 4, true) };
+        let (merge, list) = Merge::new(names(3));
+        merge.publish(0, vec![rented(9)]);
+        merge.publish(1, vec![capacity("a", 1, true)]);
+        merge.publish(2, vec![rented(3)]);
+        let all = list.borrow()[0].clone();
+        assert_eq!((all.slots, all.rented, all.token_price), (9, 8, price(9)));
+        let only = |names: &[&str]| Wanted { backends: names.iter().map(|name| (*name).to_owned()).collect(), ..ANY };
+        // Who wants it, and where it goes while nothing runs and while the own slot is taken.
+        let cases = [
+            (ANY, Some(1), Some(0)),
+            (Wanted { own: false, ..ANY }, Some(1), Some(1)),
+            (Wanted { token_price_max: Some(price(3)), ..ANY }, Some(1), Some(2)),
+            (only(&["b2"]), Some(2), Some(2)),
+            (only(&["b1", "b2"]), Some(1), Some(2)),
+            (only(&["none"]), None, None),
+            (Wanted { token_price_max: Some(price(1)), ..only(&["b0"]) }, None, None),
+        ];
+        let pick = |wanted: &Wanted| merge.pick("a", wanted).map(|(backend, _)| backend);
+        for (wanted, idle, _) in &cases {
+            assert_eq!(pick(wanted), *idle, "{wanted:?}");
+        }
+        let _taken = merge.pick("a", &only(&["b1"]));
+        for (wanted, _, busy) in &cases {
+            assert_eq!(pick(wanted), *busy, "{wanted:?}");
+        }
     }
 }

@@ -4,8 +4,10 @@
 
 mod answer;
 mod chunk;
+pub mod connection;
 mod embedded;
 mod merge;
+mod meter;
 mod models;
 mod prompt;
 mod upstream;
@@ -15,12 +17,14 @@ mod tests;
 
 use crate::openai::text_of_event;
 use embedded::Embedded;
-use merge::Merge;
+use merge::{Merge, Wanted};
+use meter::Meter;
+use spillway_ledger::Credits;
 use spillway_protocol::config::BackendSection;
 use spillway_protocol::wire::CHUNK_BYTES_MAX;
-use spillway_protocol::{BackendError, Capacity, Kind, WorkId};
+use spillway_protocol::{BackendError, Capacity, Kind, OwnChoice, WorkId};
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use tokio::sync::{mpsc, watch};
 use upstream::Upstream;
 
@@ -50,6 +54,13 @@ pub enum BackendEvent {
         bytes: Vec<u8>,
         /// The text that it delivers.
         text: Vec<u8>,
+    },
+    /// What it has cost so far, in all; only where it costs anything.
+    Charged {
+        /// The work.
+        work: WorkId,
+        /// In all.
+        cost: Credits,
     },
     /// The answer is complete.
     Finished {
@@ -127,21 +138,23 @@ impl Backends {
         sections: &[BackendSection],
         folder: &Path,
     ) -> Result<(Self, watch::Receiver<Vec<Capacity>>), BackendStartError> {
-        let (merge, capacity) = Merge::new(sections.len());
+        let names = sections.iter().enumerate().map(|(index, section)| section.name(index)).collect();
+        let (merge, capacity) = Merge::new(names);
         let merge = Arc::new(merge);
         let mut backends = Vec::with_capacity(sections.len());
         for (index, section) in sections.iter().enumerate() {
             backends.push(match section {
-                BackendSection::Embedded { model, gguf, slots, tokens_per_second } => {
+                BackendSection::Embedded { model, gguf, slots, tokens_per_second, .. } => {
                     let file = gguf.as_ref().map(|file| folder.join(file));
                     let engine = Embedded::load(model.clone(), file.as_deref(), *slots, *tokens_per_second)
                         .map_err(|source| BackendStartError::Load { index, source })?;
                     merge.publish(index, vec![engine.capacity()]);
                     Backend::Embedded(engine)
                 }
-                BackendSection::OpenAi { url, key_env, models, slots, endpoints } => {
-                    let upstream = Upstream::new(url, key_env.as_deref(), models.clone(), *slots, endpoints.clone())
-                        .map_err(|(field, why)| BackendStartError::Setting { index, field, why })?;
+                BackendSection::OpenAi(server) => {
+                    let setting = |(field, why)| BackendStartError::Setting { index, field, why };
+                    let price = server.token_price("").map_err(|error| setting(("price", error.to_string())))?;
+                    let upstream = Upstream::new(server, folder, price).map_err(setting)?;
                     upstream.watch(index, Arc::downgrade(&merge));
                     Backend::Upstream(upstream)
                 }
@@ -165,19 +178,21 @@ impl Backends {
         body: Vec<u8>,
         prefix: Vec<u8>,
         own: bool,
+        choice: &OwnChoice,
         sink: mpsc::Sender<BackendEvent>,
     ) -> Running {
         tracing::debug!(work = work.0, model, kind = kind.as_str(), own, prefix = prefix.len(), "work begins");
         let (backends, merge) = (Arc::clone(&self.backends), Arc::clone(&self.merge));
+        let wanted = Wanted { own, backends: choice.backends.clone(), token_price_max: choice.token_price_max };
         let work = Work { id: work, model: model.to_owned(), kind, body, prefix };
         let task = tokio::spawn(async move {
-            let out = Out { work: work.id, kind, sink };
-            let result = match merge.pick(&work.model) {
+            let out = Out { work: work.id, kind, sink, meter: Mutex::default() };
+            let result = match merge.pick(&work.model, &wanted) {
                 Some((index, _busy)) => match &backends[index] {
                     Backend::Embedded(engine) => engine.run(work, &out).await,
                     Backend::Upstream(upstream) => upstream.run(work, &out).await,
                 },
-                None => Err(BackendError::Failed(format!("no own backend serves `{}` now", work.model))),
+                None => Err(BackendError::Failed(wanted.in_vain(&work.model))),
             };
             out.end(result).await;
         });
@@ -191,6 +206,8 @@ struct Out {
     work: WorkId,
     kind: Kind,
     sink: mpsc::Sender<BackendEvent>,
+    /// Counts what the work costs, where it costs anything.
+    meter: Mutex<Option<Meter>>,
 }
 
 /// Nobody listens any more.
@@ -209,11 +226,39 @@ impl Out {
         if bytes.len() > CHUNK_BYTES_MAX {
             return Err(BackendError::Failed("an event is over 256 KiB".into()));
         }
+        self.charge(|meter| meter.event(&bytes, text.len())).await?;
         let event = BackendEvent::Output { work: self.work, bytes, text };
         self.sink.send(event).await.map_err(|_| BackendError::Failed("nobody listens".into()))
     }
 
+    /// From now on what the work costs is counted.
+    fn meter(&self, meter: Meter) {
+        *self.meter.lock().expect("nothing panics while it counts") = Some(meter);
+    }
+
+    /// The server began to answer.
+    async fn begun(&self) -> Result<(), BackendError> {
+        self.charge(Meter::begun).await
+    }
+
+    /// A part of an answer that is no stream came.
+    fn part(&self, bytes: &[u8]) {
+        if let Some(meter) = &mut *self.meter.lock().expect("nothing panics while it counts") {
+            meter.part(bytes);
+        }
+    }
+
+    async fn charge(&self, count: impl FnOnce(&mut Meter) -> Option<Credits>) -> Result<(), BackendError> {
+        let cost = self.meter.lock().expect("nothing panics while it counts").as_mut().and_then(count);
+        let Some(cost) = cost else { return Ok(()) };
+        let event = BackendEvent::Charged { work: self.work, cost };
+        self.sink.send(event).await.map_err(|_| BackendError::Failed("nobody listens".into()))
+    }
+
     async fn end(&self, result: Result<String, BackendError>) {
+        if result.is_ok() && self.charge(Meter::ended).await.is_err() {
+            return;
+        }
         let event = match result {
             Ok(finish) => BackendEvent::Finished { work: self.work, finish: cut(finish, FINISH_BYTES_MAX) },
             Err(error) => BackendEvent::Failed { work: self.work, error },

@@ -3,7 +3,7 @@
 
 use serde::Deserialize;
 use serde_json::value::RawValue;
-use spillway_ledger::Digest;
+use spillway_ledger::{Digest, Price};
 use spillway_protocol::job::MODEL_BYTES_MAX;
 use spillway_protocol::{Capacity, Kind};
 use std::time::Duration;
@@ -14,9 +14,7 @@ pub(super) const MODELS_MAX: usize = 256;
 pub(super) const ANSWER_BYTES_MAX: usize = 4 << 20;
 /// How long a check may take.
 pub(super) const CHECK_WAIT: Duration = Duration::from_secs(2);
-/// How often a server that answers is asked again.
-pub(super) const CHECK_EVERY: Duration = Duration::from_secs(10);
-/// How soon one that does not is asked again; doubles up to [`CHECK_EVERY`].
+/// How soon one that does not is asked again; doubles up to how often one that does is.
 pub(super) const RETRY_AFTER_MIN: Duration = Duration::from_millis(250);
 
 #[derive(Deserialize)]
@@ -85,6 +83,8 @@ fn capacity(model: String, engine: String, context_max: u32, slots: u32) -> Capa
         context_max,
         kinds: vec![Kind::Chat, Kind::Completion],
         slots,
+        rented: 0,
+        token_price: Price::ZERO,
         healthy: true,
     }
 }

@@ -141,7 +141,7 @@ mod tests {
             let got = for_upstream(kind, "m", body.as_bytes(), prefix.as_bytes());
             let got = got.map(|(bytes, _)| String::from_utf8(bytes).expect("JSON")).map_err(|error| match error {
                 BackendError::Rejected { status, .. } => status,
-                BackendError::Busy | BackendError::Failed(_) => 0,
+                BackendError::Busy { .. } | BackendError::Answered { .. } | BackendError::Failed(_) => 0,
             });
             assert_eq!(got, want, "{body} behind {prefix:?}");
         }

@@ -3,8 +3,8 @@
 use super::{BackendEvent, Backends, Running};
 use crate::openai::text_of_event;
 use serde_json::{Value, json};
-use spillway_protocol::config::BackendSection;
-use spillway_protocol::{BackendError, Capacity, Kind, WorkId};
+use spillway_protocol::config::{BackendSection, ServerSection};
+use spillway_protocol::{BackendError, Capacity, Kind, OwnChoice, WorkId};
 use std::path::Path;
 use std::time::Duration;
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
@@ -90,7 +90,8 @@ async fn serve(
 
 fn section(url: &str, models: &[&str]) -> BackendSection {
     let models = models.iter().map(|model| (*model).to_owned()).collect();
-    BackendSection::OpenAi { url: url.into(), key_env: None, models, slots: 2, endpoints: Kind::ALL.to_vec() }
+    let server = ServerSection { models, slots: 2, endpoints: Kind::ALL.to_vec(), ..ServerSection::new(url) };
+    BackendSection::OpenAi(Box::new(server))
 }
 
 async fn start(section: BackendSection) -> (Backends, watch::Receiver<Vec<Capacity>>) {
@@ -109,7 +110,7 @@ fn run(
 ) -> (Running, mpsc::Receiver<BackendEvent>) {
     let (sink, events) = mpsc::channel(8);
     let (body, prefix) = (body.as_bytes().to_vec(), prefix.as_bytes().to_vec());
-    (backends.run(WorkId(7), model, kind, body, prefix, true, sink), events)
+    (backends.run(WorkId(7), model, kind, body, prefix, true, &OwnChoice::default(), sink), events)
 }
 
 /// The events' bytes and text until the end, and the end.
@@ -167,7 +168,7 @@ async fn a_strangers_body_is_made_a_stream() {
     let mut server = Server::start(Script::Say("HTTP/1.1 500 x\r\nconnection: close\r\n\r\n")).await;
     let (backends, _capacity) = start(section(&server.url, &["mine"])).await;
     let (_running, events) = run(&backends, "mine", Kind::Completion, r#"{"prompt":"a","stream":false}"#, "b");
-    assert!(matches!(all(events).await.2, Err(BackendError::Failed(_))));
+    assert!(matches!(all(events).await.2, Err(BackendError::Answered { status: 500, .. })));
     let (head, body) = server.requests.recv().await.expect("a request");
     assert!(head.starts_with("POST /v1/completions HTTP/1.1\r\n"), "{head}");
     assert_eq!(body, r#"{"prompt":"ab","stream":true,"model":"mine","stream_options":{"include_usage":true}}"#);
@@ -177,17 +178,19 @@ async fn a_strangers_body_is_made_a_stream() {
 async fn the_servers_failures_are_told_apart() {
     let rejected = |status, message: &str| Err(BackendError::Rejected { status, message: message.into() });
     let failed = |why: &str| Err(BackendError::Failed(why.into()));
+    let answered =
+        |status, why: &str| Err(BackendError::Answered { status, retry_after_ms: None, message: why.into() });
     let cases = [
         ("HTTP/1.1 400 x\r\ncontent-length: 5\r\n\r\nwhy: ", rejected(400, "why: ")),
         ("HTTP/1.1 422 x\r\ncontent-length: 0\r\n\r\n", rejected(422, "")),
-        ("HTTP/1.1 429 x\r\ncontent-length: 0\r\n\r\n", Err(BackendError::Busy)),
-        ("HTTP/1.1 401 x\r\ncontent-length: 0\r\n\r\n", failed("the server answered 401: ")),
-        ("HTTP/1.1 404 x\r\ncontent-length: 0\r\n\r\n", failed("the server answered 404: ")),
-        ("HTTP/1.1 503 x\r\ncontent-length: 4\r\n\r\nload", failed("the server answered 503: load")),
+        ("HTTP/1.1 429 x\r\ncontent-length: 0\r\n\r\n", Err(BackendError::Busy { retry_after_ms: None })),
+        ("HTTP/1.1 401 x\r\ncontent-length: 0\r\n\r\n", answered(401, "the server answered 401: ")),
+        ("HTTP/1.1 404 x\r\ncontent-length: 0\r\n\r\n", answered(404, "the server answered 404: ")),
+        ("HTTP/1.1 503 x\r\ncontent-length: 4\r\n\r\nload", answered(503, "the server answered 503: load")),
         // Redirects are not followed: the operator named this server and no other.
         (
             "HTTP/1.1 307 x\r\nlocation: http://127.0.0.1:9/\r\ncontent-length: 0\r\n\r\n",
-            failed("the server answered 307: "),
+            answered(307, "the server answered 307: "),
         ),
         (
             "HTTP/1.1 200 x\r\ncontent-type: application/json\r\ncontent-length: 2\r\n\r\n{}",
@@ -270,7 +273,7 @@ async fn a_server_that_goes_away_is_marked_and_comes_back() {
 }
 
 fn embedded() -> BackendSection {
-    BackendSection::Embedded { model: "guide".into(), gguf: None, slots: 2, tokens_per_second: None }
+    BackendSection::Embedded { name: None, model: "guide".into(), gguf: None, slots: 2, tokens_per_second: None }
 }
 
 #[tokio::test]
@@ -384,7 +387,61 @@ async fn all_of(mut events: mpsc::Receiver<BackendEvent>) -> (Vec<Vec<u8>>, Vec<
                 units.extend(text);
             }
             BackendEvent::Finished { finish, .. } => return (seen, units, Ok(finish)),
+            BackendEvent::Charged { .. } => panic!("nothing costs anything here"),
             BackendEvent::Failed { error, .. } => return (seen, units, Err(error)),
         }
+    }
+}
+
+/// What a server hears first.
+async fn first_bytes(server: ServerSection, listener: TcpListener) -> Vec<u8> {
+    let section = BackendSection::OpenAi(Box::new(server));
+    let (_backends, _capacity) = Backends::start(&[section], Path::new("/")).expect("backends");
+    let (mut stream, _) = listener.accept().await.expect("a connection");
+    let mut first = vec![0; 24];
+    stream.read_exact(&mut first).await.expect("bytes");
+    first
+}
+
+#[tokio::test]
+async fn http2_is_spoken_where_it_is_wanted() {
+    for (http2, want) in [(true, &b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"[..]), (false, b"GET /v1/models HTTP/1.1\r\n")] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("http://{}/v1", listener.local_addr().expect("its address"));
+        let first = first_bytes(ServerSection { http2, ..ServerSection::new(&url) }, listener).await;
+        assert_eq!(first, want[..24]);
+    }
+}
+
+/// A certificate authority of the operator's own is trusted, and no other that is not the system's; HTTP/2 is agreed on.
+#[tokio::test]
+async fn tls_trusts_the_operators_authority() {
+    let made = rcgen::generate_simple_self_signed(vec!["localhost".to_owned()]).expect("a certificate");
+    let key = rustls::pki_types::PrivateKeyDer::try_from(made.key_pair.serialize_der()).expect("a key");
+    let folder = tempfile::tempdir().expect("a folder");
+    std::fs::write(folder.path().join("ca.pem"), made.cert.pem()).expect("written");
+    let provider = std::sync::Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let mut config = rustls::ServerConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .expect("versions")
+        .with_no_client_auth()
+        .with_single_cert(vec![made.cert.der().clone()], key)
+        .expect("a server");
+    config.alpn_protocols = vec![b"h2".to_vec(), b"http/1.1".to_vec()];
+    let acceptor = tokio_rustls::TlsAcceptor::from(std::sync::Arc::new(config));
+    for (ca_file, trusted) in [(Some("ca.pem".to_owned()), true), (None, false)] {
+        let listener = TcpListener::bind("127.0.0.1:0").await.expect("a port");
+        let url = format!("https://localhost:{}/v1", listener.local_addr().expect("its address").port());
+        let server = ServerSection { ca_file, ..ServerSection::new(&url) };
+        let section = BackendSection::OpenAi(Box::new(server));
+        let (_backends, _capacity) = Backends::start(&[section], folder.path()).expect("backends");
+        let (stream, _) = listener.accept().await.expect("a connection");
+        let accepted = acceptor.accept(stream).await;
+        assert_eq!(accepted.is_ok(), trusted, "{url}");
+        let Ok(mut stream) = accepted else { continue };
+        assert_eq!(stream.get_ref().1.alpn_protocol(), Some(&b"h2"[..]));
+        let mut first = [0; 14];
+        stream.read_exact(&mut first).await.expect("bytes");
+        assert_eq!(&first, b"PRI * HTTP/2.0");
     }
 }

@@ -3,8 +3,10 @@
 //! and of a client's request nothing but the body.
 
 use super::answer::{named_events, whole};
+use super::connection::{BadSetting, below, connection};
 use super::merge::Merge;
-use super::models::{ANSWER_BYTES_MAX, CHECK_EVERY, CHECK_WAIT, RETRY_AFTER_MIN, configured, discovered};
+use super::meter::Meter;
+use super::models::{ANSWER_BYTES_MAX, CHECK_WAIT, RETRY_AFTER_MIN, configured, discovered};
 use super::prompt::for_upstream;
 use super::{Out, Work, cut};
 use crate::openai::endpoint::Choices;
@@ -12,21 +14,17 @@ use crate::openai::event::Event;
 use crate::openai::measure::text_of_parsed;
 use crate::openai::template::Template;
 use crate::openai::{Answer, SseParser, endpoint};
-use reqwest::header::{AUTHORIZATION, CONTENT_TYPE, HeaderMap, HeaderValue};
-use reqwest::redirect::Policy;
+use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName};
 use reqwest::{Client, Response, Url};
+use spillway_ledger::Price;
+use spillway_protocol::config::ServerSection;
 use spillway_protocol::{BackendError, Capacity, Kind};
+use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 use tokio::sync::{Notify, Semaphore};
 
-/// How long connecting may take.
-const CONNECT_WAIT: Duration = Duration::from_secs(5);
-/// How long a server may say nothing: a long prompt on slow hardware takes minutes until the first token.
-const SILENCE_MAX: Duration = Duration::from_secs(300);
-/// How long an idle connection is kept. Shorter than common servers keep theirs (5 s), so that a request is never written to
-/// a connection that is being closed.
-const IDLE_MAX: Duration = Duration::from_secs(4);
 /// How long work waits for a place within the server's limit: a place becomes free a moment after its work was stopped.
 const PLACE_WAIT: Duration = Duration::from_secs(2);
 /// Most bytes of an error's body that are read.
@@ -47,65 +45,37 @@ struct Shared {
     models_url: Url,
     endpoints: Vec<Kind>,
     models: Vec<String>,
+    names: Names,
     slots: u32,
+    /// What a million tokens cost, if they cost anything.
+    price: Option<Price>,
+    check_every: Duration,
     places: Semaphore,
     /// A work could not reach the server: check it now.
     doubt: Notify,
 }
 
 impl Upstream {
-    /// For the server at `url`; its key is in the environment's `key_env`.
+    /// For the server of this section; files are relative to `folder`.
     ///
     /// # Errors
     /// The setting that does not hold, and why.
-    pub(super) fn new(
-        url: &str,
-        key_env: Option<&str>,
-        models: Vec<String>,
-        slots: u32,
-        mut endpoints: Vec<Kind>,
-    ) -> Result<Self, (&'static str, String)> {
+    pub(super) fn new(section: &ServerSection, folder: &Path, price: Price) -> Result<Self, BadSetting> {
+        let (client, base) = connection(section, folder)?;
+        let mut endpoints = section.endpoints.clone();
         endpoints.sort_unstable();
         endpoints.dedup();
-        let base = base_url(url)?;
-        let mut headers = HeaderMap::new();
-        if let Some(name) = key_env {
-            let key = std::env::var(name).map_err(|_| ("key_env", format!("the environment has no {name}")))?;
-            let value = HeaderValue::from_str(&format!("Bearer {key}"));
-            let mut value = value.map_err(|_| ("key_env", format!("what {name} holds cannot be sent in a header")))?;
-            value.set_sensitive(true);
-            headers.insert(AUTHORIZATION, value);
-            if endpoints.contains(&Kind::Message) {
-                // Servers of Anthropic's Messages want it here.
-                let value = HeaderValue::from_str(&key);
-                let mut value =
-                    value.map_err(|_| ("key_env", format!("what {name} holds cannot be sent in a header")))?;
-                value.set_sensitive(true);
-                headers.insert("x-api-key", value);
-            }
-        }
-        let mut client = Client::builder()
-            .redirect(Policy::none())
-            .no_proxy()
-            .default_headers(headers)
-            .connect_timeout(CONNECT_WAIT)
-            .read_timeout(SILENCE_MAX)
-            .pool_idle_timeout(IDLE_MAX)
-            .pool_max_idle_per_host(slots as usize)
-            .tcp_nodelay(true);
-        if base.scheme() == "http" {
-            // A machine without certificates can still reach the server beside it.
-            client = client.tls_certs_only([]);
-        }
-        let client = client.build().map_err(|error| ("url", error.to_string()))?;
         let shared = Shared {
             client,
             models_url: below(&base, "models"),
             base,
             endpoints,
-            models,
-            slots,
-            places: Semaphore::new(slots as usize),
+            models: section.models.clone(),
+            names: Names::new(&section.rename),
+            slots: section.slots,
+            price: (section.price.is_some()).then_some(price),
+            check_every: Duration::from_secs_f64(section.check_s),
+            places: Semaphore::new(section.slots as usize),
             doubt: Notify::new(),
         };
         Ok(Self { shared: Arc::new(shared) })
@@ -119,11 +89,14 @@ impl Upstream {
     /// Has the server do work; gives the finish reason.
     pub(super) async fn run(&self, work: Work, out: &Out) -> Result<String, BackendError> {
         let shared = &*self.shared;
-        let (body, content_type) = for_upstream(work.kind, &work.model, &work.body, &work.prefix)?;
+        let (body, content_type) = for_upstream(work.kind, shared.names.theirs(&work.model), &work.body, &work.prefix)?;
         let place = tokio::time::timeout(PLACE_WAIT, shared.places.acquire());
-        let Ok(place) = place.await else { return Err(BackendError::Busy) };
+        let Ok(place) = place.await else { return Err(BackendError::Busy { retry_after_ms: None }) };
         let _place = place.expect("the semaphore is never closed");
         let row = endpoint(work.kind);
+        if let Some(price) = shared.price {
+            out.meter(Meter::new(price, body.len()));
+        }
         let mut request =
             shared.client.post(below(&shared.base, row.path)).header(CONTENT_TYPE, content_type).body(body);
         if work.kind == Kind::Message {
@@ -136,6 +109,7 @@ impl Upstream {
         if !response.status().is_success() {
             return Err(refusal(response).await);
         }
+        out.begun().await?;
         if let Answer::Whole(_) = row.answer {
             return whole(response, out).await;
         }
@@ -208,9 +182,20 @@ async fn relay(choices: Choices, mut response: Response, out: &Out) -> Result<St
     }
 }
 
+/// What a server asks to wait, in milliseconds. A date is not read: clocks differ.
+fn retry_after_ms(headers: &HeaderMap) -> Option<u64> {
+    let number =
+        |name: &'static str| headers.get(HeaderName::from_static(name))?.to_str().ok()?.trim().parse::<f64>().ok();
+    let ms = number("retry-after-ms").or_else(|| number("x-ms-retry-after-ms"));
+    let ms = ms.or_else(|| number("retry-after").map(|seconds| seconds * 1e3))?;
+    #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "within a day")]
+    (0.0..=86_400_000.0).contains(&ms).then(|| ms.ceil() as u64)
+}
+
 /// What an error status means for the job.
 async fn refusal(mut response: Response) -> BackendError {
     let status = response.status().as_u16();
+    let retry_after_ms = retry_after_ms(response.headers());
     let mut body = Vec::new();
     while body.len() < ERROR_BYTES_MAX
         && let Ok(Some(bytes)) = response.chunk().await
@@ -219,11 +204,13 @@ async fn refusal(mut response: Response) -> BackendError {
     }
     let message = cut(String::from_utf8_lossy(&body).into_owned(), ERROR_BYTES_MAX);
     match status {
-        429 => BackendError::Busy,
+        429 => BackendError::Busy { retry_after_ms },
         // The operator's key, the server's model list or a proxy is at fault, and not the request: another place may do it.
-        401 | 403 | 404 | 407 | 408 => BackendError::Failed(format!("the server answered {status}: {message}")),
-        400..=499 => BackendError::Rejected { status, message },
-        _ => BackendError::Failed(format!("the server answered {status}: {message}")),
+        400..=499 if !matches!(status, 401 | 402 | 403 | 404 | 407 | 408) => BackendError::Rejected { status, message },
+        _ => {
+            let message = format!("the server answered {status}: {message}");
+            BackendError::Answered { status, retry_after_ms, message }
+        }
     }
 }
 
@@ -242,7 +229,7 @@ async fn watch(shared: Arc<Shared>, index: usize, merge: Weak<Merge>) {
                 answered = Some(true);
                 merge.publish(index, models);
                 retry_after = RETRY_AFTER_MIN;
-                CHECK_EVERY
+                shared.check_every
             }
             Err(why) => {
                 if answered != Some(false) {
@@ -251,7 +238,7 @@ async fn watch(shared: Arc<Shared>, index: usize, merge: Weak<Merge>) {
                 answered = Some(false);
                 merge.fail(index);
                 let wait = retry_after;
-                retry_after = (retry_after * 2).min(CHECK_EVERY);
+                retry_after = (retry_after * 2).min(shared.check_every);
                 wait
             }
         };
@@ -260,6 +247,28 @@ async fn watch(shared: Arc<Shared>, index: usize, merge: Weak<Merge>) {
             () = tokio::time::sleep(wait) => {}
             () = shared.doubt.notified() => {}
         }
+    }
+}
+
+/// The models of a server that clients know by other names.
+#[derive(Debug)]
+struct Names {
+    theirs: BTreeMap<String, String>,
+    ours: BTreeMap<String, String>,
+}
+
+impl Names {
+    fn new(rename: &BTreeMap<String, String>) -> Self {
+        let ours = rename.iter().map(|(ours, theirs)| (theirs.clone(), ours.clone())).collect();
+        Self { theirs: rename.clone(), ours }
+    }
+
+    fn theirs<'a>(&'a self, ours: &'a str) -> &'a str {
+        self.theirs.get(ours).map_or(ours, String::as_str)
+    }
+
+    fn ours(&self, theirs: String) -> String {
+        self.ours.get(&theirs).cloned().unwrap_or(theirs)
     }
 }
 
@@ -288,31 +297,17 @@ impl Shared {
 
     /// The models with what they serve by the operator's word.
     fn serving(&self, mut models: Vec<Capacity>) -> Vec<Capacity> {
-        models.iter_mut().for_each(|capacity| capacity.kinds.clone_from(&self.endpoints));
+        for capacity in &mut models {
+            capacity.kinds.clone_from(&self.endpoints);
+            capacity.model = self.names.ours(std::mem::take(&mut capacity.model));
+            if let Some(price) = self.price {
+                (capacity.rented, capacity.token_price) = (capacity.slots, price);
+            }
+        }
+        models.sort_by(|a, b| a.model.cmp(&b.model));
+        models.dedup_by(|a, b| a.model == b.model);
         models
     }
-}
-
-/// A URL that paths can be put below.
-fn base_url(text: &str) -> Result<Url, (&'static str, String)> {
-    let url: Url = text.parse().map_err(|error| ("url", format!("{text}: {error}")))?;
-    let fail = |why: &str| Err(("url", format!("{text}: {why}")));
-    if !matches!(url.scheme(), "http" | "https") || url.host_str().is_none_or(str::is_empty) {
-        return fail("neither http:// nor https:// with a host");
-    }
-    if !url.username().is_empty() || url.password().is_some() {
-        return fail("holds a password; use key_env");
-    }
-    if url.query().is_some() || url.fragment().is_some() {
-        return fail("has a query or a fragment");
-    }
-    Ok(url)
-}
-
-fn below(base: &Url, path: &str) -> Url {
-    let mut url = base.clone();
-    url.set_path(&format!("{}/{path}", base.path().trim_end_matches('/')));
-    url
 }
 
 /// The innermost cause, which says more than the outer ones, and without the URL.
@@ -332,28 +327,35 @@ mod tests {
     use super::*;
 
     #[test]
-    fn urls_are_checked_and_joined() {
-        let cases = [
-            ("http://127.0.0.1:8000/v1", Some("http://127.0.0.1:8000/v1/chat/completions")),
-            ("http://127.0.0.1:8000/v1/", Some("http://127.0.0.1:8000/v1/chat/completions")),
-            ("https://api.example.org", Some("https://api.example.org/chat/completions")),
-            ("ftp://host/v1", None),
-            ("file:///etc/passwd", None),
-            ("http://user:secret@host/v1", None),
-            ("http://host/v1?key=secret", None),
-            ("host:8000/v1", None),
-            ("", None),
-        ];
-        for (text, want) in cases {
-            let got = base_url(text).ok().map(|base| below(&base, "chat/completions").to_string());
-            assert_eq!(got.as_deref(), want, "{text}");
-        }
+    fn models_have_two_names() {
+        let renames = [("gpt", "gpt-4o-2024"), ("other", "theirs")].map(|(a, b)| (a.to_owned(), b.to_owned()));
+        let names = Names::new(&renames.into_iter().collect());
+        assert_eq!(names.theirs("gpt"), "gpt-4o-2024");
+        assert_eq!(names.theirs("plain"), "plain");
+        assert_eq!(names.ours("gpt-4o-2024".into()), "gpt");
+        assert_eq!(names.ours("plain".into()), "plain");
+        // A request cannot pick the server's own name by going around ours.
+        assert_eq!(names.ours("theirs".into()), "other");
     }
 
     #[test]
-    fn a_missing_key_is_named() {
-        let error = Upstream::new("http://localhost/v1", Some("SPILLWAY_TEST_UNSET"), Vec::new(), 1, vec![Kind::Chat])
-            .expect_err("unset");
-        assert_eq!(error, ("key_env", "the environment has no SPILLWAY_TEST_UNSET".into()));
+    fn waits_are_read() {
+        let headers = |pairs: &[(&'static str, &str)]| {
+            let pair =
+                |(name, value): &(&'static str, &str)| (HeaderName::from_static(name), value.parse().expect("a value"));
+            pairs.iter().map(pair).collect::<HeaderMap>()
+        };
+        for (pairs, ms) in [
+            (&[("retry-after", "2")][..], Some(2000)),
+            (&[("retry-after", "0.5")], Some(500)),
+            (&[("retry-after-ms", "30"), ("retry-after", "9")], Some(30)),
+            (&[("x-ms-retry-after-ms", "40")], Some(40)),
+            (&[("retry-after", "-1")], None),
+            (&[("retry-after", "Wed, 21 Oct 2015 07:28:00 GMT")], None),
+            (&[("retry-after", "1e300")], None),
+            (&[], None),
+        ] {
+            assert_eq!(retry_after_ms(&headers(pairs)), ms, "{pairs:?}");
+        }
     }
 }

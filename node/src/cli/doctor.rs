@@ -3,10 +3,11 @@
 
 use super::table::{self, Show};
 use super::{Listing, Place, Verdict};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use serde::Serialize;
 use serde_json::{Value, json};
+use spillway_node::backend::connection::{below, connection};
 use spillway_node::run::{load_config, load_genesis};
 use spillway_protocol::NodeConfig;
 use spillway_protocol::config::{BackendSection, LedgerRole};
@@ -163,18 +164,14 @@ async fn reachable(folder: &Path, backend: &BackendSection) -> Result<String> {
             }
             Ok(format!("{model}: {}, {slots} slots", path.display()))
         }
-        BackendSection::OpenAi { url, key_env, slots, .. } => {
-            let mut request = reqwest::Client::builder()
-                .timeout(BACKEND_WAIT)
-                .build()
-                .context("cannot make an HTTP client")?
-                .get(format!("{}/models", url.trim_end_matches('/')));
-            if let Some(variable) = key_env {
-                let key = std::env::var(variable)
-                    .with_context(|| format!("{url}: its key is to be in the environment variable {variable}"))?;
-                request = request.bearer_auth(key);
-            }
+        BackendSection::OpenAi(server) => {
+            let (url, slots) = (&server.url, server.slots);
+            let (client, base) = connection(server, folder).map_err(|(field, why)| anyhow!("{url}: {field}: {why}"))?;
+            let request = client.get(below(&base, "models")).timeout(BACKEND_WAIT);
             let response = request.send().await.with_context(|| format!("{url} does not answer"))?;
+            if !server.models.is_empty() && !matches!(response.status().as_u16(), 401 | 403 | 429 | 500..) {
+                return Ok(format!("{url}: answers; serves {} by your word, {slots} slots", server.models.join(", ")));
+            }
             let status = response.status();
             let text = response.text().await.with_context(|| format!("{url} broke off"))?;
             if !status.is_success() {

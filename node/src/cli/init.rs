@@ -43,8 +43,10 @@ fn settings(arguments: &InitArguments) -> String {
             r#"[[backend]]
 kind = "openai"
 url = {}
-# key_env = "MY_SERVER_KEY"   # the environment variable that holds its key, if it wants one
+# name = "gpu1"               # what policies call it; "backend0" if absent
+# key_file = "server.key"     # the file that holds its key, if it wants one; or key_env, the environment variable that does
 # models = ["my-model"]       # only these; otherwise all that it lists
+# rename = {{ "our-name" = "its-name" }}  # models that your clients know by other names
 # endpoints = ["chat", "completion", "embedding"]  # what they serve; chats and completions if absent (docs/api.md)
 slots = 4                     # requests at once"#,
             quoted(url)
@@ -59,7 +61,29 @@ slots = 4                     # requests at once
 # [[backend]]
 # kind = "openai"
 # url = "http://127.0.0.1:8000/v1"
-# slots = 8"#
+# slots = 8
+
+# So does a third party's API. What has a price is for your own jobs alone, and your keys' budgets pay for it.
+# [[backend]]
+# kind = "openai"
+# name = "openai"
+# url = "https://api.openai.com/v1"
+# key_file = "openai.key"     # or key_env = "OPENAI_API_KEY"
+# models = ["gpt-4o-mini"]
+# price = { input = 0.15, cached = 0.075, output = 0.6 }   # credits per million tokens
+# ca_file = "proxy-ca.pem"    # an authority to trust beside the system's, such as a proxy's
+# slots = 16
+
+# Where requests go that name a policy (header x-spillway-policy), or whose key does: docs/backends.md
+# [policy.careful]
+# [[policy.careful.target]]
+# backends = ["backend0"]
+# retries = 1
+# first_s = 10.0              # seconds to the first piece of the answer
+# breaker = { failures = 5, cooldown_s = 30.0 }
+# [[policy.careful.target]]
+# network = true              # strangers
+# priority = 1                # only where those before it failed"#
             .into(),
     };
     let ledger = match &arguments.authority {
@@ -235,8 +259,8 @@ mod tests {
         assert_eq!(config.ledger.role, LedgerRole::Follow);
         assert_eq!(config.ledger.authority, ["12D3KooW\"quoted"]);
         assert_eq!(config.network.bootstrap, arguments.bootstrap);
-        let [BackendSection::OpenAi { url, .. }] = config.backend.as_slice() else { panic!("{:?}", config.backend) };
-        assert_eq!(url, "http://127.0.0.1:8000/v1");
+        let [BackendSection::OpenAi(server)] = config.backend.as_slice() else { panic!("{:?}", config.backend) };
+        assert_eq!(server.url, "http://127.0.0.1:8000/v1");
     }
 
     #[test]

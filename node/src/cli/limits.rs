@@ -76,6 +76,9 @@ pub(super) struct LimitArguments {
     /// For how many seconds an answer is given again to the same request of the key, or of any key of the project
     #[arg(long, value_name = "SECONDS")]
     cache: Option<u32>,
+    /// The policy that its requests go by where they name none, from `spillway.toml`
+    #[arg(long, value_name = "POLICY")]
+    policy: Option<String>,
     /// A name and a value that mean something to you, such as team=red; repeat for more
     #[arg(long = "label", value_name = "NAME=VALUE")]
     labels: Vec<String>,
@@ -98,6 +101,7 @@ pub(super) enum Clear {
     ProviderOrder,
     TargetMs,
     Cache,
+    Policy,
     Label,
     Project,
 }
@@ -120,6 +124,7 @@ impl Clear {
             Self::ProviderOrder => "providers_order",
             Self::TargetMs => "target_ms",
             Self::Cache => "cache_s",
+            Self::Policy => "policy",
             Self::Label => "labels",
             Self::Project => "project",
         }
@@ -171,6 +176,9 @@ impl LimitArguments {
         }
         if let Some(prefer) = self.prefer {
             fields.insert("prefer".into(), prefer.as_str().into());
+        }
+        if let Some(policy) = &self.policy {
+            fields.insert("policy".into(), policy.as_str().into());
         }
         for (field, list) in [
             ("models", &self.models),
@@ -259,7 +267,7 @@ mod tests {
             "budget_micro": 0, "budget_day_micro": 0, "budget_week_micro": 0, "budget_month_micro": 0,
             "requests_per_minute": 1, "tokens_per_minute": 1, "concurrency": 1, "expires_ms": 1, "prefer": "any",
             "models": ["m"], "providers_only": ["own"], "providers_order": ["own"], "target_ms": 1, "cache_s": 1,
-            "labels": {"a": "b"}, "project": "00000000", "name": "test",
+            "policy": "p", "labels": {"a": "b"}, "project": "00000000", "name": "test",
         });
         let terms = spillway_node::gateway::Terms::read(all).expect("good terms");
         let patch = fields.iter().map(|field| ((*field).to_owned(), Value::Null)).collect();

@@ -81,6 +81,8 @@ const fn meaning(reason: Reason) -> &'static str {
         Reason::UpstreamError => "the backend failed",
         Reason::ClientLeft => "the client left",
         Reason::QueueFull => "too many jobs wait on this node",
+        Reason::NoPlace => "whoever would serve it failed a short while ago, and rests",
+        Reason::Timeout => "it took longer than its policy allows",
     }
 }
 

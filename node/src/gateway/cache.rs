@@ -167,10 +167,10 @@ impl Shelf {
 }
 
 /// What a request's answer is kept under: whose it is, the endpoint called, the models, what is wished of providers, and every field
-/// of the body in whatever order. Where a backend is asked for a stream in any case, the answer to a stream serves who wants it
+/// of the body in whatever order; `way` is what else decides where it goes. Where a backend is asked for a stream in any case, the answer to a stream serves who wants it
 /// whole, and the other way round.
 #[must_use]
-pub fn name(tenant: Tenant, asked: Kind, request: &Request) -> Digest {
+pub fn name(tenant: Tenant, asked: Kind, request: &Request, way: &str) -> Digest {
     let (kind, id) = match tenant {
         Tenant::Key(id) => ("key", id.to_string()),
         Tenant::Project(id) => ("project", id.to_string()),
@@ -195,6 +195,7 @@ pub fn name(tenant: Tenant, asked: Kind, request: &Request) -> Digest {
             request.kind.as_str().as_bytes(),
             models.as_bytes(),
             wishes.as_bytes(),
+            way.as_bytes(),
             parts.as_bytes(),
             body,
         ],
@@ -386,20 +387,21 @@ mod tests {
         let request = |body: &str| Request::parse(Kind::Chat, body.as_bytes()).expect("a request");
         let one = r#"{"model":"m","messages":[{"role":"user","content":"a"}]}"#;
         let [key, other] = [KeyId([1; 4]), KeyId([2; 4])];
-        let base = name(Tenant::Key(key), Kind::Chat, &request(one));
+        let base = name(Tenant::Key(key), Kind::Chat, &request(one), "");
         let streamed = one.replace(r#""model""#, r#""stream":true,"stream_options":{"include_usage":true},"model""#);
         assert_eq!(
             base,
-            name(Tenant::Key(key), Kind::Chat, &request(&streamed)),
+            name(Tenant::Key(key), Kind::Chat, &request(&streamed), ""),
             "a stream's answer serves the other form"
         );
         for different in [
-            name(Tenant::Key(other), Kind::Chat, &request(one)),
-            name(Tenant::Project(ProjectId([1; 4])), Kind::Chat, &request(one)),
-            name(Tenant::Key(key), Kind::Response, &request(one)),
-            name(Tenant::Key(key), Kind::Chat, &request(&one.replace("\"a\"", "\"b\""))),
-            name(Tenant::Key(key), Kind::Chat, &request(&one.replace("\"m\"", "\"n\""))),
-            name(Tenant::Key(key), Kind::Chat, &request(&one.replace("\"model\"", "\"temperature\":0,\"model\""))),
+            name(Tenant::Key(other), Kind::Chat, &request(one), ""),
+            name(Tenant::Project(ProjectId([1; 4])), Kind::Chat, &request(one), ""),
+            name(Tenant::Key(key), Kind::Response, &request(one), ""),
+            name(Tenant::Key(key), Kind::Chat, &request(one), "another policy"),
+            name(Tenant::Key(key), Kind::Chat, &request(&one.replace("\"a\"", "\"b\"")), ""),
+            name(Tenant::Key(key), Kind::Chat, &request(&one.replace("\"m\"", "\"n\"")), ""),
+            name(Tenant::Key(key), Kind::Chat, &request(&one.replace("\"model\"", "\"temperature\":0,\"model\"")), ""),
         ] {
             assert_ne!(base, different);
         }

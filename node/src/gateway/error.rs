@@ -184,7 +184,9 @@ impl From<&Failure> for ApiError {
             | Reason::NoOffer
             | Reason::OwnUnhealthy
             | Reason::ProviderRefused
-            | Reason::ProviderPreempted => 503,
+            | Reason::ProviderPreempted
+            | Reason::NoPlace => 503,
+            Reason::Timeout => 504,
             Reason::ProviderStalled | Reason::UpstreamError => 502,
             Reason::ClientLeft => 499,
             Reason::OwnFree => 500,
@@ -255,7 +257,7 @@ mod tests {
     use super::*;
 
     fn failure(reason: Reason, retry_after_ms: Option<u64>, status: Option<u16>, message: &str) -> Failure {
-        Failure { reason, retry_after_ms, status, message: message.into() }
+        Failure { reason, retry_after_ms, status, upstream: None, message: message.into() }
     }
 
     #[test]

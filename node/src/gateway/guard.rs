@@ -5,7 +5,7 @@ use super::error::ApiError;
 use axum::http::uri::Authority;
 use axum::http::{HeaderMap, header};
 
-/// The secret that the client presents: `Authorization: Bearer …`, or `x-api-key`. A header that comes twice presents none:
+/// The secret that the client presents: `Authorization: Bearer …`, `x-api-key`, or `x-portkey-api-key`. A header that comes twice presents none:
 /// a proxy in front of this node might have looked at the other one.
 #[must_use]
 pub fn secret(headers: &HeaderMap) -> Option<&str> {
@@ -13,7 +13,10 @@ pub fn secret(headers: &HeaderMap) -> Option<&str> {
         let (scheme, secret) = only(headers, header::AUTHORIZATION)?.split_once(' ')?;
         return scheme.eq_ignore_ascii_case("bearer").then(|| secret.trim());
     }
-    only(headers, header::HeaderName::from_static("x-api-key"))
+    let own = header::HeaderName::from_static("x-api-key");
+    // Portkey's clients send it so, where they are not told otherwise.
+    let theirs = header::HeaderName::from_static("x-portkey-api-key");
+    if headers.contains_key(&own) { only(headers, own) } else { only(headers, theirs) }
 }
 
 /// The value of a header that is there once.

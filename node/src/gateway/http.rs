@@ -5,6 +5,7 @@
 use super::answer::{Waits, Wishes, answer};
 use super::cache::CacheWish;
 use super::error::ApiError;
+use super::policy::portkey;
 use super::terms::bad;
 use super::{Caller, Gateway, admin, guard, rate_headers};
 use crate::openai::{Fields, endpoint, messages};
@@ -151,7 +152,10 @@ async fn job(gateway: &Gateway, kind: Kind, request: Request) -> Response<Body> 
         let wish = CacheWish::read(header("x-spillway-cache"), header("cache-control"))
             .ok_or_else(|| bad("x-spillway-cache", "none of `use`, `refresh` and `bypass`"));
         let (caller, bytes) = caller(gateway, &head.headers, body).await?;
-        gateway.admit_as(&caller, kind, &bytes, wish?).await
+        let stream = || Fields::parse(&bytes).is_ok_and(|fields| fields.get("stream") == Some("true"));
+        let mut hints = portkey::hints(&head.headers, stream, gateway.policies())?;
+        hints.wish = wish?;
+        gateway.admit_as(&caller, kind, &bytes, &hints).await
     };
     let wishes = Wishes { detail: head.headers.get("x-spillway-detail").is_some_and(|value| value == "legs") };
     match admitted.await {

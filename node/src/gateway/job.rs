@@ -5,6 +5,7 @@ use super::budget::Rates;
 use super::cache::{CacheState, Kept, Recording};
 use super::day_log::Note;
 use super::keys::Reservation;
+use super::policy::Attempts;
 use super::tokens_of;
 use crate::jobs::{JobEvent, JobHandle, Jobs};
 use crate::metrics::Metrics;
@@ -46,55 +47,80 @@ pub struct Asked {
     pub include_usage: bool,
 }
 
+/// What a request runs as.
+#[derive(Debug)]
+pub(super) enum Underway {
+    /// One job.
+    One(JobHandle),
+    /// By a policy: one job after the other.
+    Course(Box<Attempts>),
+    /// An answer that was kept, given again.
+    Kept(JobId, VecDeque<JobEvent>),
+}
+
+impl Underway {
+    fn id(&self) -> JobId {
+        match self {
+            Self::One(handle) => handle.id(),
+            Self::Course(attempts) => attempts.id(),
+            Self::Kept(id, _) => *id,
+        }
+    }
+
+    async fn next(&mut self) -> Option<JobEvent> {
+        match self {
+            Self::One(handle) => handle.next().await,
+            Self::Course(attempts) => attempts.next().await,
+            Self::Kept(_, events) => events.pop_front(),
+        }
+    }
+
+    async fn leave(self) -> Option<Outcome> {
+        match self {
+            Self::One(handle) => handle.leave().await,
+            Self::Course(attempts) => attempts.leave().await,
+            Self::Kept(_, events) => events.into_iter().find_map(|event| match event {
+                JobEvent::Ended(outcome) => Some(outcome),
+                JobEvent::Placed { .. } | JobEvent::Chunk(_) => None,
+            }),
+        }
+    }
+
+    /// The job whose end the log will tell, and what those before it cost.
+    fn behind(&self) -> (JobId, Credits) {
+        match self {
+            Self::One(handle) => (handle.id(), Credits::ZERO),
+            Self::Course(attempts) => attempts.behind(),
+            Self::Kept(id, _) => (*id, Credits::ZERO),
+        }
+    }
+}
+
 /// A job under way. Dropping it tells the market that the client left.
 #[derive(Debug)]
 pub struct AdmittedJob {
     id: JobId,
     asked: Asked,
     rates: Rates,
-    source: Option<Source>,
+    handle: Option<Underway>,
     closing: Option<Closing>,
     cache: Option<CacheState>,
     recording: Option<Recording>,
 }
 
-/// Where a job's events come from.
-#[derive(Debug)]
-enum Source {
-    Market(JobHandle),
-    Kept(VecDeque<JobEvent>),
-}
-
-impl Source {
-    async fn next(&mut self) -> Option<JobEvent> {
-        match self {
-            Self::Market(handle) => handle.next().await,
-            Self::Kept(events) => events.pop_front(),
-        }
-    }
-
-    /// Leaves the job and waits for how it ended.
-    async fn leave(self) -> Option<Outcome> {
-        match self {
-            Self::Market(handle) => handle.leave().await,
-            Self::Kept(events) => events.into_iter().find_map(|event| match event {
-                JobEvent::Ended(outcome) => Some(outcome),
-                JobEvent::Placed { .. } | JobEvent::Chunk(_) => None,
-            }),
-        }
-    }
-}
-
 impl AdmittedJob {
     pub(super) fn new(
         asked: Asked,
-        handle: JobHandle,
+        handle: Underway,
         reservation: Reservation,
         note: Option<Note>,
         jobs: Jobs,
         metrics: Arc<Metrics>,
     ) -> Self {
-        Self::of(handle.id(), Source::Market(handle), asked, reservation, note, jobs, metrics)
+        metrics.job_begins();
+        let (id, rates) = (handle.id(), reservation.rates());
+        let closing = Closing { id, kind: asked.kind, model: asked.model.clone(), reservation, note, jobs, metrics };
+        Self { id, asked, rates, handle: Some(handle), closing: Some(closing), cache: None, recording: None }
     }
 
     /// An answer that was kept, given again.
@@ -114,24 +140,9 @@ impl AdmittedJob {
             total_ms: 0,
         };
         let chunks = kept.chunks.iter().cloned().map(JobEvent::Chunk);
-        let events = chunks.chain([JobEvent::Ended(outcome)]).collect();
-        let job = Self::of(id, Source::Kept(events), asked, reservation, None, jobs, metrics);
+        let events = Underway::Kept(id, chunks.chain([JobEvent::Ended(outcome)]).collect());
+        let job = Self::new(asked, events, reservation, None, jobs, metrics);
         job.with_cache(Some(CacheState::Hit), None)
-    }
-
-    fn of(
-        id: JobId,
-        source: Source,
-        asked: Asked,
-        reservation: Reservation,
-        note: Option<Note>,
-        jobs: Jobs,
-        metrics: Arc<Metrics>,
-    ) -> Self {
-        metrics.job_begins();
-        let rates = reservation.rates();
-        let closing = Closing { id, kind: asked.kind, model: asked.model.clone(), reservation, note, jobs, metrics };
-        Self { id, asked, rates, source: Some(source), closing: Some(closing), cache: None, recording: None }
     }
 
     /// With what the cache has to do with it.
@@ -170,7 +181,7 @@ impl AdmittedJob {
     ///
     /// Cancel-safe: a dropped future loses no event.
     pub async fn next(&mut self) -> Option<JobEvent> {
-        let event = self.source.as_mut()?.next().await;
+        let event = self.handle.as_mut()?.next().await;
         match &event {
             Some(JobEvent::Placed { .. }) => {
                 if let Some(recording) = &mut self.recording {
@@ -183,7 +194,7 @@ impl AdmittedJob {
                 }
             }
             Some(JobEvent::Ended(outcome)) => {
-                self.source = None;
+                self.handle = None;
                 if let (Some(recording), Ok(finish)) = (self.recording.take(), &outcome.result) {
                     recording.end(finish, outcome.cost);
                 }
@@ -192,9 +203,9 @@ impl AdmittedJob {
                 }
             }
             None => {
-                self.source = None;
-                if let Some(closing) = self.closing.take() {
-                    tokio::spawn(closing.close_by_log());
+                let behind = self.handle.take().map(|handle| handle.behind());
+                if let (Some(closing), Some((last, before))) = (self.closing.take(), behind) {
+                    tokio::spawn(closing.close_by_log(last, before));
                 }
             }
         }
@@ -204,13 +215,14 @@ impl AdmittedJob {
 
 impl Drop for AdmittedJob {
     fn drop(&mut self) {
-        let (Some(source), Some(closing)) = (self.source.take(), self.closing.take()) else { return };
+        let (Some(handle), Some(closing)) = (self.handle.take(), self.closing.take()) else { return };
         // Without a runtime the node is going down, and the next start settles what is open.
         let Ok(runtime) = tokio::runtime::Handle::try_current() else { return };
+        let (last, before) = handle.behind();
         runtime.spawn(async move {
-            match tokio::time::timeout(OUTCOME_WAIT, source.leave()).await {
+            match tokio::time::timeout(OUTCOME_WAIT, handle.leave()).await {
                 Ok(Some(outcome)) => closing.close(&outcome),
-                Ok(None) | Err(_) => closing.close_by_log().await,
+                Ok(None) | Err(_) => closing.close_by_log(last, before).await,
             }
         });
     }
@@ -254,20 +266,21 @@ impl Closing {
         self.reservation.settle(outcome.cost, tokens_of(units));
     }
 
-    /// For a job whose events ended before its outcome: the job log has it once the market is done with the job.
-    async fn close_by_log(self) {
+    /// For a job whose events ended before its outcome: the job log has it once the market is done with its last attempt.
+    async fn close_by_log(self, last: JobId, before: Credits) {
         let looks = OUTCOME_WAIT.as_millis() / LOG_LOOK_EVERY.as_millis();
         for _ in 0..looks {
-            match self.jobs.log(self.id) {
+            match self.jobs.log(last) {
                 Some(log) if log.status == "running" => {}
                 Some(log) => {
                     self.metrics.job_ends(self.kind, None);
-                    tracing::info!(job = %self.id, cost_micro = log.cost_micro, "a cut job ended");
+                    let cost = Credits::new(log.cost_micro.saturating_add(before.micro()));
+                    tracing::info!(job = %self.id, cost_micro = cost.micro(), "a cut job ended");
                     if let Some(note) = self.note {
-                        note.ended(log.legs.iter().map(|leg| leg.output).sum(), Credits::new(log.cost_micro));
+                        note.ended(log.legs.iter().map(|leg| leg.output).sum(), cost);
                     }
                     let units = log.legs.iter().map(|leg| leg.input.saturating_add(leg.output)).sum();
-                    self.reservation.settle(Credits::new(log.cost_micro), tokens_of(units));
+                    self.reservation.settle(cost, tokens_of(units));
                     return;
                 }
                 None => break,

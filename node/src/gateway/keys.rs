@@ -129,6 +129,13 @@ impl Caller {
         self.key.terms.target_ms.or_else(|| self.project.as_ref()?.terms.target_ms)
     }
 
+    /// The policy that requests go by where they name none.
+    #[must_use]
+    pub fn policy(&self) -> Option<&str> {
+        let project = self.project.as_ref().and_then(|project| project.terms.policy.as_deref());
+        self.key.terms.policy.as_deref().or(project)
+    }
+
     /// Adds to a request's wishes what the key and its project say of providers.
     ///
     /// # Errors
@@ -451,13 +458,15 @@ impl Reservation {
     /// Charges what the job used and frees the rest. Its tokens count as at most what was set aside.
     pub fn settle(self, money: Credits, tokens: u64) {
         let used = Amount { money, tokens: tokens.min(self.work.most.tokens) };
-        let is_kept = self.aside.as_ref().is_some_and(|aside| aside.is_kept());
-        self.store.settle(&self.work, used, is_kept);
+        let kept_with = self.aside.as_ref().map(|aside| aside.kept_with()).unwrap_or_default();
+        self.store.settle(&self.work, used, &kept_with);
     }
 
     /// Charges all that was set aside: for a job of which nobody can tell any more what it used.
     pub fn settle_in_full(self) {
-        self.store.settle(&self.work, self.work.most, self.aside.is_some());
+        let mut kept_with = self.aside.as_ref().map(|aside| aside.kept_with()).unwrap_or_default();
+        kept_with.extend(self.aside.as_ref().map(|_| self.work.job));
+        self.store.settle(&self.work, self.work.most, &kept_with);
     }
 }
 

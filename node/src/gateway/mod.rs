@@ -17,6 +17,7 @@ pub mod keys;
 pub mod ledger_log;
 mod managed;
 mod openapi;
+pub mod policy;
 pub mod rate_headers;
 pub mod server;
 pub mod stall;
@@ -30,29 +31,32 @@ pub mod writer;
 #[cfg(test)]
 mod tests;
 
-pub use cache::{Cache, CacheWish};
+pub use cache::Cache;
 pub use day_log::{DayJob, DayLog};
 pub use desk::Desk;
 pub use error::ApiError;
 pub use job::{AdmittedJob, Asked, Translation};
 pub use keys::{Caller, Keys, KeysError, Terms};
+pub use policy::{Hints, Policies};
 pub use server::Serving;
 pub use store::Shared;
 
 use crate::jobs::{Jobs, JobsFull};
 use crate::keystore;
 use crate::metrics::{Metrics, TurnedAway};
-use crate::openai::request::{UNITS_PER_TOKEN, UNITS_PER_TOKEN_MAX};
+use crate::openai::request::UNITS_PER_TOKEN;
 use crate::openai::{Request, endpoint};
 use crate::records;
 use budget::Amount;
-use cache::{CacheState, Recording};
+use cache::{CacheState, CacheWish, Recording};
 use day_log::DayLogError;
+use job::Underway;
 use keys::KeyId;
+use policy::{Attempts, Plan};
 use spillway_ledger::store::Store;
 use spillway_ledger::{Credits, Digest, JobId, Price};
 use spillway_protocol::job::BODY_BYTES_MAX;
-use spillway_protocol::{Job, Kind, Prefer};
+use spillway_protocol::{Job, Kind, OwnChoice, Reason};
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -65,6 +69,9 @@ use zeroize::Zeroizing;
 pub const ADMIN_TOKEN_FILE: &str = "admin.token";
 /// Jobs whose key is remembered, so that the key's owner may ask about them; as many as the job log keeps.
 const OWNERS_MAX: usize = 10_000;
+
+/// A price that is no limit.
+const UNLIMITED: Credits = Credits::new(u64::MAX);
 
 /// What a gateway is made of.
 pub struct Parts<'a> {
@@ -86,6 +93,8 @@ pub struct Parts<'a> {
     pub job_log: bool,
     /// How many bytes of answers are kept to be given again.
     pub cache_bytes: usize,
+    /// Where requests may be sent, and by which rules.
+    pub policies: Policies,
     /// What each job may have cost by the vouchers signed for it, or did cost: the node's `Record::Spending`, as a crash left
     /// them. Once they are accounted for, they are removed from the store.
     pub promised: BTreeMap<JobId, Credits>,
@@ -101,6 +110,7 @@ struct Inner {
     desk: Arc<dyn Desk>,
     metrics: Arc<Metrics>,
     price_max: Price,
+    policies: Policies,
     day_log: Option<DayLog>,
     cache: Arc<Cache>,
     admin_hash: Digest,
@@ -149,7 +159,11 @@ impl Gateway {
     /// # Errors
     /// If the keys or the token cannot be read or written.
     pub async fn open(parts: Parts<'_>) -> Result<Self, GatewayError> {
-        let promised = |job: JobId| parts.promised.get(&job).copied();
+        // What was promised for any attempt of a request was promised for the request.
+        let promised = |job: JobId| {
+            let attempts = parts.promised.range(Attempts::ids(job)).map(|(_, credits)| credits.micro());
+            attempts.reduce(u64::saturating_add).map(Credits::new)
+        };
         let keys = match parts.shared {
             None => Keys::open(Arc::clone(&parts.store), promised)?,
             Some(shared) => Keys::open_shared(Arc::clone(&parts.store), shared, promised).await?,
@@ -168,6 +182,7 @@ impl Gateway {
             desk: parts.desk,
             metrics: parts.metrics,
             price_max: parts.price_max,
+            policies: parts.policies,
             day_log,
             cache: Arc::new(Cache::new(parts.cache_bytes)),
             admin_hash: admin_hash(&token),
@@ -210,7 +225,7 @@ impl Gateway {
     /// The answer's events are those of `kind`: what nobody serves as such is refused.
     pub async fn admit(&self, secret: &str, kind: Kind, body: &[u8]) -> Result<AdmittedJob, ApiError> {
         let caller = self.authenticate(secret).await?;
-        self.admit_job(&caller, kind, body, false, CacheWish::Use).await
+        self.admit_job(&caller, kind, body, false, &Hints::default()).await
     }
 
     /// Whose secret this is.
@@ -232,9 +247,15 @@ impl Gateway {
         caller: &Caller,
         kind: Kind,
         body: &[u8],
-        wish: CacheWish,
+        hints: &Hints,
     ) -> Result<AdmittedJob, ApiError> {
-        self.admit_job(caller, kind, body, true, wish).await
+        self.admit_job(caller, kind, body, true, hints).await
+    }
+
+    /// The node's policies.
+    #[must_use]
+    pub fn policies(&self) -> &Policies {
+        &self.0.policies
     }
 
     async fn admit_job(
@@ -243,10 +264,10 @@ impl Gateway {
         kind: Kind,
         body: &[u8],
         translate: bool,
-        wish: CacheWish,
+        hints: &Hints,
     ) -> Result<AdmittedJob, ApiError> {
         let inner = &*self.0;
-        self.check_admit(caller, kind, body, translate, wish).await.inspect_err(|error| {
+        self.check_admit(caller, kind, body, translate, hints).await.inspect_err(|error| {
             inner.metrics.turned_away(match (error.status, error.code.as_str()) {
                 (401, _) => TurnedAway::Unauthorized,
                 (402, _) | (429, "budget_reserved") => TurnedAway::Budget,
@@ -266,7 +287,7 @@ impl Gateway {
         endpoint_asked: Kind,
         body: &[u8],
         translate: bool,
-        wish: CacheWish,
+        hints: &Hints,
     ) -> Result<AdmittedJob, ApiError> {
         let inner = &*self.0;
         if self.is_stopping() {
@@ -280,30 +301,45 @@ impl Gateway {
         let named = surface::with_model(endpoint_asked, body, &on_offer, |model| caller.allows(model));
         let body = named.as_deref().unwrap_or(body);
         let mut request = Request::parse(endpoint_asked, body)?;
-        request.resolve(known)?;
+        let is_backend = |name: &str| inner.policies.is_backend(name);
+        request.resolve(known, is_backend)?;
+        let plan = Plan::of(&inner.policies, caller, &request, hints)?;
+        // A policy whose every target sets the model leaves the request's own name to be anything.
+        let set: Option<Vec<String>> =
+            plan.as_ref().and_then(Plan::models).map(|names| names.into_iter().map(str::to_owned).collect());
+        let serving = set.as_ref().and_then(|names| names.first()).map_or(request.model(), String::as_str);
         let mut translation = None;
-        if translate && surface::is_translated(endpoint_asked, request.model(), &on_offer, caller.prefer()) {
+        if translate && surface::is_translated(endpoint_asked, serving, &on_offer, caller.prefer()) {
             (request, translation) = surface::translated(endpoint_asked, body)?;
-            request.resolve(known)?;
+            request.resolve(known, is_backend)?;
         }
         let kind = request.kind;
         if request.body.len() > BODY_BYTES_MAX {
             return Err(ApiError::too_large(BODY_BYTES_MAX));
         }
-        if let Some(model) = request.models.iter().find(|model| !caller.allows(&model.name)) {
-            let message = format!("the key is not for the model `{}`", model.name);
-            return Err(ApiError {
-                param: Some(model.field.clone()),
-                ..ApiError::new(403, "model_not_allowed", message)
-            });
+        // The models that may be asked for, and where they are named.
+        let mut asks: Vec<(&str, &str)> =
+            request.models.iter().map(|model| (model.field.as_str(), model.name.as_str())).collect();
+        if let Some(names) = &set {
+            asks = names.iter().map(|name| ("model", name.as_str())).collect();
         }
-        if !request.models.iter().any(|model| known(&model.name)) {
-            let first = &request.models[0];
-            return Err(ApiError { param: Some(first.field.clone()), ..ApiError::unknown_model(&first.name) });
+        let also = plan.iter().flat_map(Plan::set_models).map(|name| ("model", name));
+        if let Some((field, name)) = asks.iter().copied().chain(also).find(|(_, name)| !caller.allows(name)) {
+            let message = format!("the key is not for the model `{name}`");
+            return Err(ApiError { param: Some(field.into()), ..ApiError::new(403, "model_not_allowed", message) });
+        }
+        if !asks.iter().any(|(_, name)| known(name)) {
+            let (field, name) = asks[0];
+            if asks.iter().any(|(_, name)| inner.jobs.rests(name)) {
+                let message = format!("no place is available now: the own backend of `{name}` does not answer");
+                let error = ApiError::new(503, Reason::OwnUnhealthy.as_str(), message);
+                return Err(ApiError { param: Some(field.into()), retry_after_s: Some(1), ..error });
+            }
+            return Err(ApiError { param: Some(field.into()), ..ApiError::unknown_model(name) });
         }
         let serves = |name: &str| on_offer.iter().any(|model| model.id == name && model.kinds.has(kind));
-        if !request.models.iter().any(|model| serves(&model.name)) {
-            return Err(ApiError::not_served(endpoint(endpoint_asked).path, request.model()));
+        if !asks.iter().any(|(_, name)| serves(name)) {
+            return Err(ApiError::not_served(endpoint(endpoint_asked).path, asks[0].1));
         }
         let model = request.model().to_owned();
         let asked = Asked {
@@ -316,8 +352,9 @@ impl Gateway {
         };
         let mut state = None;
         let mut recording = None;
-        if let Some((tenant, lasts)) = caller.cache() {
-            let name = cache::name(tenant, endpoint_asked, &request);
+        let wish = hints.wish;
+        if let Some((tenant, lasts)) = caller.cache().or_else(|| hints.cache_of(caller)) {
+            let name = cache::name(tenant, endpoint_asked, &request, &hints.way(caller));
             let kept = match wish {
                 CacheWish::Use => inner.cache.find(name, lasts, Instant::now()),
                 CacheWish::Refresh | CacheWish::Bypass => None,
@@ -336,7 +373,15 @@ impl Gateway {
         }
         let mut preferences = request.routing.preferences.clone();
         caller.direct(&mut preferences)?;
-        let id = new_job()?;
+        let mut id = new_job()?;
+        if plan.is_some() {
+            id = Attempts::first_id(id);
+        }
+        let no_limit = Price { input: UNLIMITED, cached: UNLIMITED, output: UNLIMITED };
+        let own = OwnChoice {
+            backends: Vec::new(),
+            token_price_max: request.routing.token_price_max(caller.lower(no_limit)),
+        };
         let job = Job {
             id,
             model: model.clone(),
@@ -350,16 +395,28 @@ impl Gateway {
             alternatives: request.models.into_iter().skip(1).map(|model| model.name).collect(),
             target_ms: preferences.preferred_max_latency_ms.or(caller.target_ms()),
             preferences,
+            own,
         };
-        // Own hardware costs a key nothing.
-        let cost_max = if job.prefer == Prefer::Own { Some(Credits::ZERO) } else { job.cost_max() };
-        let cost_max =
-            cost_max.ok_or_else(|| ApiError::new(400, "price_limit", "the price limit exceeds what can be counted"))?;
-        let tokens = tokens_of(job.prompt_units()).saturating_add(job.output_max.div_ceil(UNITS_PER_TOKEN_MAX));
-        let reservation = inner.keys.reserve(caller, id, Amount { money: cost_max, tokens }).await?;
+        let (money, tokens) = match &plan {
+            None => (policy::cost_max(&inner.policies, &job, &on_offer)?, policy::tokens_max(&job)),
+            Some(plan) => plan.most(&job, &on_offer)?,
+        };
+        let reservation = inner.keys.reserve(caller, id, Amount { money, tokens }).await?;
         let session = request.session.as_deref();
         let note = inner.day_log.as_ref().map(|log| log.begin(id, caller.id, session, &model, job.prompt_units()));
-        let handle = match inner.jobs.submit(job, reservation.aside()) {
+        let aside = reservation.aside();
+        let submitted = match plan {
+            None => inner.jobs.submit(job, aside).map(Underway::One),
+            Some(plan) => {
+                let mut seed = [0; 32];
+                // Without random bytes the draws are those of one seed: still a choice that the weights allow.
+                let _ = getrandom::fill(&mut seed);
+                let jobs = inner.jobs.clone();
+                let attempts = plan.begin(jobs, job, caller, session, hints, money, aside, seed);
+                attempts.map(|attempts| Underway::Course(Box::new(attempts)))
+            }
+        };
+        let handle = match submitted {
             Ok(handle) => handle,
             Err(JobsFull) => {
                 reservation.settle(Credits::ZERO, 0);

@@ -424,6 +424,7 @@ fn terms() -> Value {
         "price_max": {"type": ["object", "null"], "properties": {"input": count, "cached": count, "output": count}},
         "target_ms": {"type": ["integer", "null"], "minimum": 1, "maximum": u32::MAX},
         "cache_s": {"type": ["integer", "null"], "minimum": 1, "maximum": CACHE_S_MAX},
+        "policy": {"type": ["string", "null"], "minLength": 1, "maxLength": 64, "pattern": "^[A-Za-z0-9._-]+$"},
         "labels": {"type": "object", "maxProperties": LABELS_MAX, "additionalProperties": {"type": "string"}},
     })
 }

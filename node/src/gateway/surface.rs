@@ -93,6 +93,7 @@ mod tests {
                 own_kinds: own.iter().copied().collect(),
                 kinds: all.iter().copied().collect(),
                 price_min: None,
+                token_price: spillway_ledger::Price::ZERO,
             };
             assert_eq!(
                 is_translated(Kind::Response, "m", std::slice::from_ref(&model), prefer),

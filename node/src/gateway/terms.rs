@@ -105,6 +105,9 @@ pub struct Terms {
     /// project's keys. `None` keeps no answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache_s: Option<u32>,
+    /// The policy that its requests go by where they name none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub policy: Option<String>,
     /// Names and values that mean something to the operator.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub labels: BTreeMap<String, String>,
@@ -149,6 +152,9 @@ impl Terms {
         for (field, list) in [("providers_only", &self.providers_only), ("providers_order", &self.providers_order)] {
             let preferences = Preferences { only: list.clone(), ..Preferences::default() };
             preferences.check().map_err(|(_, why)| bad(field, why))?;
+        }
+        if self.policy.as_ref().is_some_and(|name| !spillway_protocol::policy::file::is_name(name)) {
+            return Err(bad("policy", "not 1 to 64 letters, digits, dots, underscores and dashes"));
         }
         let long = |text: &String| text.len() > LABEL_BYTES_MAX;
         if self.labels.len() > LABELS_MAX || self.labels.iter().any(|(name, value)| long(name) || long(value)) {
@@ -296,6 +302,7 @@ mod tests {
             (Terms { cache_s: Some(CACHE_S_MAX + 1), ..good() }, Some("cache_s")),
             (Terms { providers_only: many(33), ..good() }, Some("providers_only")),
             (Terms { providers_order: vec![String::new()], ..good() }, Some("providers_order")),
+            (Terms { policy: Some("a b".into()), ..good() }, Some("policy")),
             (Terms { labels: labels(17), ..good() }, Some("labels")),
         ] {
             let param = terms.check().err().and_then(|error| error.param);

@@ -18,6 +18,7 @@ pub mod responses;
 pub mod sse;
 pub mod stitch;
 pub mod template;
+pub mod unify;
 
 pub use aggregate::Aggregate;
 pub use endpoint::{Answer, endpoint};

@@ -6,6 +6,7 @@
 
 use super::fields::Fields;
 use super::request::{BadRequest, UNITS_PER_TOKEN, checked_name};
+use super::unify;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use spillway_ledger::{Credits, Price};
@@ -37,6 +38,8 @@ pub struct Routing {
     pub prompt_max: Option<Credits>,
     /// The most for a million units of answer.
     pub completion_max: Option<Credits>,
+    /// The own backend that is to serve it, by `model@backend` or `@backend/model`.
+    pub backend: Option<String>,
 }
 
 impl Routing {
@@ -49,6 +52,32 @@ impl Routing {
             cached: least(price.cached, self.prompt_max),
             output: least(price.output, self.completion_max),
         }
+    }
+
+    /// The most that an own backend may cost per million tokens: the lower of `price`, per unit, and what is wished; `None` if
+    /// neither sets a limit.
+    #[must_use]
+    pub fn token_price_max(&self, price: Price) -> Option<Price> {
+        const NONE: Credits = Credits::new(u64::MAX);
+        let lowest = self.lower(price);
+        let token = |unit: Credits| Credits::new(unit.micro().saturating_mul(UNITS_PER_TOKEN));
+        let limited = lowest.input != NONE || lowest.cached != NONE || lowest.output != NONE;
+        limited.then(|| Price {
+            input: token(lowest.input),
+            cached: token(lowest.cached),
+            output: token(lowest.output),
+        })
+    }
+
+    /// Adds what a model's name wishes; what is said at length is meant.
+    pub(super) fn wish(&mut self, wish: &unify::Wish) {
+        let least = |a: Option<Credits>, b: Option<Credits>| a.into_iter().chain(b).min();
+        let preferences = &mut self.preferences;
+        preferences.sort = preferences.sort.or(wish.sort);
+        preferences.preferred_max_latency_ms = preferences.preferred_max_latency_ms.or(wish.latency_ms);
+        preferences.preferred_min_throughput = preferences.preferred_min_throughput.or(wish.throughput);
+        self.prompt_max = least(self.prompt_max, wish.prompt_max);
+        self.completion_max = least(self.completion_max, wish.completion_max);
     }
 
     /// Reads a request's `provider`.
@@ -139,6 +168,39 @@ pub(super) fn models(fields: &Fields<'_>) -> Result<Vec<ModelName>, BadRequest> 
         }
     }
     if models.is_empty() { Err(BadRequest::new("model", "missing")) } else { Ok(models) }
+}
+
+/// What a model's name says of who is to serve it, in the forms of Unify and Portkey.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Direction {
+    /// `model@backend` or `@backend/model`: this own backend.
+    Backend(String),
+    /// `model@lowest-ttft`: whoever is best by a metric.
+    Best(unify::Wish),
+}
+
+impl Direction {
+    /// Takes it off a name, if there is one; `None` if not.
+    ///
+    /// # Errors
+    /// What is wrong with it, in words.
+    pub(super) fn of(name: &str, is_backend: impl Fn(&str) -> bool) -> Result<Option<(&str, Self)>, String> {
+        if let Some((backend, model)) = name.strip_prefix('@').and_then(|rest| rest.split_once('/'))
+            && is_backend(backend)
+            && !model.is_empty()
+        {
+            return Ok(Some((model, Self::Backend(backend.to_owned()))));
+        }
+        // A bound may hold no `@`, so the last one is where the model ends.
+        let Some((model, tail)) = name.rsplit_once('@').filter(|(model, _)| !model.is_empty()) else { return Ok(None) };
+        if is_backend(tail) {
+            return Ok(Some((model, Self::Backend(tail.to_owned()))));
+        }
+        if unify::is_wish(tail) {
+            return Ok(Some((model, Self::Best(unify::read(tail)?))));
+        }
+        Ok(None)
+    }
 }
 
 /// What a model's name says beside the model: `NAME:floor`, `NAME:nitro`, `NAME@PROVIDER`.

@@ -9,7 +9,7 @@ use super::endpoint::{Answer, Choices, Encoding, endpoint};
 use super::fields::{Fields, depth, literal, raw};
 use super::form::Form;
 use super::inputs;
-use super::preference::{GATEWAY_FIELDS, ModelName, Routing, Shortcut, models};
+use super::preference::{Direction, GATEWAY_FIELDS, ModelName, Routing, Shortcut, models};
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use spillway_protocol::Kind;
@@ -40,7 +40,7 @@ pub struct BadRequest {
 }
 
 impl BadRequest {
-    pub(super) fn new(field: impl Into<String>, why: impl Into<String>) -> Self {
+    pub(crate) fn new(field: impl Into<String>, why: impl Into<String>) -> Self {
         Self { field: Some(field.into()), why: why.into() }
     }
 }
@@ -186,11 +186,28 @@ impl Request {
     ///
     /// # Errors
     /// If they contradict each other: preferences hold for all models of a request.
-    pub fn resolve(&mut self, known: impl Fn(&str) -> bool) -> Result<(), BadRequest> {
-        let first = taken_apart(&self.models[0], &known);
+    pub fn resolve(
+        &mut self,
+        known: impl Fn(&str) -> bool,
+        is_backend: impl Fn(&str) -> bool,
+    ) -> Result<(), BadRequest> {
+        let (mut bare, mut direction) = (Vec::with_capacity(self.models.len()), None);
+        for (index, model) in self.models.iter().enumerate() {
+            let fail = |why: String| BadRequest::new(&model.field, why);
+            let found =
+                if known(&model.name) { None } else { Direction::of(&model.name, &is_backend).map_err(fail)? };
+            let (name, found) = found.map_or((model.name.as_str(), None), |(name, found)| (name, Some(found)));
+            if index == 0 {
+                direction = found;
+            } else if found.is_some() && found != direction {
+                return Err(fail("it says another place than the first model, and there is one for all".into()));
+            }
+            bare.push(ModelName { field: model.field.clone(), name: name.to_owned() });
+        }
+        let first = taken_apart(&bare[0], &known);
         let (provider, sort) = first.map_or((None, None), |it| (it.provider, it.sort));
         let mut names = Vec::with_capacity(self.models.len());
-        for (index, model) in self.models.iter().enumerate() {
+        for (index, model) in bare.iter().enumerate() {
             let Some(shortcut) = taken_apart(model, &known) else {
                 names.push(model.name.clone());
                 continue;
@@ -200,6 +217,11 @@ impl Request {
                 return Err(BadRequest::new(&model.field, why));
             }
             names.push(shortcut.model.to_owned());
+        }
+        match direction {
+            None => {}
+            Some(Direction::Backend(backend)) => self.routing.backend = Some(backend),
+            Some(Direction::Best(wish)) => self.routing.wish(&wish),
         }
         let preferences = &mut self.routing.preferences;
         if let Some(provider) = provider {
@@ -584,7 +606,7 @@ mod tests {
     fn shortcuts_become_preferences() {
         let resolved = |json: &str| {
             let mut request = Request::parse(Kind::Completion, json.as_bytes()).expect(json);
-            request.resolve(|name| ["a", "b", "b:floor"].contains(&name)).map(|()| request)
+            request.resolve(|name| ["a", "b", "b:floor"].contains(&name), |name| name == "gpu1").map(|()| request)
         };
         // The request; its models, sort and only.
         let cases = [
@@ -596,6 +618,9 @@ mod tests {
             (r#"{"prompt":"","model":"a@own","provider":{"only":["own","aabbccdd"]}}"#, "a", None, "own"),
             (r#"{"prompt":"","models":["a:floor","b:floor","c:floor"]}"#, "a,b:floor,c", Some(Sort::Price), ""),
             (r#"{"prompt":"","model":"a:floor","models":["a","b"]}"#, "a,b", Some(Sort::Price), ""),
+            (r#"{"prompt":"","model":"a@lowest-ttft"}"#, "a", Some(Sort::Latency), ""),
+            (r#"{"prompt":"","models":["a@itl","b"]}"#, "a,b", Some(Sort::Throughput), ""),
+            (r#"{"prompt":"","model":"a:floor@gpu1"}"#, "a", Some(Sort::Price), ""),
         ];
         for (json, models, sort, only) in cases {
             let request = resolved(json).expect(json);
@@ -606,10 +631,17 @@ mod tests {
             let body = Fields::parse(&request.body).expect("JSON").read::<String>("model");
             assert_eq!(body.as_deref(), Some(names[0]), "{json}");
         }
+        for (name, backend) in [("a@gpu1", Some("gpu1")), ("@gpu1/a", Some("gpu1")), ("a", None), ("@gpu2/a", None)] {
+            let request = resolved(&format!(r#"{{"prompt":"","model":"{name}"}}"#)).expect(name);
+            assert_eq!(request.routing.backend.as_deref(), backend, "{name}");
+            assert_eq!(request.model(), if backend.is_some() { "a" } else { name });
+        }
         for (json, field) in [
             (r#"{"prompt":"","model":"a@own","provider":{"only":["aabbccdd"]}}"#, "model"),
             (r#"{"prompt":"","models":["a@own"],"provider":{"only":["aabbccdd"]}}"#, "models[0]"),
             (r#"{"prompt":"","model":"a","models":["x","c:nitro"]}"#, "models[1]"),
+            (r#"{"prompt":"","models":["a","b@gpu1"]}"#, "models[1]"),
+            (r#"{"prompt":"","model":"a@highest-ttft"}"#, "model"),
         ] {
             assert_eq!(resolved(json).expect_err(json).field.as_deref(), Some(field), "{json}");
         }

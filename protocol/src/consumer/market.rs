@@ -96,11 +96,19 @@ pub(super) struct Eligible<'a> {
 impl Eligible<'_> {
     /// Why `listing` may not serve the job, if it may not: the hard limits.
     fn admits(&self, listing: &Listing) -> Option<u16> {
+        let node = listing.node();
+        if self.tried.contains(&node) || self.reputation.is_banned(self.now, &node) {
+            return None;
+        }
+        self.suits(listing)
+    }
+
+    /// As [`Self::admits`], whoever was tried or rests counted.
+    fn suits(&self, listing: &Listing) -> Option<u16> {
         let (node, account) = (listing.node(), listing.account());
         let model = listing.model();
         let strange = node != self.me.0 && account != self.me.1;
-        let fits = model.price.within(&self.job.price_max);
-        if !strange || !fits || self.tried.contains(&node) || self.reputation.is_banned(self.now, &node) {
+        if !strange || !model.price.within(&self.job.price_max) {
             return None;
         }
         if self.job.preferences.is_default() {
@@ -114,6 +122,13 @@ impl Eligible<'_> {
             quantization: &model.quantization,
             keeps_nothing: model.keeps_nothing,
         })
+    }
+
+    /// When the first of those is back that would suit and rest after a failure; `None` if none does.
+    pub(super) fn rests_until(&self) -> Option<Now> {
+        let all = self.directory.serving(self.now, &self.job.model, self.job.kind);
+        let resting = all.filter(|listing| self.suits(listing).is_some());
+        resting.filter_map(|listing| self.reputation.banned_until(self.now, &listing.node())).min()
     }
 
     /// Whether anybody is left who might serve it, busy or not.

@@ -107,6 +107,8 @@ struct Active {
     own_first_ms: Option<f64>,
     /// Own hardware failed this job: it is not tried again.
     own_failed: bool,
+    /// What it said then, and the HTTP status it said it with.
+    own_said: Option<(String, Option<u16>)>,
     /// Why the job is not where it was tried last.
     last: Option<Reason>,
     /// When it gives up waiting for an own slot; set once.
@@ -121,7 +123,7 @@ enum Stage {
     /// Waits for an own slot.
     Queued,
     /// Runs on own hardware.
-    Own { work: WorkId, units: u64, placed: bool, reason: Reason },
+    Own { work: WorkId, units: u64, cost: Credits, placed: bool, reason: Reason },
     /// Waits for quotes.
     Probing { waiting: Vec<ProbeId>, sent: Now, reason: Reason },
     /// Waits for the ledger to open a session with the best provider.
@@ -212,7 +214,7 @@ impl Consumer {
         };
         if let Some((reason, message)) = refused {
             let retry_after_ms = (reason == Reason::QueueFull).then_some(RETRY_AFTER_MS);
-            let failure = Failure { reason, retry_after_ms, status: None, message: message.into() };
+            let failure = Failure { reason, retry_after_ms, status: None, upstream: None, message: message.into() };
             let outcome =
                 Outcome { result: Err(failure), legs: Vec::new(), cost: Credits::ZERO, first_ms: None, total_ms: 0 };
             cx.emit(Effect::Ended { job: id, outcome });
@@ -232,6 +234,7 @@ impl Consumer {
             last_look: (0, 0),
             own_first_ms: None,
             own_failed: false,
+            own_said: None,
             last: None,
             queued_until: None,
             stage: Stage::Placing,
@@ -323,8 +326,9 @@ impl Consumer {
             body: active.job.body.clone(),
             prefix: active.delivered.clone(),
             own: true,
+            choice: active.job.own.clone(),
         });
-        active.stage = Stage::Own { work, units: 0, placed: false, reason };
+        active.stage = Stage::Own { work, units: 0, cost: Credits::ZERO, placed: false, reason };
     }
 
     /// Puts the job into the queue, by the time it came. The caller has seen that there is room.
@@ -395,7 +399,7 @@ impl Consumer {
 
     pub(crate) fn output(&mut self, cx: &mut Context, id: JobId, work: WorkId, bytes: Vec<u8>, text: &[u8]) {
         let Some(active) = self.jobs.get_mut(&id) else { return };
-        let Stage::Own { work: running, units, placed, reason } = &mut active.stage else { return };
+        let Stage::Own { work: running, units, placed, reason, .. } = &mut active.stage else { return };
         if *running != work {
             return;
         }
@@ -405,6 +409,16 @@ impl Consumer {
         let place = Placed { route: Route::Own, provider: None, reason: *reason };
         active.first.get_or_insert(cx.now);
         deliver(cx, id, leg, placed, bytes, place);
+    }
+
+    /// What the work costs, as far as it is known.
+    pub(crate) fn charged(&mut self, id: JobId, work: WorkId, in_all: Credits) {
+        let Some(active) = self.jobs.get_mut(&id) else { return };
+        if let Stage::Own { work: running, cost, .. } = &mut active.stage
+            && *running == work
+        {
+            *cost = in_all;
+        }
     }
 
     pub(crate) fn finished(&mut self, cx: &mut Context, id: JobId, work: WorkId, finish: String) {
@@ -418,21 +432,34 @@ impl Consumer {
             return;
         }
         let active = self.jobs.get_mut(&id).expect("end_own saw it");
-        let (reason, message) = match error {
+        let (reason, upstream, asks_ms, message) = match error {
             BackendError::Rejected { status, message } => {
-                let failure =
-                    Failure { reason: Reason::UpstreamError, retry_after_ms: None, status: Some(status), message };
+                let failure = Failure {
+                    reason: Reason::UpstreamError,
+                    retry_after_ms: None,
+                    status: Some(status),
+                    upstream: Some(status),
+                    message,
+                };
                 return self.finish(cx, id, Err(failure));
             }
-            BackendError::Busy => (Reason::Upstream429, "the own backend is rate-limited".to_owned()),
-            BackendError::Failed(why) => (Reason::UpstreamError, why),
+            BackendError::Busy { retry_after_ms } => {
+                (Reason::Upstream429, Some(429), retry_after_ms, "the own backend is rate-limited".to_owned())
+            }
+            BackendError::Answered { status, retry_after_ms, message } => {
+                (Reason::UpstreamError, Some(status), retry_after_ms, message)
+            }
+            BackendError::Failed(why) => (Reason::UpstreamError, None, None, why),
         };
         active.own_failed = true;
+        active.own_said = Some((message.clone(), upstream));
         active.last = Some(reason);
         let stays = active.job.prefer == Prefer::Own || (active.first.is_some() && !active.job.continuable);
         if stays {
-            let retry = (reason == Reason::Upstream429).then_some(RETRY_AFTER_MS);
-            return self.fail(cx, id, reason, retry, &message);
+            let retry = asks_ms.or((reason == Reason::Upstream429).then_some(RETRY_AFTER_MS));
+            let retry_after_ms = retry.map(|ms| ms.min(RETRY_AFTER_MAX_MS));
+            let failure = Failure { reason, retry_after_ms, status: None, upstream, message };
+            return self.finish(cx, id, Err(failure));
         }
         self.place(cx, id);
     }
@@ -440,14 +467,14 @@ impl Consumer {
     /// Ends the leg on own hardware, if it is this work. Says whether it was.
     fn end_own(&mut self, cx: &mut Context, id: JobId, work: WorkId) -> bool {
         let Some(active) = self.jobs.get_mut(&id) else { return false };
-        let Stage::Own { work: running, units, reason, .. } = active.stage else { return false };
+        let Stage::Own { work: running, units, cost, reason, .. } = active.stage else { return false };
         if running != work {
             return false;
         }
         cx.own.finish(cx.now, work);
         let prefix = active.delivered.len() as u64 - units;
         let usage = Usage { input: active.job.prompt_units() + prefix, cached: 0, output: units };
-        active.legs.push(Leg { route: Route::Own, provider: None, reason, usage, cost: Credits::ZERO });
+        active.legs.push(Leg { route: Route::Own, provider: None, reason, usage, cost });
         active.stage = Stage::Placing;
         true
     }
@@ -484,7 +511,8 @@ impl Consumer {
     }
 
     fn fail(&mut self, cx: &mut Context, id: JobId, reason: Reason, retry_after_ms: Option<u64>, message: &str) {
-        self.finish(cx, id, Err(Failure { reason, retry_after_ms, status: None, message: message.to_owned() }));
+        let message = message.to_owned();
+        self.finish(cx, id, Err(Failure { reason, retry_after_ms, status: None, upstream: None, message }));
     }
 
     fn finish(&mut self, cx: &mut Context, id: JobId, result: Result<String, Failure>) {
@@ -643,7 +671,8 @@ fn deliver(cx: &mut Context, job: JobId, leg: u32, placed: &mut bool, bytes: Vec
 }
 
 fn total_cost(legs: &[Leg]) -> Credits {
-    legs.iter().fold(Credits::ZERO, |sum, leg| sum.checked_add(leg.cost).expect("bounded by deposits"))
+    // Strangers' legs are bounded by deposits; what own backends cost is what the driver says.
+    legs.iter().fold(Credits::ZERO, |sum, leg| Credits::new(sum.micro().saturating_add(leg.cost.micro())))
 }
 
 fn millis(span: Duration) -> u64 {

@@ -34,6 +34,7 @@ impl Consumer {
         let ask = ask(cx.now, active, output, cx.config.second_worth);
         let decision = market.router.decide(cx.now, &ask, &active.asked, &eligible, &mut cx.rng);
         let any = eligible.any();
+        let rests_until = eligible.rests_until();
         match decision {
             Decision::Go { to, expected, refresh } => {
                 let own_is_sooner =
@@ -95,7 +96,7 @@ impl Consumer {
                     }
                 }
                 self.stop_probing(id);
-                self.unplaced(cx, id, any, free_at);
+                self.unplaced(cx, id, any, free_at, rests_until);
             }
         }
     }
@@ -156,7 +157,7 @@ impl Consumer {
     }
 
     /// Nobody on the network will have it now: it waits for a slot, tries its next model, or ends.
-    fn unplaced(&mut self, cx: &mut Context, id: JobId, any: bool, free_at: Option<Now>) {
+    fn unplaced(&mut self, cx: &mut Context, id: JobId, any: bool, free_at: Option<Now>, rests_until: Option<Now>) {
         #[cfg(feature = "sabotage")]
         if cx.sabotaged(crate::context::Sabotage::Hasty) {
             return self.fail(cx, id, Reason::ProviderRefused, None, "it was in haste");
@@ -188,6 +189,7 @@ impl Consumer {
             return self.place(cx, id);
         }
         let (last, untried) = (active.last, active.tried.is_empty());
+        let own_rests = own_may && cx.own.state(&active.job.model, active.job.kind) == OwnState::Unhealthy;
         let mut offers = cx.directory.serving(cx.now, &active.job.model, active.job.kind);
         let dearer = offers.any(|listing| listing.node() != cx.node && listing.account() != cx.account);
         drop(offers);
@@ -196,7 +198,9 @@ impl Consumer {
             (None, true, _) if own_is_busy => Reason::OwnSaturated,
             (None, true, _) => Reason::ProviderRefused,
             (None, false, _) if own_is_busy => Reason::OwnSaturated,
-            (None, false, true) if untried => Reason::PriceCap,
+            (None, false, _) if rests_until.is_some() => Reason::NoPlace,
+            (None, false, true) if untried && !own_rests => Reason::PriceCap,
+            (None, false, _) if own_rests => Reason::OwnUnhealthy,
             (None, false, true) => Reason::ProviderRefused,
             (None, false, false) => Reason::NoOffer,
         };
@@ -204,22 +208,33 @@ impl Consumer {
             Reason::NoOffer => (false, "nobody offers this model now"),
             Reason::PriceCap => (false, "providers offer this model, but none within the job's price and preferences"),
             Reason::NoDeposit => (false, "the balance covers no deposit for this job"),
+            Reason::NoPlace => {
+                (true, "no place is available now: whoever would serve this job failed a short while ago")
+            }
+            Reason::OwnUnhealthy => (true, "no place is available now: the own backend does not answer"),
+            Reason::UpstreamError => {
+                (true, "no place is available now: the own backend failed, and nobody else has it")
+            }
             Reason::OwnFree
             | Reason::OwnQueued
             | Reason::OwnSaturated
-            | Reason::OwnUnhealthy
             | Reason::ModelNotLocal
             | Reason::LabelForbidsNetwork
             | Reason::ProviderRefused
             | Reason::ProviderStalled
             | Reason::ProviderPreempted
             | Reason::Upstream429
-            | Reason::UpstreamError
             | Reason::ClientLeft
-            | Reason::QueueFull => (true, "every place for this job is taken, and it has waited as long as it may"),
+            | Reason::QueueFull
+            | Reason::Timeout => (true, "every place for this job is taken, and it has waited as long as it may"),
         };
+        let free_at = if why == Reason::NoPlace { rests_until } else { free_at };
         let retry = waits.then(|| self.retry_after_ms(cx, free_at));
-        self.fail(cx, id, why, retry, message);
+        let (said, upstream) = self.jobs.get_mut(&id).and_then(|active| active.own_said.take()).unwrap_or_default();
+        // What the own backend said is the better explanation, and its status is what policies go by.
+        let own_failed = matches!(why, Reason::UpstreamError | Reason::Upstream429) && !said.is_empty();
+        let message = if own_failed { said } else { message.to_owned() };
+        self.finish(cx, id, Err(Failure { reason: why, retry_after_ms: retry, status: None, upstream, message }));
     }
 
     /// When it is worth trying again, in milliseconds: when the next slot is expected, behind those that wait already.

@@ -185,8 +185,13 @@ impl Consumer {
                 self.leg_failed(cx, id, reason, experience, receipt.map_or(Bill::Nothing, Bill::Receipt));
             }
             Frame::Rejected { status, message } => {
-                let failure =
-                    Failure { reason: Reason::UpstreamError, retry_after_ms: None, status: Some(status), message };
+                let failure = Failure {
+                    reason: Reason::UpstreamError,
+                    retry_after_ms: None,
+                    status: Some(status),
+                    upstream: None,
+                    message,
+                };
                 self.end_leg(cx, id, LegEnd::Void);
                 self.finish(cx, id, Err(failure));
             }

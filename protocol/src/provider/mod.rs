@@ -319,8 +319,10 @@ impl Provider {
         let sent = self.serving.get(&stream).map_or(0, |serving| serving.sequence);
         let ending = match error {
             BackendError::Rejected { status, message } if sent == 0 => Ending::Rejected(status, message),
-            BackendError::Rejected { .. } | BackendError::Failed(_) => Ending::Aborted(Abort::Backend),
-            BackendError::Busy => Ending::Aborted(Abort::BackendBusy),
+            BackendError::Rejected { .. } | BackendError::Answered { .. } | BackendError::Failed(_) => {
+                Ending::Aborted(Abort::Backend)
+            }
+            BackendError::Busy { .. } => Ending::Aborted(Abort::BackendBusy),
         };
         // What the backend had said before it failed is good text: it is delivered as far as it is paid.
         self.flush(cx, stream);

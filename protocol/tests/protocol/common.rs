@@ -42,6 +42,7 @@ pub fn job(id: u8) -> Job {
         prefix: vec![],
         alternatives: Vec::new(),
         preferences: spillway_protocol::Preferences::default(),
+        own: spillway_protocol::OwnChoice::default(),
         target_ms: None,
     }
 }
@@ -60,7 +61,7 @@ pub struct Node {
     pub account: Account,
     seed: u8,
     config: MarketConfig,
-    capacity: Vec<Capacity>,
+    pub capacity: Vec<Capacity>,
     pub disk: BTreeMap<(RecordKind, Vec<u8>), Record>,
     pub work: BTreeMap<WorkId, Vec<u8>>,
     pub placed: Vec<(JobId, Reason, Option<NodeId>)>,
@@ -111,6 +112,8 @@ impl World {
             context_max: 0,
             kinds: vec![Kind::Chat],
             slots,
+            rented: 0,
+            token_price: Price::ZERO,
             healthy: true,
         };
         self.nodes.push(Node {

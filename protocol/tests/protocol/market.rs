@@ -149,7 +149,11 @@ fn a_provider_that_dies_is_continued_elsewhere() {
 #[test]
 fn a_backend_error_moves_the_job_but_a_bad_request_does_not() {
     let rejected = BackendError::Rejected { status: 422, message: "no such tool".into() };
-    for (error, moved) in [(BackendError::Failed("oops".into()), true), (BackendError::Busy, true), (rejected, false)] {
+    for (error, moved) in [
+        (BackendError::Failed("oops".into()), true),
+        (BackendError::Busy { retry_after_ms: None }, true),
+        (rejected, false),
+    ] {
         let mut world = World::new();
         let gateway = world.add(1, 0, consumer());
         let cheap = world.add(2, 4, provider(200_000));
@@ -423,5 +427,86 @@ fn refusals_name_who_is_at_fault() {
     }
     for refusal in [Busy, UnknownModel, UnknownSession] {
         assert!(!refusal.is_consumers_fault(), "{refusal:?}");
+    }
+}
+
+/// After a provider's backend failed it rests a while; who has nobody else is told so, and when to come again.
+#[test]
+fn a_place_that_rests_is_no_matter_of_price() {
+    let mut world = World::new();
+    let gateway = world.add(1, 0, consumer());
+    let only = world.add(2, 4, provider(200_000));
+    world.submit(gateway, job(1));
+    let work = *world.nodes[only].work.keys().next().expect("it runs there");
+    world.event(only, Event::BackendFailed { work, error: BackendError::Failed("oops".into()) });
+    world.pass(Duration::from_secs(5));
+    let id = world.submit(gateway, job(2));
+    let failure = world.nodes[gateway].ended[&id].result.clone().expect_err("nobody is left");
+    assert_eq!(failure.reason, Reason::NoPlace, "{}", failure.message);
+    let wait = failure.retry_after_ms.expect("it comes back");
+    assert!((1_000..=60_000).contains(&wait), "{wait}");
+    world.pass(Duration::from_millis(wait));
+    let id = world.submit(gateway, job(3));
+    assert!(!world.nodes[gateway].ended.contains_key(&id), "it is back when it was said to be");
+    // What is too dear stays a matter of price.
+    let dear = spillway_protocol::Job { price_max: price(1, 1), ..job(4) };
+    let id = world.submit(gateway, dear);
+    assert_eq!(world.nodes[gateway].ended[&id].result.as_ref().expect_err("dear").reason, Reason::PriceCap);
+}
+
+/// An own backend that does not answer is the reason, where nobody else has the model.
+#[test]
+fn an_own_backend_that_does_not_answer_is_said() {
+    let mut world = World::new();
+    let gateway = world.add(1, 1, consumer());
+    let mut capacity = world.nodes[gateway].capacity.clone();
+    capacity[0].healthy = false;
+    world.event(gateway, Event::Capacity(capacity));
+    let id = world.submit(gateway, job(1));
+    let failure = world.nodes[gateway].ended[&id].result.clone().expect_err("it is down");
+    assert_eq!((failure.reason, failure.retry_after_ms), (Reason::OwnUnhealthy, Some(1_000)));
+}
+
+/// What an own backend costs is the leg's cost, whatever becomes of the answer; each word on it replaces the one before.
+#[test]
+fn what_own_backends_cost_is_counted() {
+    for ends in [true, false] {
+        let mut world = World::new();
+        let gateway = world.add(1, 1, consumer());
+        let id = world.submit(gateway, job(1));
+        let work = *world.nodes[gateway].work.keys().next().expect("it runs");
+        for cost in [10, 30, 25] {
+            world.event(gateway, Event::Charged { work, cost: Credits::new(cost) });
+        }
+        if ends {
+            world.finish(gateway);
+        } else {
+            world.event(gateway, Event::ClientLeft(id));
+        }
+        let outcome = &world.nodes[gateway].ended[&id];
+        assert_eq!((outcome.cost, outcome.legs[0].cost), (Credits::new(25), Credits::new(25)), "{ends}");
+    }
+}
+
+/// Slots that cost the owner money are not for strangers.
+#[test]
+fn rented_slots_are_not_sold() {
+    for (slots, rented, served) in [(4, 0, true), (4, 2, true), (4, 4, false)] {
+        let mut world = World::new();
+        let gateway = world.add(1, 0, consumer());
+        let owner = world.add(2, slots, provider(200_000));
+        let mut capacity = world.nodes[owner].capacity.clone();
+        capacity[0].rented = rented;
+        world.nodes[owner].capacity = capacity.clone();
+        world.event(owner, Event::Capacity(capacity));
+        world.pass(Duration::from_secs(1));
+        let id = world.submit(gateway, job(1));
+        world.pass(Duration::from_secs(40));
+        assert_eq!(
+            !world.nodes[owner].work.is_empty(),
+            served,
+            "{slots} {rented}: {:?}",
+            world.nodes[gateway].ended.get(&id)
+        );
     }
 }

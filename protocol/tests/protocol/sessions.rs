@@ -468,6 +468,7 @@ fn what_does_not_hold_in_the_configuration_is_named() {
         gateway: None,
         edge: None,
         backend: vec![],
+        policy: std::collections::BTreeMap::new(),
         provide: ProvideSection::default(),
         spend,
         ledger: LedgerSection::default(),

@@ -205,14 +205,14 @@ impl Embedded {
         Ok(rates)
     }
 
-    pub(super) fn settle(&self, work: &Work, used: Amount, is_kept: bool, now_ms: u64) {
+    pub(super) fn settle(&self, work: &Work, used: Amount, kept_with: &[JobId], now_ms: u64) {
         let mut held = self.held();
         let mut changes = Vec::with_capacity(4);
-        if is_kept {
-            // With the reservation goes what the market noted of the job's cost for the case of a crash.
+        if !kept_with.is_empty() {
             changes.push(Change { table: Table::Budgets, key: reserved_key(work.job), value: None });
-            changes.push(Change { table: Table::Jobs, key: work.job.0.to_vec(), value: None });
         }
+        // With the reservation goes what the market noted of the cost for the case of a crash.
+        changes.extend(kept_with.iter().map(|job| Change { table: Table::Jobs, key: job.0.to_vec(), value: None }));
         for holder in holders(work.key, work.project) {
             let Some(held) = held.get_mut(&holder) else { continue };
             let limits = held.record.terms.limits();

@@ -204,11 +204,11 @@ impl KeyStore {
         }
     }
 
-    /// Charges what a job used and frees the rest. Settling twice is settling once. `is_kept` is whether what
-    /// [`Self::aside`] gave was kept.
-    pub fn settle(&self, work: &Work, used: Amount, is_kept: bool) {
+    /// Charges what a job used and frees the rest. Settling twice is settling once. `kept_with` are the jobs with
+    /// whose promises what [`Self::aside`] gave was kept.
+    pub fn settle(&self, work: &Work, used: Amount, kept_with: &[JobId]) {
         match self {
-            Self::Embedded(store) => store.settle(work, used, is_kept, now_ms()),
+            Self::Embedded(store) => store.settle(work, used, kept_with, now_ms()),
             Self::Postgres(store) => store.settle(work, used),
         }
     }

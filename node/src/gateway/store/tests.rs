@@ -389,7 +389,7 @@ async fn a_restart_charges_what_was_promised(place: Place) {
 async fn promise(place: &Place, aside: Option<Arc<Aside>>) {
     let mut batch = Batch::new();
     if let Some(aside) = aside {
-        aside.put(&mut batch);
+        aside.put(&mut batch, job(0));
     }
     place.store().await.commit(batch).expect("kept");
 }

@@ -62,6 +62,7 @@ impl Market {
             own_kinds: if id == "plain" { CHATS.into_iter().collect() } else { Kinds::default() },
             kinds: if id.starts_with("whole") { Kind::ALL.into_iter().collect() } else { CHATS.into_iter().collect() },
             price_min: None,
+            token_price: spillway_ledger::Price::ZERO,
         };
         jobs.set_market(MarketView { models: MODELS.iter().map(|id| model(id)).collect(), ..MarketView::default() });
         let (saw_job, seen_jobs) = mpsc::unbounded_channel();
@@ -103,7 +104,7 @@ async fn play(request: JobRequest, left: oneshot::Receiver<()>, released: Arc<No
         JobEvent::Placed { leg, route, provider, reason }
     };
     let failure = |reason, retry_after_ms, status, message: &str| {
-        Err(Failure { reason, retry_after_ms, status, message: message.into() })
+        Err(Failure { reason, retry_after_ms, status, upstream: None, message: message.into() })
     };
     if job.model == "queued" {
         released.notified().await;

@@ -5,6 +5,8 @@ mod cache;
 mod limits;
 mod managed;
 mod market;
+mod node;
+mod policies;
 mod race;
 mod responses;
 mod surface;
@@ -13,7 +15,7 @@ mod wishes;
 use super::desk::{AccountStatus, BackendStatus, Done, Mint, NodeStatus, ReceiptView, Wish};
 use super::ledger_log::LogQuery;
 use super::store::tests::Place;
-use super::{ApiError, Desk, Gateway, Parts, Serving, Shared, Terms};
+use super::{ApiError, Desk, Gateway, Parts, Policies, Serving, Shared, Terms};
 use crate::jobs::Jobs;
 use crate::metrics::Metrics;
 use crate::payouts::Waiting;
@@ -95,6 +97,17 @@ async fn open(folder: &TempDir, store: Arc<Store>, jobs: Jobs, job_log: bool) ->
 }
 
 async fn open_on(folder: &TempDir, store: Arc<Store>, jobs: Jobs, job_log: bool, shared: Option<Shared>) -> Gateway {
+    open_with(folder, store, jobs, job_log, shared, Policies::none()).await
+}
+
+async fn open_with(
+    folder: &TempDir,
+    store: Arc<Store>,
+    jobs: Jobs,
+    job_log: bool,
+    shared: Option<Shared>,
+    policies: Policies,
+) -> Gateway {
     let desk = Arc::new(TestDesk);
     let metrics = Arc::new(Metrics::new());
     Gateway::open(Parts {
@@ -106,6 +119,7 @@ async fn open_on(folder: &TempDir, store: Arc<Store>, jobs: Jobs, job_log: bool,
         price_max: PRICE_MAX,
         job_log,
         cache_bytes: 1 << 20,
+        policies,
         promised: BTreeMap::new(),
         shared,
     })
