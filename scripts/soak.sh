@@ -3,6 +3,7 @@
 # memory, descriptors and lost answers, and verifies books and budgets at the end.
 # Usage: scripts/soak.sh [MINUTES [SPILLWAY_BINARY [FOLDER]]]: 2 minutes by default; without a binary, the release build, made if
 # need be. FOLDER gets soak.jsonl and soak.svg; without one they go to a temporary folder that is kept.
+# SPILLWAY_SOAK_RATE, in requests a second, is kept up in place of half of what saturates, which a busy machine cannot tell.
 # The upstream is a test double in the load generator; nodes, market and books are real.
 set -eu
 here=$(cd "$(dirname "$0")" && pwd)
@@ -17,4 +18,4 @@ else
 fi
 (cd "$root" && cargo build --release --locked -p spillway-testnet --example soak_load)
 load=${CARGO_TARGET_DIR:-$root/target}/release/examples/soak_load
-python3 "$here/soak/run.py" "$binary" "$load" "${1:-2}" "${3:-$(mktemp -d -t spillway-soak-XXXXXX)}"
+python3 "$here/soak/soak.py" "$binary" "$load" "${1:-2}" "${3:-$(mktemp -d -t spillway-soak-XXXXXX)}"

@@ -39,7 +39,7 @@ def panel(title, unit, lines, seconds, top):
 def plot(lines):
     figures = [line["figures"] for line in lines if "figures" in line]
     samples = [line["sample"] for line in lines if "sample" in line]
-    about = next((line for line in lines if "saturating" in line), {})
+    about = next((line for line in lines if "rate" in line), {})
     seconds = max([one["second"] for one in figures + samples], default=60) or 60
     of = lambda what, share: [(one["second"], one[what][share]) for one in figures if one[what][share] is not None]  # noqa: E731
     held = lambda node, what: [(one["second"], one[node][what]) for one in samples]  # noqa: E731
@@ -58,7 +58,8 @@ def plot(lines):
         x = LEFT + (WIDTH - LEFT - RIGHT) * minute * 60 / seconds
         out.append(f'<text x="{x:.1f}" y="{top - GAP + 20}" class="mark" text-anchor="middle">{minute}</text>')
     out.append(f'<text x="{WIDTH - RIGHT + 8}" y="{top - GAP + 20}" class="mark">minutes</text>')
-    head = f'{about.get("rate", "?")} requests/s, half of {about.get("saturating", "?")}, on {about.get("cores", "?")} cores that others use, too'
+    most = about.get("saturating")
+    head = f'{about.get("rate", "?")} requests/s{f", half of {most}," if most else ""} on {about.get("cores", "?")} cores'
     style = "text{font-family:sans-serif;font-size:12px;fill:#333}.title{font-size:13px;font-weight:600}.grid{stroke:#ddd;stroke-width:1}"
     body = "\n".join(out)
     return (f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {top}" width="{WIDTH}" height="{top}">\n<style>{style}</style>\n'

@@ -439,9 +439,9 @@ async fn recorded_answers_pass_untouched_and_cost_the_same_however_they_are_cut(
         let ways: Vec<_> = ways.collect();
         let mut total = 0;
         for client in [&own, &bought] {
-            let asked = ways.iter().map(|(replay, stream)| async {
+            let asked = ways.iter().map(|&(replay, stream)| async move {
                 let what = format!("{name}, {}, seed {}, stream {stream}", client.route, replay.seed);
-                check(client, name, recording, *replay, *stream).await.context(what)
+                check(client, name, recording, replay, stream).await.context(what)
             });
             let costs: Vec<_> = futures::stream::iter(asked).buffer_unordered(AT_ONCE).collect().await;
             let costs: Vec<u64> = costs.into_iter().collect::<Result<_>>()?;
