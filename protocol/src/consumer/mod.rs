@@ -574,11 +574,15 @@ impl Remote {
     /// When it is given up if nothing more is heard of it. Signs of life alone do not keep a job that was not accepted.
     fn dead_at(&self, cx: &Context, is_doubted: bool) -> Now {
         let heard = self.heard.max(cx.woke);
-        if self.phase == Phase::Accepted {
-            return heard.after(cx.config.silence_max);
-        }
         let most = self.asked.max(cx.woke).after(cx.config.open_wait);
-        if is_doubted { heard.after(doubt_wait(cx, &self.candidate.node)).min(most) } else { most }
+        match self.phase {
+            Phase::Accepted => heard.after(cx.config.silence_max),
+            Phase::Connecting | Phase::Sent if is_doubted => {
+                heard.after(doubt_wait(cx, &self.candidate.node)).min(most)
+            }
+            Phase::Connecting => most,
+            Phase::Sent => heard.after(cx.config.silence_max).min(most),
+        }
     }
 }
 

@@ -449,8 +449,8 @@ fn where_strangers_fall_silent_the_next_one_is_tried_sooner() {
     }
     world.submit(gateway, job(1));
     let tried = |world: &World| world.wire.iter().filter(|(.., frame)| matches!(frame, Frame::Open(_))).count();
-    // Until most have broken their word each is given five seconds.
-    world.pass(Duration::from_millis(29_900));
+    // Until most have broken their word each is given a second and a half.
+    world.pass(Duration::from_millis(8_900));
     assert_eq!(tried(&world), 6);
     world.pass(Duration::from_millis(3_100));
     assert!(tried(&world) >= 10, "{} tried", tried(&world));
