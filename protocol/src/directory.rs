@@ -3,7 +3,7 @@
 //! bounded by provider, by model and in all, and its most crowded group gives way first.
 
 use crate::crowd::{Crowd, Group, Groups};
-use crate::discovery::LIFE_MAX;
+use crate::discovery::{LIFE_MAX, rank};
 use crate::job::{Job, Kind};
 use crate::offer::{METER, OFFER_AHEAD_MAX, OFFER_LIFETIME, Offer, PRICE_MAX_MICRO};
 use crate::router::Coordinate;
@@ -101,13 +101,16 @@ impl Listing {
     }
 }
 
+/// Prices of output and input, rank, and whose.
+type Priced = (Credits, Credits, u32, NodeId);
+
 /// The providers of one model: in a row for drawing from, and by id.
 #[derive(Debug, Default)]
 struct Providers {
     row: Vec<Listing>,
     at: BTreeMap<NodeId, usize>,
-    /// By the price of output, then of input: the cheapest first.
-    by_price: BTreeSet<(Credits, Credits, NodeId)>,
+    /// By the price of output, then of input, the cheapest first; equals by their rank here.
+    by_price: BTreeSet<Priced>,
     crowd: Crowd,
 }
 
@@ -124,6 +127,7 @@ struct Provider {
 pub struct Directory {
     network: NetworkId,
     bounds: Bounds,
+    secret: [u8; 32],
     models: BTreeMap<Arc<str>, Providers>,
     providers: BTreeMap<NodeId, Provider>,
     crowd: Crowd,
@@ -147,6 +151,7 @@ impl Directory {
         Self {
             network,
             bounds,
+            secret: [0; 32],
             models: BTreeMap::new(),
             providers: BTreeMap::new(),
             crowd: Crowd { groups: BTreeMap::new(), by_size: BTreeSet::new() },
@@ -156,6 +161,19 @@ impl Directory {
             len: 0,
             dropped: BTreeMap::new(),
         }
+    }
+
+    /// The same table, empty yet, with a secret that its ranks follow from.
+    #[must_use]
+    pub fn ranked_by(self, secret: [u8; 32]) -> Self {
+        assert!(self.is_empty(), "ranks are kept with what is in the table");
+        Self { secret, ..self }
+    }
+
+    /// The order of those who ask the same. Only this node knows it, so that nobody can make a name that comes first.
+    #[must_use]
+    pub fn rank(&self, node: &NodeId) -> u32 {
+        rank(&self.secret, node)
     }
 
     /// Takes an offer in, or drops and counts it.
@@ -322,7 +340,7 @@ impl Directory {
     fn put(&mut self, model: &str, node: NodeId, listing: Listing) {
         let provider = self.providers.get_mut(&node).expect("noted before");
         if let Some(known) = self.models.get_mut(model).and_then(|providers| providers.get_mut(&node)) {
-            let (before, after) = (priced(known), priced(&listing));
+            let (before, after) = (priced(&self.secret, known), priced(&self.secret, &listing));
             *known = listing;
             if before != after {
                 let providers = self.models.get_mut(model).expect("just seen");
@@ -334,7 +352,7 @@ impl Directory {
         let name = self.models.get_key_value(model).map_or_else(|| Arc::from(model), |(name, _)| Arc::clone(name));
         let providers = self.models.entry(Arc::clone(&name)).or_default();
         providers.at.insert(node, providers.row.len());
-        providers.by_price.insert(priced(&listing));
+        providers.by_price.insert(priced(&self.secret, &listing));
         providers.row.push(listing);
         providers.crowd.insert(provider.groups, provider.arrival, node);
         provider.models.insert(name);
@@ -345,7 +363,7 @@ impl Directory {
         let Some(providers) = self.models.get_mut(model) else { return };
         let Some(at) = providers.at.remove(node) else { return };
         let gone = providers.row.swap_remove(at);
-        providers.by_price.remove(&priced(&gone));
+        providers.by_price.remove(&priced(&self.secret, &gone));
         if let Some(moved) = providers.row.get(at) {
             providers.at.insert(moved.node(), at);
         }
@@ -457,8 +475,8 @@ impl Directory {
         drawn
     }
 
-    /// Up to `k` of the cheapest providers of a model that have not expired and that `keep` wants, the cheapest first. Looks at
-    /// 8 `k` at most.
+    /// Up to `k` of the cheapest providers of a model that have not expired and that `keep` wants, the cheapest first, equals by
+    /// [`Directory::rank`]. Looks at 8 `k` at most.
     pub fn cheapest(&self, now: Now, model: &str, k: usize, keep: impl Fn(&Listing) -> bool) -> Vec<&Listing> {
         let Some(providers) = self.models.get(model) else { return Vec::new() };
         let by_price = providers.by_price.iter().take(k.saturating_mul(8));
@@ -527,9 +545,9 @@ impl Providers {
     }
 }
 
-fn priced(listing: &Listing) -> (Credits, Credits, NodeId) {
-    let price = listing.model().price;
-    (price.output, price.input, listing.node())
+fn priced(secret: &[u8; 32], listing: &Listing) -> Priced {
+    let (price, node) = (listing.model().price, listing.node());
+    (price.output, price.input, rank(secret, &node), node)
 }
 
 fn millis(wait: Duration) -> u64 {

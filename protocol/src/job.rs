@@ -276,7 +276,7 @@ impl Job {
 /// Most places that give one job text, first and continuing legs together.
 pub const LEGS_MAX: u32 = 6;
 /// Most places one job is tried at, those counted that never said a word: where most names are a liar's, more are needed.
-pub const TRIES_MAX: u32 = 64;
+pub const TRIES_MAX: u32 = 256;
 
 /// One attempt of a job at one place, as `explain` shows it.
 #[derive(Clone, Debug, PartialEq, Eq)]

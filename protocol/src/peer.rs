@@ -17,7 +17,7 @@ use crate::time::Now;
 use crate::timers::Timers;
 use rand::SeedableRng as _;
 use rand_chacha::ChaCha12Rng;
-use spillway_ledger::{Account, Credits, Document as _, NodeId, Signed, Usage, encode};
+use spillway_ledger::{Account, Credits, Digest, Document as _, NodeId, Signed, Usage, encode};
 use std::collections::VecDeque;
 use std::time::Duration;
 
@@ -59,7 +59,8 @@ impl Peer {
     #[must_use]
     pub fn new(config: MarketConfig, identity: Identity, seed: [u8; 32], restored: Vec<Record>) -> Self {
         let (node, account) = (NodeId(identity.node.public()), Account(identity.account.public()));
-        let directory = Directory::new(identity.network);
+        let secret = *Digest::of("spillway/directory-secret/1", &[&seed]).as_bytes();
+        let directory = Directory::new(identity.network).ranked_by(secret);
         let cx = Context {
             now: Now::default(),
             woke: Now::default(),

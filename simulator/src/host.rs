@@ -48,6 +48,8 @@ pub(crate) struct Host {
     pub(crate) torn: Option<(Torn, bool, u64)>,
     /// It starts only when it takes another's place.
     pub(crate) spare: bool,
+    /// When its fleet starts, in microseconds from the beginning.
+    pub(crate) starts_us: u64,
     /// When it left for good.
     pub(crate) left: Option<Now>,
     /// By how much its clock is ahead, in microseconds.
@@ -106,6 +108,7 @@ impl Host {
             silent: false,
             torn: None,
             spare: false,
+            starts_us: fleet.starts_s.saturating_mul(1_000_000),
             left: None,
             skew_us: 0,
             frozen: false,

@@ -54,6 +54,9 @@ pub struct Fleet {
     pub count: u32,
     /// One of [`REGIONS`].
     pub region: String,
+    /// When its nodes start, in seconds. Until then its clients are turned away.
+    #[serde(default)]
+    pub starts_s: u64,
     /// What each node's account begins with, in micro-credits.
     #[serde(default)]
     pub balance_micro: u64,
@@ -427,6 +430,7 @@ impl Scenario {
             hold(&at("name"), !fleet.name.is_empty() && !twice, "is empty or used twice")?;
             hold(&at("region"), REGIONS.contains(&fleet.region.as_str()), &format!("is none of {REGIONS:?}"))?;
             range(&at("count"), u64::from(fleet.count), 1, 4096)?;
+            range(&at("starts_s"), fleet.starts_s, 0, self.duration_s)?;
             range(&at("balance_micro"), fleet.balance_micro, 0, 1_000_000_000_000)?;
             range(&at("price_input_micro"), fleet.price_input_micro, 0, spillway_protocol::offer::PRICE_MAX_MICRO)?;
             range(&at("price_output_micro"), fleet.price_output_micro, 0, spillway_protocol::offer::PRICE_MAX_MICRO)?;
@@ -565,6 +569,7 @@ impl Scenario {
                 count: draws.within([1, 2]) as u32,
                 region: region(&mut draws),
                 // Some run out of money.
+                starts_s: 0,
                 balance_micro: if draws.happens(150_000) { 30_000 } else { 10_000_000 },
                 provide: own && draws.happens(300_000),
                 price_input_micro: draws.within([0, 200_000]),
@@ -605,6 +610,7 @@ impl Scenario {
                 name: format!("provider-{index}"),
                 count: draws.within([1, 2]) as u32,
                 region: region(&mut draws),
+                starts_s: 0,
                 balance_micro: 0,
                 provide: true,
                 price_input_micro,

@@ -205,7 +205,7 @@ impl World {
     pub fn run(&mut self) {
         for host in (0..self.hosts.len()).filter(|host| !self.hosts[*host].spare).collect::<Vec<_>>() {
             let wait = self.fault_draws.below(500_000);
-            self.line.after(wait, Happening::Start(host));
+            self.line.after(self.hosts[host].starts_us + wait, Happening::Start(host));
         }
         for source in 0..self.sources.len() {
             let wait = 1_000_000 + self.sources[source].wait();

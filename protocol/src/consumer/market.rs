@@ -174,7 +174,7 @@ impl Market<NodeId> for Eligible<'_> {
         })
     }
 
-    fn propose(&self, into: &mut Vec<NodeId>, busy: impl Fn(&NodeId) -> bool, rng: &mut impl rand::Rng) {
+    fn propose(&self, into: &mut Vec<NodeId>, busy: impl Fn(&NodeId) -> bool, doubt: bool, rng: &mut impl rand::Rng) {
         let (now, model) = (self.now, &self.job.model);
         if self.directory.providers(model) <= ALL_MAX {
             let all = self.directory.serving(now, model, self.job.kind);
@@ -182,6 +182,10 @@ impl Market<NodeId> for Eligible<'_> {
         }
         let admits = |listing: &Listing| listing.serves(self.job.kind) && self.admits(listing).is_some();
         let free = |listing: &Listing| admits(listing) && !busy(&listing.node());
+        if doubt {
+            let drawn = self.directory.sample_where(now, model, CHEAPEST + DRAWN, rng, free);
+            return into.extend(drawn.into_iter().map(Listing::node));
+        }
         into.extend(self.directory.cheapest(now, model, CHEAPEST, free).into_iter().map(Listing::node));
         into.extend(self.directory.sample_where(now, model, DRAWN, rng, admits).into_iter().map(Listing::node));
     }

@@ -36,6 +36,11 @@ const LAST_LOOKS_MAX: u32 = 16;
 const REFUSALS_MAX: u32 = 1024;
 /// A job in the queue does not look again sooner than this, whatever was promised.
 const RELOOK_MIN: Duration = Duration::from_millis(50);
+/// How long a stranger may be silent whose word counts for nothing now, beside four round trips: half as long again as the time
+/// between two signs of life.
+const DOUBT_WAIT: Duration = Duration::from_millis(600);
+/// The round trip assumed of it if none was measured, in milliseconds.
+const DOUBT_RTT_MS: f64 = 150.0;
 /// How long to wait for the first probe's answer when none came in time to have a choice.
 const PATIENCE: Duration = Duration::from_secs(2);
 /// What a client should wait before it tries again when all are busy, in milliseconds.
@@ -157,6 +162,8 @@ struct Remote {
     expected: Estimate,
     /// When the leg began.
     opened: Now,
+    /// When the stream was asked for, or, once that is open, the job was sent.
+    asked: Now,
     /// When its first text came.
     first: Option<Now>,
     /// It refused: when it said to come again, and its load.
@@ -578,9 +585,9 @@ impl Consumer {
                 self.leg_failed(cx, id, Reason::ClientLeft, None, Bill::Unknown);
             }
             Stage::Remote(remote) => {
-                let patience =
-                    if remote.phase == Phase::Accepted { cx.config.silence_max } else { cx.config.open_wait };
-                let dead = remote.heard.max(cx.woke).after(patience);
+                let node = &remote.candidate.node;
+                let market = self.markets.find(&active.job.model);
+                let dead = remote.dead_at(cx, market.is_some_and(|market| market.router.doubts(node)));
                 if cx.now < dead {
                     return cx.timers.set(Alarm::Job(id), dead);
                 }
@@ -589,6 +596,28 @@ impl Consumer {
             Stage::Placing | Stage::Own { .. } => {}
         }
     }
+}
+
+impl Remote {
+    /// When it is given up if nothing more is heard of it. Signs of life alone do not keep a job that was not accepted.
+    fn dead_at(&self, cx: &Context, is_doubted: bool) -> Now {
+        let heard = self.heard.max(cx.woke);
+        let most = self.asked.max(cx.woke).after(cx.config.open_wait);
+        match self.phase {
+            Phase::Accepted => heard.after(cx.config.silence_max),
+            Phase::Connecting | Phase::Sent if is_doubted => {
+                heard.after(doubt_wait(cx, &self.candidate.node)).min(most)
+            }
+            Phase::Connecting => most,
+            Phase::Sent => heard.after(cx.config.silence_max).min(most),
+        }
+    }
+}
+
+/// How long a doubted stranger may be silent before it has taken a job.
+fn doubt_wait(cx: &Context, node: &NodeId) -> Duration {
+    let rtt_ms = cx.reputation.rtt_ms(node).unwrap_or(DOUBT_RTT_MS);
+    DOUBT_WAIT + Duration::from_secs_f64(4.0 * rtt_ms / 1e3)
 }
 
 impl Active {

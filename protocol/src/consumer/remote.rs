@@ -24,7 +24,7 @@ impl Consumer {
         let Quoted { candidate, quote, expected } = best;
         let node = candidate.node;
         cx.emit(Effect::OpenStream { stream, peer: node, addresses: candidate.addresses.clone() });
-        cx.timers.set(Alarm::Job(id), cx.now.after(cx.config.open_wait));
+        cx.timers.set(Alarm::Job(id), cx.now.after(doubt_wait(cx, &node).min(cx.config.open_wait)));
         active.stage = Stage::Remote(Box::new(Remote {
             stream,
             candidate,
@@ -38,6 +38,7 @@ impl Consumer {
             placed: false,
             expected,
             opened: cx.now,
+            asked: cx.now,
             first: None,
             heard: cx.now,
             refused: None,
@@ -61,7 +62,8 @@ impl Consumer {
             return;
         }
         remote.phase = Phase::Sent;
-        remote.heard = cx.now;
+        (remote.asked, remote.heard) = (cx.now, cx.now);
+        let node = remote.candidate.node;
         let session = remote.session;
         let quote = remote.quote.to_wire();
         self.paying.get_mut(&session).expect("a leg's session is kept until the leg ends").opens(&id);
@@ -80,7 +82,7 @@ impl Consumer {
             voucher,
         };
         cx.emit(Effect::Send { stream, frame: Frame::Open(open) });
-        cx.timers.set(Alarm::Job(id), cx.now.after(cx.config.open_wait));
+        cx.timers.set(Alarm::Job(id), cx.now.after(doubt_wait(cx, &node).min(cx.config.open_wait)));
     }
 
     /// Signs the session's next voucher and has it kept, with what each running job may cost by it.
@@ -218,8 +220,11 @@ impl Consumer {
             return self.leg_failed(cx, id, Reason::ProviderStalled, Some(Experience::Disputed), Bill::Unknown);
         }
         remote.sequence += 1;
-        if !text.is_empty() {
-            remote.first.get_or_insert(cx.now);
+        if !text.is_empty() && remote.first.is_none() {
+            remote.first = Some(cx.now);
+            if let Some(market) = self.markets.find(&active.job.model) {
+                market.router.spoke(remote.candidate.node);
+            }
         }
         active.delivered.extend_from_slice(text);
         let session = remote.session;
@@ -332,6 +337,13 @@ impl Consumer {
         }
         let delivered_here = active.delivered.len() > remote.prefix;
         let begun = remote.phase != Phase::Connecting;
+        if remote.phase == Phase::Accepted
+            && !leaving
+            && matches!(experience, Some(Experience::Stalled | Experience::Disputed))
+            && let Some(market) = self.markets.find(&active.job.model)
+        {
+            market.router.failed(&remote.candidate.node);
+        }
         let how = match bill {
             Bill::Receipt(receipt) => {
                 if self.co_sign(cx, id, receipt) {

@@ -109,7 +109,7 @@ fn likely(cx: &Context, model: &str, kind: Kind, wish: &Wish) -> Vec<Likely> {
     #[expect(clippy::cast_precision_loss, reason = "a ranking")]
     let second_worth = cx.config.second_worth.micro() as f64;
     let listings = cx.directory.serving(cx.now, model, kind);
-    let mut ranked: Vec<(f64, Likely)> = listings
+    let mut ranked: Vec<(f64, u32, Likely)> = listings
         .filter(|listing| listing.node() != cx.node && listing.account() != cx.account)
         .filter(|listing| listing.model().price.within(&wish.price_max))
         .filter(|listing| !cx.reputation.is_banned(cx.now, &listing.node()))
@@ -119,13 +119,13 @@ fn likely(cx: &Context, model: &str, kind: Kind, wish: &Wish) -> Vec<Likely> {
             #[expect(clippy::cast_precision_loss, reason = "a ranking")]
             let money = price.cost(expected)?.micro() as f64;
             let score = (money + second_worth * seconds) / cx.reputation.lower_bound(&node);
-            Some((score, Likely { account: listing.account(), price }))
+            Some((score, cx.directory.rank(&node), Likely { account: listing.account(), price }))
         })
         .collect();
-    // Listings come in the order of their ids, and the sort keeps it: equals have one order.
-    ranked.sort_by(|(a, _), (b, _)| a.total_cmp(b));
+    // Equals have one order, which nobody can make a name for.
+    ranked.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
     let mut seen = BTreeSet::new();
-    ranked.into_iter().map(|(_, likely)| likely).filter(|likely| seen.insert(likely.account)).collect()
+    ranked.into_iter().map(|(.., likely)| likely).filter(|likely| seen.insert(likely.account)).collect()
 }
 
 fn part_of(amount: Credits, percent: u8) -> Credits {

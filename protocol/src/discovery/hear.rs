@@ -76,18 +76,28 @@ impl<O: Opener> Discovery<O> {
         told
     }
 
-    /// Entries have left a shard's table: their offers go too, unless another notice keeps them.
+    /// Entries have left a shard's table: their offers go too, unless another notice of the same node keeps them.
     pub(super) fn gone(&mut self, shard: Shard, gone: Vec<Entry>) {
+        let now = self.now;
         let Some(topic) = self.topics.get_mut(&shard) else { return };
-        if gone.iter().all(|entry| {
-            let content = &entry.notice.value().content;
-            !self.offers.contains_key(content) && !self.wants.contains_key(content)
-        }) {
+        let (mut is_changed, mut lost) = (false, BTreeSet::new());
+        for entry in gone {
+            let (node, content) = (entry.node(), entry.notice.value().content);
+            // Whoever else named the same content has no say in it.
+            let is_held = self.offers.get(&content).is_some_and(|held| held.offer.value().node == node);
+            if !is_held && self.wants.get(&content).is_none_or(|want| want.provider != node) {
+                continue;
+            }
+            is_changed = true;
+            if topic.table.until_of(&node, &content).is_none_or(|until_ms| until_ms <= now.ms()) {
+                lost.insert(content);
+            }
+        }
+        if !is_changed {
             return;
         }
         topic.is_changed = true;
-        let kept: BTreeSet<ContentId> = topic.table.contents(self.now);
-        self.drop_offers(shard, |content| !kept.contains(content));
+        self.drop_offers(shard, |content| lost.contains(content));
         self.pull_soon(super::pull::PULL_AFTER);
     }
 

@@ -112,6 +112,12 @@ impl Allowance {
         }
         has
     }
+
+    /// When it has so much, if nothing is taken before.
+    pub(super) fn ready_at(&self, now: Now, amount: u64) -> Now {
+        let lacks = amount.saturating_sub(self.left).saturating_mul(60_000_000);
+        self.since.after(Duration::from_micros(lacks.div_ceil(self.per_minute.max(1)))).max(now)
+    }
 }
 
 /// A connected peer.
@@ -226,6 +232,8 @@ pub struct Discovery<O = Verify> {
     pub(super) offers: BTreeMap<ContentId, Held>,
     pub(super) wants: BTreeMap<ContentId, Want>,
     pub(super) next_pull: Option<Now>,
+    /// An offer is wanted from somebody who is being asked something else.
+    pub(super) awaits_answer: bool,
     pub(super) dials: Allowance,
     pub(super) liars: Liars,
     faults: BTreeMap<Fault, u64>,
@@ -264,6 +272,7 @@ impl<O: Opener> Discovery<O> {
             offers: BTreeMap::new(),
             wants: BTreeMap::new(),
             next_pull: None,
+            awaits_answer: false,
             dials: Allowance::new(Now::default(), super::pull::DIALS_BURST, super::pull::DIALS_PER_MINUTE),
             liars: Liars::default(),
             faults: BTreeMap::new(),
@@ -549,6 +558,7 @@ impl<O: Opener> Discovery<O> {
         if let Some(state) = self.peers.get_mut(&pending.peer) {
             state.asked = None;
         }
+        self.pull_if_awaited();
         let peer = pending.peer;
         let answer = bytes.filter(|bytes| !bytes.is_empty()).map(|bytes| decode::<Answer>(&bytes));
         if let Some(Err(_)) = answer {

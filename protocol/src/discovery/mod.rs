@@ -21,6 +21,7 @@ pub use ask::{
     RECENT, TELL_MAX,
 };
 pub use machine::{Discovery, Opener, Settings, Verify};
+pub(crate) use notice::rank;
 pub use notice::{
     Beat, Chain, ContentId, FAREWELL, LOBBY_NOTICES, Link, ModelTag, NOTICE_MODELS_MAX, Notice, SHARDS, Shard,
 };
@@ -94,8 +95,6 @@ pub enum Fault {
     Forged,
     /// An answer that nobody asked for.
     Unasked,
-    /// Signs of life of notices that it does not have.
-    Baseless,
     /// It announced something else than it offers.
     Mislabelled,
 }

@@ -168,6 +168,12 @@ impl Notice {
         self.due_ms(number).saturating_add(u64::from(LIVES) * u64::from(self.period_s) * 1000)
     }
 
+    /// From when on the sign after that one is late by more than a period, Unix milliseconds.
+    #[must_use]
+    pub fn late_ms(&self, number: u8) -> u64 {
+        self.due_ms(number).saturating_add(2 * u64::from(self.period_s) * 1000)
+    }
+
     /// The number of the sign that is due at `now`, of a notice that was issued before.
     #[must_use]
     pub fn number_at(&self, now: Now) -> u64 {
@@ -222,7 +228,7 @@ fn first<const N: usize>(digest: &Digest) -> [u8; N] {
 }
 
 /// A number that only this node knows of a node, uniform whatever keys others make: by it a fair sample is drawn.
-pub(super) fn rank(secret: &[u8; 32], node: &NodeId) -> u32 {
+pub(crate) fn rank(secret: &[u8; 32], node: &NodeId) -> u32 {
     u32::from_le_bytes(first(&Digest::of("spillway/rank/1", &[secret, node.0.as_bytes()])))
 }
 
@@ -259,6 +265,7 @@ mod tests {
         let at = |ms: u64| Now::from_ms(1_000_000 + ms);
         assert_eq!(notice.until_ms(0), 1_180_000);
         assert_eq!(notice.until_ms(2), 1_300_000);
+        assert_eq!([notice.late_ms(0), notice.late_ms(2)], [1_120_000, 1_240_000]);
         let cases = [(0, 0, true), (1, 29_999, false), (1, 30_000, true), (2, 89_000, false), (FAREWELL, 0, true)];
         for (number, ms, may) in cases {
             assert_eq!(notice.may_show(at(ms), number), may, "sign {number} after {ms} ms");

@@ -19,6 +19,8 @@ use std::time::Duration;
 pub(super) const PULL_AFTER: Duration = Duration::from_millis(500);
 /// How long to wait before the next peer is asked for the same offer.
 const PULL_AGAIN: Duration = Duration::from_secs(4);
+/// Nothing is asked for again sooner, whatever is wanted.
+const PULL_MIN: Duration = Duration::from_secs(1);
 /// Connected peers that are asked for an offer before its provider is dialled for it.
 const HELPERS_MAX: usize = 6;
 /// Peers that are asked at once.
@@ -38,13 +40,23 @@ const LIARS_MAX: usize = 1024;
 #[derive(Debug)]
 pub(super) struct Want {
     shards: u128,
-    provider: NodeId,
+    pub(super) provider: NodeId,
     models: Vec<ModelTag>,
     /// Who was asked for it, or is being asked.
     tried: Vec<NodeKey>,
     /// How often its provider was dialled in vain.
     failures: u32,
     next: Now,
+}
+
+/// Who is asked for an offer.
+enum Whom {
+    /// This peer, now.
+    Peer(NodeId),
+    /// One that is being asked something else: its turn comes with the answer.
+    Busy,
+    /// Nobody before another connection may be made.
+    Nobody,
 }
 
 /// Providers that announced something else than they offer.
@@ -79,15 +91,18 @@ impl<O: Opener> Discovery<O> {
         let mut helpers: BTreeMap<Shard, Vec<NodeId>> = BTreeMap::new();
         let due: Vec<ContentId> =
             self.wants.iter().filter(|(_, want)| want.next <= self.now).map(|(content, _)| *content).collect();
+        let now = self.now;
         for content in due {
-            let Some(peer) = self.whom_to_ask(&content, &plan, &mut helpers) else { continue };
-            let contents = plan.entry(peer).or_default();
-            if contents.len() < CONTENTS_MAX {
-                contents.push(content);
+            match self.whom_to_ask(&content, &plan, &mut helpers) {
+                Whom::Peer(peer) => plan.entry(peer).or_default().push(content),
+                Whom::Busy => {} // It stays due.
+                Whom::Nobody => {
+                    let at = self.dials.ready_at(now, 1);
+                    self.wants.get_mut(&content).expect("it is due").next = at.max(now.after(PULL_MIN));
+                }
             }
         }
-        let now = self.now;
-        for (peer, contents) in plan.into_iter().take(PULLS_MAX) {
+        for (peer, contents) in plan {
             if !self.ask(peer, &Ask::Offers(contents.clone()), Asking::Offers(contents.clone())) {
                 continue;
             }
@@ -98,8 +113,17 @@ impl<O: Opener> Discovery<O> {
                 }
             }
         }
-        let soonest = self.wants.values().map(|want| want.next).min();
-        self.next_pull = soonest.map(|at| at.max(now.after(Duration::from_secs(1))));
+        // What is still due waits for an answer that is under way, and is looked at when that comes or is given up.
+        self.awaits_answer = self.wants.values().any(|want| want.next <= now);
+        let soonest = self.wants.values().map(|want| want.next).filter(|at| *at > now).min();
+        self.next_pull = soonest.map(|at| at.max(now.after(PULL_MIN)));
+    }
+
+    /// An answer came, or none will: whoever was asked may be asked for an offer again.
+    pub(super) fn pull_if_awaited(&mut self) {
+        if self.awaits_answer {
+            self.pull_soon(Duration::ZERO);
+        }
     }
 
     /// The provider itself if it is connected, else connected peers of the shard one after the other, else the provider,
@@ -109,37 +133,42 @@ impl<O: Opener> Discovery<O> {
         content: &ContentId,
         plan: &BTreeMap<NodeId, Vec<ContentId>>,
         helpers: &mut BTreeMap<Shard, Vec<NodeId>>,
-    ) -> Option<NodeId> {
+    ) -> Whom {
         let want = &self.wants[content];
         let is_free = |peer: &NodeId| self.peers.get(peer).is_none_or(|state| state.asked.is_none());
-        let has_room = |peer: &NodeId| plan.get(peer).is_none_or(|contents| contents.len() < CONTENTS_MAX);
+        let has_room = |peer: &NodeId| match plan.get(peer) {
+            Some(contents) => contents.len() < CONTENTS_MAX,
+            None => plan.len() < PULLS_MAX,
+        };
         let provider = want.provider;
         let is_tried = |peer: &NodeId| want.tried.contains(&node_key(peer));
         if self.peers.contains_key(&provider) && !is_tried(&provider) {
-            return (is_free(&provider) && has_room(&provider)).then_some(provider);
+            return if is_free(&provider) && has_room(&provider) { Whom::Peer(provider) } else { Whom::Busy };
         }
         if want.tried.len() < HELPERS_MAX {
-            let shard = Shard::all().find(|shard| want.shards & bit(*shard) != 0)?;
+            let shard = Shard::all().find(|shard| want.shards & bit(*shard) != 0).expect("what is wanted has a shard");
             let known = helpers.entry(shard).or_insert_with(|| self.peers_on(shard).filter(is_free).collect());
             // Whoever is asked already is asked for this too.
             let planned = known.iter().find(|peer| plan.contains_key(peer) && !is_tried(peer) && has_room(peer));
             if let Some(peer) = planned {
-                return Some(*peer);
+                return Whom::Peer(*peer);
             }
             let fresh: Vec<NodeId> = known.iter().filter(|peer| !is_tried(peer) && has_room(peer)).copied().collect();
             if !fresh.is_empty() {
                 let drawn = self.rng.random_range(0..fresh.len() as u64);
-                return Some(fresh[usize::try_from(drawn).expect("below a length")]);
+                return Whom::Peer(fresh[usize::try_from(drawn).expect("below a length")]);
             }
-            if self.peers_on(shard).any(|peer| !want.tried.contains(&node_key(&peer))) {
-                return None; // They are busy now.
+            if self.peers_on(shard).any(|peer| !is_tried(&peer)) {
+                return Whom::Busy;
             }
         }
-        let dialled = plan.keys().filter(|peer| !self.peers.contains_key(peer)).count();
-        if dialled >= PULLS_MAX || plan.contains_key(&provider) || is_tried(&provider) {
-            return None;
+        if is_tried(&provider) || plan.contains_key(&provider) {
+            return Whom::Nobody;
         }
-        self.dials.take(self.now, 1).then_some(provider)
+        if !has_room(&provider) {
+            return Whom::Busy;
+        }
+        if self.dials.take(self.now, 1) { Whom::Peer(provider) } else { Whom::Nobody }
     }
 
     /// Chooses anew which offers of a shard are wanted, if its notices have changed.

@@ -5,7 +5,7 @@
 use super::ask::{Ask, LOST_MAX, MARKS_MAX, Mark, RECENT};
 use super::machine::{Asking, Discovery, Opener};
 use super::notice::Shard;
-use super::{Beat, Effect, Fault, News};
+use super::{Beat, Effect, News};
 use crate::time::Now;
 use rand::RngExt as _;
 use spillway_ledger::NodeId;
@@ -20,6 +20,8 @@ const PARTNER_ROUNDS: u64 = 12;
 const FOLLOW_UPS_MAX: u32 = 16;
 /// Notices of which a partner showed signs only, that are remembered.
 const LOST_KEPT: usize = 1024;
+/// A partner that has none of more than so many notices of which it showed signs is changed for another.
+const BASELESS_MAX: usize = 4;
 /// Below so many connected peers of a shard, more are looked for.
 const PEERS_WANTED: usize = 4;
 
@@ -208,8 +210,8 @@ impl<O: Opener> Discovery<O> {
                 partner.place = 0;
                 partner.is_due = true;
             }
-            // What it was asked for and did not have, it showed signs of for nothing.
-            let baseless = partner.asked > 0 && told == 0;
+            // It showed signs of notices that it does not have. A few may have been replaced meanwhile.
+            let is_baseless = partner.asked > BASELESS_MAX && told == 0;
             for _ in 0..partner.asked {
                 partner.lost.pop_first();
             }
@@ -219,12 +221,12 @@ impl<O: Opener> Discovery<O> {
                 partner.lost.pop_last();
             }
             partner.follow_ups += 1;
-            let again = more || (!partner.lost.is_empty() && !baseless);
+            let again = more || !partner.lost.is_empty();
             if again && partner.follow_ups < FOLLOW_UPS_MAX {
                 partner.is_due = true;
             }
-            if baseless {
-                self.blame(peer, Fault::Baseless);
+            if is_baseless {
+                self.no_news(peer, &[*shard]);
             } else if !more && let Some(topic) = self.topics.get_mut(shard) {
                 topic.is_filled = true;
                 self.enter_lobby();

@@ -28,6 +28,8 @@ pub(super) struct Entry {
     pub(super) rank: u32,
     /// When it lapses. A farewell stays until then, so that an old sign does not bring it back.
     pub(super) until_ms: u64,
+    /// From when on its sign is late by more than a period: kept here, since every entry is looked at in every round.
+    late_ms: u64,
     /// Who told it; nobody has to tell them.
     from: NodeKey,
     /// Where in the log the notice came, and where its last change is.
@@ -48,10 +50,9 @@ impl Entry {
         self.notice.value().models.contains(&model)
     }
 
-    /// Whether its sign is late by more than a period.
-    fn is_late(&self, now: Now) -> bool {
-        let due = self.notice.value().number_at(now);
-        self.number != FAREWELL && due > u64::from(self.number) + 1 && due <= u64::from(FAREWELL)
+    /// Whether its sign is late by more than a period. A chain's last sign has no successor.
+    const fn is_late(&self, now: Now) -> bool {
+        self.number < FAREWELL - 1 && self.late_ms <= now.ms() && self.until_ms > now.ms()
     }
 
     fn news(&self) -> News {
@@ -125,11 +126,6 @@ impl Table {
         entries.find(|entry| entry.notice.value().content == *content).map(|entry| entry.until_ms)
     }
 
-    /// The offers of those that live.
-    pub(super) fn contents(&self, now: Now) -> BTreeSet<ContentId> {
-        self.entries.values().filter(|entry| entry.is_live(now)).map(|entry| entry.notice.value().content).collect()
-    }
-
     pub(super) fn entries(&self) -> impl Iterator<Item = (u32, &Entry)> {
         self.entries.iter().map(|(tag, entry)| (*tag, entry))
     }
@@ -182,8 +178,8 @@ impl Table {
         // Every check has passed: nothing below can fail.
         gone.extend(rivals.into_iter().filter_map(|rival| self.remove(rival)));
         self.end += 1;
-        let until_ms = value.until_ms(number);
-        let entry = Entry { notice, number, link, rank, until_ms, from, born: self.end, place: self.end };
+        let (until_ms, late_ms) = (value.until_ms(number), value.late_ms(number));
+        let entry = Entry { notice, number, link, rank, until_ms, late_ms, from, born: self.end, place: self.end };
         self.entries.insert(tag, entry);
         self.by_node.insert((key, tag));
         self.log.insert(self.end, tag);
@@ -212,7 +208,8 @@ impl Table {
         entry.from = from;
         entry.place = self.end;
         if beat.number != FAREWELL {
-            entry.until_ms = entry.notice.value().until_ms(beat.number);
+            let value = entry.notice.value();
+            (entry.until_ms, entry.late_ms) = (value.until_ms(beat.number), value.late_ms(beat.number));
         }
         self.log.insert(self.end, beat.tag);
         Told::New
@@ -243,14 +240,20 @@ impl Table {
 
     /// Drops what has lapsed; says how many live on, and how many of them are late by more than a period.
     pub(super) fn sweep(&mut self, now: Now, gone: &mut Vec<Entry>) -> (usize, usize) {
-        let over: Vec<u32> =
-            self.entries.iter().filter(|(_, entry)| entry.until_ms <= now.ms()).map(|(tag, _)| *tag).collect();
+        let (mut over, mut live, mut late) = (Vec::new(), 0, 0);
+        for (tag, entry) in &self.entries {
+            if entry.until_ms <= now.ms() {
+                over.push(*tag);
+                continue;
+            }
+            live += usize::from(entry.number != FAREWELL);
+            late += usize::from(entry.is_late(now));
+        }
         gone.extend(over.into_iter().filter_map(|tag| self.remove(tag)));
         if self.entries.len() < self.max / 4 * 3 {
             self.rank_max = u32::MAX;
         }
-        let live = self.entries.values().filter(|entry| entry.number != FAREWELL).count();
-        (live, self.entries.values().filter(|entry| entry.is_late(now)).count())
+        (live, late)
     }
 
     /// Some of those whose signs are late, the longest silent first.

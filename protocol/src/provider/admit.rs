@@ -101,7 +101,6 @@ impl Provider {
             Err(refusal) => self.refuse(cx, stream, &open, refusal),
             Ok(Checked { quote, voucher, names }) => {
                 let session = voucher.value().session;
-                let until = cx.now.after(SESSION_WAIT);
                 let serving = Serving {
                     peer,
                     open: Box::new(open),
@@ -123,11 +122,10 @@ impl Provider {
                     last_sent: cx.now,
                     ended: None,
                 };
+                cx.timers.set(Alarm::Serve(stream), serving.show_life_at(cx));
                 self.serving.insert(stream, serving);
                 if self.sessions.contains_key(&session) {
                     self.admit(cx, stream);
-                } else {
-                    cx.timers.set(Alarm::Serve(stream), until);
                 }
             }
         }
@@ -173,7 +171,7 @@ impl Provider {
         let patience = serving.began.after(SESSION_WAIT);
         if voucher.signer() == record.voucher_key && value.total > record.deposit && cx.now < patience {
             // The consumer may know of a top-up that has not reached this node's copy of the ledger.
-            return cx.timers.set(Alarm::Serve(stream), patience);
+            return cx.timers.set(Alarm::Serve(stream), serving.show_life_at(cx));
         }
         let best = value.total.max(record.vouched);
         // Running legs are counted as delivered, not with their windows: what is on its way to the consumer was not yet in

@@ -160,6 +160,12 @@ impl Provider {
     pub(crate) fn overdue(&mut self, cx: &mut Context, stream: StreamId) {
         let Some(serving) = self.serving.get_mut(&stream) else { return };
         match &serving.stage {
+            Stage::Parked { .. } if cx.now < serving.began.after(SESSION_WAIT) => {
+                // It waits for what the ledger says of its session.
+                serving.last_sent = cx.now;
+                cx.emit(Effect::Send { stream, frame: Frame::Alive { held: 0 } });
+                cx.timers.set(Alarm::Serve(stream), serving.show_life_at(cx));
+            }
             Stage::Parked { .. } if self.sessions.contains_key(&serving.session) => self.admit(cx, stream),
             Stage::Parked { .. } => {
                 let parked = self.serving.remove(&stream).expect("seen above");

@@ -86,6 +86,11 @@ enum Stage {
 }
 
 impl Serving {
+    /// When it next shows that it is there while it waits for its session, or gives up waiting.
+    fn show_life_at(&self, cx: &Context) -> Now {
+        cx.now.after(cx.config.alive_every).min(self.began.after(SESSION_WAIT))
+    }
+
     fn input(&self) -> u64 {
         (self.open.body.len() + self.open.prefix.len()) as u64
     }

@@ -85,9 +85,9 @@ pub trait Market<P> {
     /// The provider as a candidate for the job at hand, if it passes the job's hard limits.
     fn candidate(&self, id: &P) -> Option<Candidate>;
 
-    /// Adds some that may be worth a look: a few drawn at random, and the cheapest of those that are not known to be `busy`.
-    /// All of them if they are few.
-    fn propose(&self, into: &mut Vec<P>, busy: impl Fn(&P) -> bool, rng: &mut impl rand::Rng);
+    /// Adds some that may be worth a look: a few drawn at random, and the cheapest of those that are not known to be `busy`;
+    /// in `doubt` as many, but all drawn, since a price is a promise. All of them if they are few.
+    fn propose(&self, into: &mut Vec<P>, busy: impl Fn(&P) -> bool, doubt: bool, rng: &mut impl rand::Rng);
 }
 
 /// Up to so many providers of a model, a market proposes all of them.

@@ -104,6 +104,14 @@ pub enum Decision<P> {
     },
 }
 
+/// A provider that kept its word.
+#[derive(Clone, Copy, Debug)]
+struct Proven<P> {
+    id: P,
+    /// It ended a job well; until then it has only given text for one.
+    ended: bool,
+}
+
 /// What is known of one model's providers.
 #[derive(Clone, Debug)]
 pub struct Router<P> {
@@ -115,8 +123,8 @@ pub struct Router<P> {
     drop_worst: bool,
     holders: Holders<P>,
     typical: Typical,
-    /// Providers that ended a job well, the latest last.
-    proven: Vec<P>,
+    /// Providers that kept their word, the latest last.
+    proven: Vec<Proven<P>>,
     /// What share of strangers took the job that they had quoted for, the latest weighing most. Names cost nothing: where most
     /// of them lie, who is proven comes first, and the rest are tried in turn, whatever they promise.
     credit: f64,
@@ -155,10 +163,10 @@ impl<P: Copy + Ord> Router<P> {
     ) -> Decision<P> {
         let mut proposed = std::mem::take(&mut self.proposed);
         proposed.clear();
-        proposed.extend(self.pool.iter().chain(&self.proven).copied());
+        proposed.extend(self.pool.iter().copied().chain(self.proven.iter().map(|proven| proven.id)));
         self.holders.of(ask.prefix, &mut proposed);
         let busy = |id: &P| !ask.thorough && self.known.get(id).is_some_and(|known| known.is_busy(now));
-        market.propose(&mut proposed, busy, rng);
+        market.propose(&mut proposed, busy, self.credit < CREDIT_MIN, rng);
         // Later finds are as good as earlier ones: the order of a set, so that it depends on nothing but who they are.
         proposed.sort_unstable();
         proposed.dedup();
@@ -184,7 +192,7 @@ impl<P: Copy + Ord> Router<P> {
             let known = self.known.get(id);
             let held = self.holders.held(ask.prefix, id).min(ask.units);
             let mut estimate = estimate::estimate(now, ask, &candidate, known, held, &self.typical, &self.rules);
-            if self.credit < CREDIT_MIN && !self.proven.contains(id) {
+            if self.doubts(id) {
                 estimate.doubt = Some(candidate.standing);
             }
             match estimate.certainty {
@@ -200,15 +208,10 @@ impl<P: Copy + Ord> Router<P> {
             // With a target, who is too hot to meet it comes last anyway, and who meets it may be filled up.
             cool(&mut sure, self.rules.hot_quantile);
         }
-        let by_worth = |a: &(P, Estimate), b: &(P, Estimate)| better(&a.1, &b.1, target).then(a.0.cmp(&b.0));
         // Equals are drawn for: otherwise the lowest name would get all the work.
-        shuffle(&mut sure, rng);
-        sure.sort_by(|a, b| better(&a.1, &b.1, target));
-        if self.credit < CREDIT_MIN {
-            shuffle(&mut unsure, rng);
-            unsure.sort_by(|a, b| better(&a.1, &b.1, target));
-        } else {
-            unsure.sort_by(by_worth);
+        for found in [&mut sure, &mut unsure] {
+            shuffle(found, rng);
+            found.sort_by(|a, b| better(&a.1, &b.1, target));
         }
         let best = self.settled(ask, &sure, target, rng);
         match (best, unsure.first()) {
@@ -341,24 +344,54 @@ impl<P: Copy + Ord> Router<P> {
         self.remember(id, ask.prefix, ask.prefix_units);
     }
 
-    /// A job there ended well, and both agreed what it was.
-    pub fn proved(&mut self, id: P) {
-        if let Some(index) = self.proven.iter().position(|other| *other == id) {
-            self.proven.remove(index);
-        } else {
-            self.credit += CREDIT_STEP * (1.0 - self.credit);
-            if self.proven.len() >= PROVEN_MAX {
-                self.proven.remove(0);
-            }
-        }
-        self.proven.push(id);
+    /// Whether its word counts for nothing now: most strangers break theirs of late, and it has not kept one yet.
+    #[must_use]
+    pub fn doubts(&self, id: &P) -> bool {
+        self.credit < CREDIT_MIN && self.proof(id).is_none()
     }
 
-    /// It turned a job down that it had quoted for, or never said a word. Whoever is proven may: its slot was taken meanwhile.
-    pub fn failed(&mut self, id: &P) {
-        if !self.proven.contains(id) {
-            self.credit -= CREDIT_STEP * self.credit;
+    fn proof(&self, id: &P) -> Option<usize> {
+        self.proven.iter().position(|proven| proven.id == *id)
+    }
+
+    fn prove(&mut self, id: P, ended: bool) {
+        if self.proven.len() >= PROVEN_MAX {
+            // Whoever only spoke takes nobody's place who has ended a job.
+            match self.proven.iter().position(|proven| !proven.ended) {
+                None if !ended => return,
+                at => self.proven.remove(at.unwrap_or(0)),
+            };
         }
+        self.proven.push(Proven { id, ended });
+    }
+
+    /// It gave the first text for a job: those who look for somebody that keeps his word may go there.
+    pub fn spoke(&mut self, id: P) {
+        if self.proof(&id).is_none() {
+            self.prove(id, false);
+        }
+    }
+
+    /// A job there ended well, and both agreed what it was.
+    pub fn proved(&mut self, id: P) {
+        let before = self.proof(&id).map(|at| self.proven.remove(at));
+        if before.is_none_or(|before| !before.ended) {
+            self.credit += CREDIT_STEP * (1.0 - self.credit);
+        }
+        self.prove(id, true);
+    }
+
+    /// It turned a job down that it had quoted for, never said a word, or broke off in the midst. Whoever has ended a job well
+    /// may: its slot was taken meanwhile.
+    pub fn failed(&mut self, id: &P) {
+        let proof = self.proof(id);
+        if proof.is_some_and(|at| self.proven[at].ended) {
+            return;
+        }
+        if let Some(at) = proof {
+            self.proven.remove(at);
+        }
+        self.credit -= CREDIT_STEP * self.credit;
     }
 
     /// It turned a job away though its load had looked free; `free_at` is when it said to come again.

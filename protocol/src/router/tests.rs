@@ -13,7 +13,7 @@ impl Market<u32> for Stalls {
     fn candidate(&self, id: &u32) -> Option<Candidate> {
         self.0.get(id).copied()
     }
-    fn propose(&self, into: &mut Vec<u32>, _busy: impl Fn(&u32) -> bool, _rng: &mut impl rand::Rng) {
+    fn propose(&self, into: &mut Vec<u32>, _busy: impl Fn(&u32) -> bool, _doubt: bool, _rng: &mut impl rand::Rng) {
         into.extend(self.0.keys().copied());
     }
 }
@@ -350,6 +350,48 @@ fn where_strangers_break_their_word_the_proven_come_first_and_the_rest_in_turn()
     }
     let decision = router.decide(NOW, &ask(None), &[], &market, &mut rng);
     assert!(matches!(decision, Decision::Go { to: 1 | 2, .. }), "{decision:?}");
+}
+
+/// The first text is a proof until it is broken off; a job that ended is one for good.
+#[test]
+fn who_gave_text_is_believed_until_he_breaks_off() {
+    let mut router = Router::new(rules());
+    for id in 1..=6 {
+        router.failed(&id);
+    }
+    assert!([1, 7, 8].iter().all(|id| router.doubts(id)));
+    router.spoke(7);
+    router.spoke(8);
+    assert!(!router.doubts(&7) && !router.doubts(&8) && router.doubts(&9));
+    let before = router.credit;
+    router.failed(&7);
+    assert!(router.doubts(&7) && router.credit < before, "it gave text and broke off");
+    router.proved(8);
+    let before = router.credit;
+    router.failed(&8);
+    assert!(!router.doubts(&8) && router.credit.total_cmp(&before).is_eq(), "its slot was taken meanwhile");
+    // Whoever only speaks takes nobody's place who has served.
+    for id in 100..100 + u32::try_from(PROVEN_MAX).expect("few") {
+        router.proved(id);
+    }
+    router.spoke(9);
+    assert!(router.proof(&9).is_none() && router.proof(&100).is_some());
+    assert_eq!(router.proven.len(), PROVEN_MAX);
+}
+
+/// Nobody can make a name that is asked first.
+#[test]
+fn equal_strangers_are_asked_in_a_drawn_order() {
+    let market = Stalls((0..20).map(|id| (id, candidate(100, 20.0))).collect());
+    let mut rng = ChaCha12Rng::from_seed([4; 32]);
+    let mut first = BTreeMap::new();
+    for _ in 0..400 {
+        let mut router = Router::new(rules());
+        let Decision::Probe(who) = router.decide(NOW, &ask(None), &[], &market, &mut rng) else { panic!() };
+        *first.entry(who[0]).or_insert(0) += 1;
+    }
+    // 20 each is expected; five standard deviations are 22.
+    assert!(first.len() == 20 && first.values().all(|count| *count < 42), "{first:?}");
 }
 
 #[test]

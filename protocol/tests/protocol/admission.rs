@@ -83,14 +83,15 @@ impl Bench {
         wire
     }
 
-    /// Opens a job by hand; returns the stream and what the provider says first.
+    /// Opens a job by hand; returns the stream and what the provider says first, signs of life aside.
     fn open(&mut self, bad: &Bad) -> (spillway_protocol::StreamId, Frame) {
         let (stream, open) = self.opening(bad);
         let before = self.world.wire.len();
         self.frame(stream, Frame::Open(open));
         self.world.pass(Duration::from_secs(4));
-        let (_, _, answer) = self.world.wire.get(before).expect("an answer").clone();
-        (stream, answer)
+        let mut said = self.world.wire[before..].iter().map(|(_, _, frame)| frame);
+        let answer = said.find(|frame| !matches!(frame, Frame::Alive { .. })).expect("an answer");
+        (stream, answer.clone())
     }
 
     /// A stream to the provider, and a job's first frame.
@@ -172,6 +173,20 @@ fn each_bad_opening_is_refused_by_name() {
         good.quote.valid_until_ms = bench.world.now.after(Duration::from_secs(10)).ms();
         assert!(matches!(bench.open(&good).1, Frame::Accepted { .. }), "after {what}");
     }
+}
+
+#[test]
+fn who_waits_for_the_ledger_shows_that_it_is_there() {
+    let mut bench = Bench::new();
+    let unknown = Bad { session: SessionId(Digest::of("test", &[])), ..bench.good() };
+    let (stream, open) = bench.opening(&unknown);
+    bench.frame(stream, Frame::Open(open));
+    bench.world.pass(Duration::from_millis(2_900));
+    let signs = bench.world.wire.iter().filter(|(_, _, frame)| *frame == Frame::Alive { held: 0 }).count();
+    assert_eq!((signs, bench.world.wire.len()), (7, 7), "one each 0.4 s, and nothing else");
+    bench.world.pass(Duration::from_millis(200));
+    let last = &bench.world.wire.last().expect("an answer").2;
+    assert!(matches!(last, Frame::Refused { refusal: Refusal::UnknownSession, .. }), "{last:?}");
 }
 
 #[test]

@@ -155,6 +155,27 @@ fn a_sample_is_fair_distinct_and_alive() {
 }
 
 #[test]
+fn among_equals_no_name_comes_first_for_everyone() {
+    let mut firsts = std::collections::BTreeSet::new();
+    for secret in 0..32 {
+        let mut directory = Directory::new(network()).ranked_by([secret; 32]);
+        for provider in 0..16 {
+            directory.insert(START, offer(provider, provider, NEAR, &["m"])).expect("there is room");
+        }
+        let mut cheap = offer(99, 99, NEAR, &["m"]).into_value();
+        cheap.models[0].price.output = spillway_ledger::Credits::new(0);
+        directory.insert(START, Signed::sign(cheap, &key(1, 99))).expect("there is room");
+        let found = directory.cheapest(START, "m", 3, |_| true);
+        let nodes: Vec<NodeId> = found.iter().map(|listing| listing.node()).collect();
+        assert_eq!(nodes[0], node(99), "a lower price goes before any rank");
+        assert!(directory.rank(&nodes[1]) <= directory.rank(&nodes[2]));
+        firsts.insert(nodes[1]);
+    }
+    // Of 16, drawn 32 times: about 14 different ones.
+    assert!(firsts.len() >= 9, "{} come first", firsts.len());
+}
+
+#[test]
 fn a_sign_of_life_prolongs_an_offer_and_a_farewell_ends_it() {
     let mut directory = Directory::new(network());
     let first = Arc::new(offer(1, 1, NEAR, &["a", "b"]));

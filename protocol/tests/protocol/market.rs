@@ -417,6 +417,71 @@ fn a_receipt_that_overcounts_is_not_signed() {
     assert!(!world.wire.iter().any(|(from, _, frame)| *from == gateway && matches!(frame, Frame::CoSigned(_))));
 }
 
+/// A place is busy when it is asked, and free before the job has decided: another job's stream says so.
+#[test]
+fn a_place_that_said_it_was_busy_is_asked_again_once_it_says_on_another_stream_that_it_is_free() {
+    let mut world = World::new();
+    let gateway = world.add(1, 0, consumer());
+    let place = world.add(2, 1, provider(200_000));
+    // It is known, and never answers: whoever asks both waits for it.
+    let gone = world.add(3, 4, provider(900_000));
+    world.kill(gone);
+    world.submit(gateway, job(1));
+    world.pass(Duration::from_millis(300));
+    world.say(place, "the first");
+    // What it said of its load is too old to act on: the second job asks both.
+    world.pass(Duration::from_secs(2));
+    let before = world.probes.len();
+    let id = world.submit(gateway, job(2));
+    assert_eq!(world.probes[before..].iter().filter(|(_, to)| *to == place).count(), 1);
+    world.finish(place);
+    world.pass(Duration::from_millis(300));
+    assert_eq!(world.probes[before..].iter().filter(|(_, to)| *to == place).count(), 2, "it is asked again");
+    world.pass(Duration::from_millis(300));
+    world.say(place, "the second");
+    assert_eq!(world.text(gateway, id), "the second");
+}
+
+/// Cheap strangers that quote, take the first voucher and never say a word.
+#[test]
+fn where_strangers_fall_silent_the_next_one_is_tried_sooner() {
+    let mut world = World::new();
+    let gateway = world.add(1, 0, consumer());
+    for seed in 2..32 {
+        let silent = world.add(seed, 4, provider(100_000));
+        world.muted.push(silent);
+    }
+    world.submit(gateway, job(1));
+    let tried = |world: &World| world.wire.iter().filter(|(.., frame)| matches!(frame, Frame::Open(_))).count();
+    // Until most have broken their word each is given a second and a half.
+    world.pass(Duration::from_millis(8_900));
+    assert_eq!(tried(&world), 6);
+    world.pass(Duration::from_millis(3_100));
+    assert!(tried(&world) >= 10, "{} tried", tried(&world));
+}
+
+/// Signs of life do not keep a job with somebody who never takes it.
+#[test]
+fn a_job_that_is_not_accepted_moves_on_whatever_signs_of_life_come() {
+    let mut world = World::new();
+    let gateway = world.add(1, 0, consumer());
+    let silent = world.add(2, 4, provider(100_000));
+    let other = world.add(3, 4, provider(900_000));
+    world.muted.push(silent);
+    let id = world.submit(gateway, job(1));
+    let ((_, stream), _) = world.streams.iter().find(|((node, _), _)| *node == gateway).expect("a stream");
+    let (stream, peer) = (*stream, world.nodes[silent].id);
+    for _ in 0..12 {
+        world.pass(Duration::from_millis(400));
+        let frame = Frame::Alive { held: 0 };
+        world.event(gateway, Event::FrameReceived { stream, peer, frame, text: vec![] });
+    }
+    assert!(world.nodes[other].work.is_empty());
+    world.pass(Duration::from_millis(300));
+    world.say(other, "taken");
+    assert_eq!(world.text(gateway, id), "taken");
+}
+
 #[test]
 fn refusals_name_who_is_at_fault() {
     use Refusal::{

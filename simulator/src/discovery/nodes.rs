@@ -32,11 +32,19 @@ pub(super) fn model_name(number: u64) -> String {
 pub(super) enum For {
     /// Gossiped notices.
     Gossip,
-    /// Reading logs, and being read: signs of life, and notices.
-    Logs,
+    /// Signs of life that are read in logs.
+    Signs,
+    /// Notices that are read in logs.
+    Notices,
+    /// Reading logs, and being read, beside what is read.
+    Rounds,
+    /// Telling peers of own offers.
+    Tells,
     /// Asking for offers, and being asked, where an offer came of it.
     Pulls,
-    /// The same where none did, and what offers cost that were at hand for nothing.
+    /// The same where offers came of it of models that the node does not use: it saw them in the lobby.
+    Lobby,
+    /// The same where none did.
     Vain,
     /// Connections made for one offer, and the search for the address.
     Dials,
@@ -45,8 +53,8 @@ pub(super) enum For {
 /// Bytes, by what for.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Spent {
-    pub(super) sent: [u64; 5],
-    pub(super) received: [u64; 5],
+    pub(super) sent: [u64; 9],
+    pub(super) received: [u64; 9],
 }
 
 impl Spent {

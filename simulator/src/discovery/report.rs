@@ -12,6 +12,9 @@ use spillway_protocol::discovery::{Fault, ModelTag};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Write as _;
 
+/// What is spent on offers that are not used.
+const UNUSED: [For; 7] = [For::Gossip, For::Signs, For::Notices, For::Rounds, For::Tells, For::Lobby, For::Vain];
+
 /// Over all nodes, in bytes a minute.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub struct Figures {
@@ -78,16 +81,27 @@ pub struct Discovered {
     pub largest: (usize, u64),
     /// Gossiped notices.
     pub gossip: Figures,
-    /// Logs read and shown: signs of life, notices.
-    pub logs: Figures,
+    /// Signs of life, read in logs and shown.
+    pub signs: Figures,
+    /// Notices, read in logs and shown.
+    pub notices_read: Figures,
+    /// Envelopes and marks of both.
+    pub rounds: Figures,
+    /// Peers told of own offers.
+    pub tells: Figures,
     /// Pulls that gave offers.
     pub pulls: Figures,
+    /// Pulls of offers that were seen in the lobby, of models that the node does not use.
+    pub lobby: Figures,
     /// Pulls that gave none.
     pub vain: Figures,
     /// Connections that were made for an offer.
     pub dials: Figures,
-    /// What is spent on offers that are not used: gossip, logs and vain pulls, though some of it is about offers in use.
+    /// What is spent on offers that are not used: all but the pulls of those that are and the connections made for them, though
+    /// some of the gossip and of the logs is about offers in use.
     pub unused: Figures,
+    /// All but idle connections.
+    pub all: Figures,
     /// Idle connections, which everything on a node shares.
     pub idle: Figures,
     /// How soon newcomers were known.
@@ -157,11 +171,16 @@ pub(super) fn report(world: &World) -> Discovered {
         offers: honest.iter().filter(|node| !node.serves.is_empty()).count(),
         largest: (largest, spillway_protocol::discovery::period(largest).as_secs()),
         gossip: figures(&[For::Gossip]),
-        logs: figures(&[For::Logs]),
+        signs: figures(&[For::Signs]),
+        notices_read: figures(&[For::Notices]),
+        rounds: figures(&[For::Rounds]),
+        tells: figures(&[For::Tells]),
         pulls: figures(&[For::Pulls]),
+        lobby: figures(&[For::Lobby]),
         vain: figures(&[For::Vain]),
         dials: figures(&[For::Dials]),
-        unused: figures(&[For::Gossip, For::Logs, For::Vain]),
+        unused: figures(&UNUSED),
+        all: figures(&[&UNUSED[..], &[For::Pulls, For::Dials]].concat()),
         idle: Figures::of(honest.iter().map(|node| idle(node)).collect()),
         newcomers: spread(world),
         known,
@@ -278,11 +297,16 @@ pub(super) fn table(all: &[Discovered]) -> String {
     row("largest shard: offers, period", &|it| format!("{}, {} s", it.largest.0, it.largest.1));
     row("bytes per node and minute: mean (p99)", &|_| String::new());
     row("  notices gossiped", &|it| bytes(&it.gossip));
-    row("  logs: signs of life, notices", &|it| bytes(&it.logs));
+    row("  signs of life in logs", &|it| bytes(&it.signs));
+    row("  notices in logs", &|it| bytes(&it.notices_read));
+    row("  envelopes and marks of these", &|it| bytes(&it.rounds));
+    row("  own offers told to peers", &|it| bytes(&it.tells));
+    row("  pulls from the lobby", &|it| bytes(&it.lobby));
     row("  pulls in vain", &|it| bytes(&it.vain));
     row("  = on offers not used, at most", &|it| bytes(&it.unused));
     row("  pulls that gave offers", &|it| bytes(&it.pulls));
     row("  connections made for an offer", &|it| bytes(&it.dials));
+    row("  = all", &|it| bytes(&it.all));
     row("  (idle connections, shared by all else)", &|it| bytes(&it.idle));
     row("newcomers: known to half of its users", &|it| format!("{:.1} s", it.newcomers.half_s));
     row("  to 99 %", &|it| format!("{:.1} s", it.newcomers.most_s));

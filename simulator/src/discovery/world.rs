@@ -7,10 +7,10 @@ use super::nodes::{For, Index, MODELS, Node, model_name};
 use super::{Setup, draws};
 use crate::draws::Draws;
 use crate::timeline::{START, Timeline};
-use spillway_ledger::NodeId;
-use spillway_protocol::Now;
-use spillway_protocol::discovery::{AskId, Effect, Event, Judgement, Shard, Token};
+use spillway_ledger::{NodeId, SignedBytes, decode};
+use spillway_protocol::discovery::{Answer, Ask, AskId, Effect, Event, Judgement, Shard, Token};
 use spillway_protocol::offer::OFFER_PERIOD;
+use spillway_protocol::{Now, Offer};
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
@@ -32,6 +32,9 @@ const SEEK_EVERY: Duration = Duration::from_secs(60);
 const DELAY_US: [u64; 2] = [10_000, 150_000];
 /// How long a call waits for a peer that is gone, in microseconds.
 const CALL_WAIT_US: u64 = 10_000_000;
+/// A sign of life in an answer, and what comes with a notice there, in bytes.
+const BEAT_BYTES: usize = 17;
+const NEWS_BYTES: usize = 13;
 /// Newcomers whose spread is watched.
 const WATCHED_MAX: usize = 40;
 /// When it is looked at who knows a newcomer, in milliseconds after it came.
@@ -63,12 +66,21 @@ enum Happening {
     Tidy,
 }
 
+/// What a question is about.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum About {
+    News,
+    Offers,
+    /// Nothing: something is told.
+    Nothing,
+}
+
 /// A question under way.
 #[derive(Clone, Copy)]
 struct Question {
     ask: AskId,
     bytes: usize,
-    is_for_offers: bool,
+    about: About,
 }
 
 /// A gossiped message.
@@ -226,16 +238,36 @@ impl World {
 
     /// Charges both ends of a call for it, once it is known what came of it.
     fn charge(&mut self, asker: Index, asked: Index, question: Question, answer: Option<&[u8]>) {
-        let what = match (question.is_for_offers, answer) {
-            (false, _) => For::Logs,
-            // An answer without offers is its variant and a length of nothing.
-            (true, Some(bytes)) if bytes.len() > 12 => For::Pulls,
-            (true, _) => For::Vain,
-        };
         let (there, back) = (cost::call(question.bytes), answer.map_or(0, |bytes| cost::call(bytes.len())));
+        match (question.about, answer.map(decode::<Answer>)) {
+            (About::Nothing, _) => self.charge_for(asker, asked, For::Tells, there, back),
+            (About::News, Some(Ok(Answer::News { news, beats, .. }))) => {
+                let signs = (BEAT_BYTES * beats.len()) as u64;
+                let notices = news.iter().map(|item| item.notice.encoded_len() + NEWS_BYTES).sum::<usize>() as u64;
+                self.charge_for(asker, asked, For::Signs, 0, signs);
+                self.charge_for(asker, asked, For::Notices, 0, notices);
+                self.charge_for(asker, asked, For::Rounds, there, back.saturating_sub(signs + notices));
+            }
+            (About::News, _) => self.charge_for(asker, asked, For::Rounds, there, back),
+            (About::Offers, Some(Ok(Answer::Offers(offers)))) if !offers.is_empty() => {
+                let uses: Vec<String> = self.nodes[asker].uses.iter().map(|model| model_name(*model)).collect();
+                let is_used = |wire: &&SignedBytes| {
+                    let offer = decode::<Offer>(&wire.document).expect("nodes answer with offers");
+                    offer.models.iter().any(|model| uses.contains(&model.id))
+                };
+                let (all, used) = (offers.len() as u64, offers.iter().filter(is_used).count() as u64);
+                self.charge_for(asker, asked, For::Pulls, there * used / all, back * used / all);
+                self.charge_for(asker, asked, For::Lobby, there * (all - used) / all, back * (all - used) / all);
+            }
+            (About::Offers, _) => self.charge_for(asker, asked, For::Vain, there, back),
+        }
+    }
+
+    /// Who was asked pays for it if it answered.
+    fn charge_for(&mut self, asker: Index, asked: Index, what: For, there: u64, back: u64) {
         self.nodes[asker].spent.sends(what, there);
         self.nodes[asker].spent.receives(what, back);
-        if answer.is_some() {
+        if back > 0 {
             self.nodes[asked].spent.receives(what, there);
             self.nodes[asked].spent.sends(what, back);
         }
@@ -438,9 +470,12 @@ impl World {
     // ---- calls ----
 
     fn question_arrives(&mut self, to: Index, from: Index, ask: AskId, bytes: Vec<u8>) {
-        // The second variant asks for offers.
-        let is_for_offers = bytes.first_chunk::<4>() == Some(&1_u32.to_le_bytes());
-        let question = Question { ask, bytes: bytes.len(), is_for_offers };
+        let about = match decode::<Ask>(&bytes).expect("asked by a machine") {
+            Ask::News { .. } => About::News,
+            Ask::Offers(_) => About::Offers,
+            Ask::Tell(_) => About::Nothing,
+        };
+        let question = Question { ask, bytes: bytes.len(), about };
         if !self.nodes[to].is_up {
             return self.line.after(CALL_WAIT_US, Happening::Answer(from, to, question, None));
         }

@@ -10,10 +10,13 @@ use crate::network::Nat;
 use crate::scenario::{
     Arrivals, Clients, FaultRules, Fleet, GpuRules, MarketRules, NetworkRules, Preference, Scenario,
 };
+use crate::timeline::START;
 use crate::{Observed, Simulation, parallel};
 use serde::Serialize;
+use spillway_protocol::Now;
 use std::collections::BTreeMap;
 use std::ops::Range;
+use std::time::Duration;
 
 /// How many nodes of the side that has adversaries in it.
 const NODES: u32 = 30;
@@ -25,6 +28,20 @@ const REFUSALS_MAX: f64 = 20.0;
 const UNSERVED_PERCENT: f64 = 1.0;
 /// How many of them are adversaries, in the order of the tables.
 pub const SHARES: [u32; 4] = [0, 3, 10, 15];
+/// Names of one owner.
+const NAMES: u32 = 1000;
+/// Where Sybils serve as well as others: gateways, and honest providers. A gateway's jobs go to a few providers that it knows, so
+/// that what counts is how many gateways choose, and there must be enough to choose of either kind.
+const CHOOSING: (u32, u32) = (20, 200);
+/// Where Sybils lie: gateways, and honest providers, one in a hundred.
+const DECEIVED: (u32, u32) = (4, 10);
+/// When Sybils come to a market that has served for a while, in seconds.
+const LATE_S: u64 = 60;
+/// Whoever serves alike ranks alike, so that a measured rank is above 1 as often as below it. What is promised is that it is not
+/// above 1 by more than chance, and not above this with any likelihood.
+const RANK_MAX: f64 = 1.5;
+/// Standard errors on either side of what 95 of 100 measurements lie within.
+const LIKELY: f64 = 1.96;
 
 /// One kind at one share.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -88,6 +105,8 @@ pub struct SybilRow {
     pub legs_percent: f64,
     /// How many legs went to one Sybil for each that went to one honest provider.
     pub rank: f64,
+    /// Its standard error: gateways choose independently, the jobs of one do not.
+    pub rank_error: f64,
     /// What honest consumers paid for nothing, in credits per 1,000 jobs.
     pub loss_per_1000_jobs: f64,
     /// What the owner spent on the books, all its accounts together, in credits; below zero it gained.
@@ -116,6 +135,7 @@ fn provider(name: &str, count: u32, price_output_micro: u64, adversary: Option<A
         name: name.into(),
         count,
         region: "france".into(),
+        starts_s: 0,
         balance_micro: 0,
         provide: true,
         price_input_micro: 50_000,
@@ -207,20 +227,86 @@ pub fn among(adversary: Adversary, bad: u32, duration_s: u64) -> Scenario {
     scenario(name, duration_s, fleets, all)
 }
 
-/// Honest providers beside the Sybils.
-const HONEST: u32 = 10;
+/// Many names of one owner.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Crowd {
+    /// What they do, in words.
+    pub what: &'static str,
+    /// What they do.
+    pub kind: Adversary,
+    /// How many names.
+    pub names: u32,
+    /// What they ask per million output bytes, in micro-credits; the honest ask 400,000.
+    pub price_output_micro: u64,
+    /// Consumers of the same owner, which buy of these names alone.
+    pub washers: u32,
+    /// Gateways, and honest providers beside them.
+    pub among: (u32, u32),
+    /// When they come, in seconds. What was before does not count.
+    pub comes_s: u64,
+    /// Until when clients ask, in seconds.
+    pub duration_s: u64,
+}
 
-/// `names` Sybils beside ten honest providers; `washers` consumers of the same owner buy of them alone.
-#[must_use]
-pub fn sybils(adversary: Adversary, names: u32, price_output_micro: u64, washers: u32, duration_s: u64) -> Scenario {
-    let mut fleets = vec![consumer("gateway", 4, None), provider("honest", HONEST, 400_000, None)];
-    let mut all = vec![clients("gateway", 120)];
-    fleets.push(provider("adversary", names, price_output_micro, Some(adversary)));
-    if washers > 0 {
-        fleets.push(consumer("washer", washers, Some(Adversary::Washer)));
-        all.push(clients("washer", 600));
+impl Crowd {
+    /// The settings of the trial, in the order of its table.
+    #[must_use]
+    pub fn all() -> [Self; 6] {
+        use Adversary::{FalseCapacity, Silent, Sybil};
+        let same = Self {
+            what: "serve well at the honest price",
+            kind: Sybil,
+            names: NAMES,
+            price_output_micro: 400_000,
+            washers: 0,
+            among: CHOOSING,
+            comes_s: 0,
+            duration_s: DURATION_S,
+        };
+        let lies = Self { among: DECEIVED, ..same.clone() };
+        [
+            same.clone(),
+            Self { what: "and buy of themselves, for a history", washers: 10, ..same.clone() },
+            Self {
+                what: "serve as well, but come when others have served for a minute",
+                comes_s: LATE_S,
+                duration_s: LATE_S + DURATION_S,
+                ..same
+            },
+            Self { what: "refuse what they quote, at the honest price", kind: FalseCapacity, ..lies.clone() },
+            Self {
+                what: "refuse what they quote, at a quarter of the price",
+                kind: FalseCapacity,
+                price_output_micro: 100_000,
+                ..lies.clone()
+            },
+            Self {
+                what: "take the first voucher and fall silent, at a quarter of the price",
+                kind: Silent,
+                price_output_micro: 100_000,
+                ..lies
+            },
+        ]
     }
-    scenario(format!("{names} Sybils, {adversary}"), duration_s, fleets, all)
+
+    /// They, among others.
+    #[must_use]
+    pub fn scenario(&self) -> Scenario {
+        let (gateways, honest) = self.among;
+        let mut fleets = vec![consumer("gateway", gateways, None), provider("honest", honest, 400_000, None)];
+        let mut all = vec![clients("gateway", u64::from(gateways) * if self.lies() { 30 } else { 12 })];
+        let them = provider("adversary", self.names, self.price_output_micro, Some(self.kind));
+        fleets.push(Fleet { starts_s: self.comes_s, ..them });
+        if self.washers > 0 {
+            fleets.push(consumer("washer", self.washers, Some(Adversary::Washer)));
+            all.push(clients("washer", 60 * u64::from(self.washers)));
+        }
+        scenario(format!("{} Sybils, {}", self.names, self.what), self.duration_s, fleets, all)
+    }
+
+    fn lies(&self) -> bool {
+        self.kind != Adversary::Sybil
+    }
 }
 
 /// What one run adds to a row.
@@ -245,12 +331,45 @@ struct Tally {
     tries: Vec<u64>,
     first: Vec<u64>,
     spent: i64,
+    /// Of each honest consumer, its legs at adversaries and at others.
+    choices: Vec<[u64; 2]>,
 }
 
 impl Tally {
-    fn add(&mut self, run: &Observed) {
+    /// What a run showed, from that moment on.
+    fn of(run: &Observed, from: Now) -> Self {
+        let mut tally = Self::default();
+        tally.add(run, from);
+        tally
+    }
+
+    fn merge(&mut self, other: Self) {
+        let Self { tries, first, choices, .. } = other;
+        self.jobs += other.jobs;
+        self.served += other.served;
+        self.legs += other.legs;
+        self.legs_at_adversaries += other.legs_at_adversaries;
+        self.lost += other.lost;
+        self.loss_max = self.loss_max.max(other.loss_max);
+        self.loss_of_bound = self.loss_of_bound.max(other.loss_of_bound);
+        self.loss_beyond += other.loss_beyond;
+        self.gain += other.gain;
+        self.unpaid += other.unpaid;
+        self.given_windows = self.given_windows.max(other.given_windows);
+        self.came_once += other.came_once;
+        self.legs_with_text += other.legs_with_text;
+        self.legs_signed += other.legs_signed;
+        self.wasted += other.wasted;
+        self.bad_jobs += other.bad_jobs;
+        self.spent += other.spent;
+        self.tries.extend(tries);
+        self.first.extend(first);
+        self.choices.extend(choices);
+    }
+
+    fn add(&mut self, run: &Observed, from: Now) {
         let bad = |host: usize| run.hosts[host].adversary.is_some();
-        for job in &run.jobs {
+        for job in run.jobs.iter().filter(|job| job.submitted >= from) {
             if bad(job.host) {
                 self.bad_jobs += 1;
                 continue;
@@ -271,16 +390,20 @@ impl Tally {
             given_windows: f64,
         }
         let mut dealings: BTreeMap<(usize, usize), Dealing> = BTreeMap::new();
+        let mut choices: BTreeMap<usize, [u64; 2]> = BTreeMap::new();
         for leg in &run.legs {
+            if !bad(leg.consumer) && leg.opened >= from {
+                choices.entry(leg.consumer).or_default()[usize::from(!bad(leg.provider))] += 1;
+            }
             let dealing = dealings.entry((leg.consumer, leg.provider)).or_default();
             dealing.worth += leg.worth.micro();
             dealing.legs += 1;
             dealing.tries += u64::from(leg.end != LegEnd::Agreed);
             match (bad(leg.consumer), bad(leg.provider)) {
-                (false, false) => self.legs += 1,
+                (false, false) => self.legs += u64::from(leg.opened >= from),
                 (false, true) => {
-                    self.legs += 1;
-                    self.legs_at_adversaries += 1;
+                    self.legs += u64::from(leg.opened >= from);
+                    self.legs_at_adversaries += u64::from(leg.opened >= from);
                     let text = leg.received > 0;
                     self.legs_with_text += u64::from(text);
                     self.legs_signed += u64::from(text && leg.end == LegEnd::Agreed);
@@ -289,6 +412,7 @@ impl Tally {
                 (true, true) => {}
             }
         }
+        self.choices.extend(choices.into_values());
         for session in &run.sessions {
             let dealing = dealings.entry((session.consumer, session.provider)).or_default();
             dealing.paid += session.settled.micro();
@@ -336,21 +460,35 @@ fn credits(micro: f64) -> f64 {
     micro / 1e6
 }
 
-fn played(seeds: Range<u64>, scenario: &Scenario, failures: &mut Vec<Failure>) -> Tally {
-    let runs = parallel::each(seeds, |seed| Simulation::new(seed).scenario(scenario.clone()).observe(), |_| {});
-    let mut tally = Tally::default();
-    for run in runs {
-        if let Some(violation) = run.report.violations.first() {
-            let mut failure = Failure::of("adversaries", run.report.seed, violation);
-            failure.what = format!("{}: {}", scenario.name, failure.what);
-            failures.push(failure);
-        }
-        tally.add(&run);
+/// Plays scenarios over seeds, as many at once as there are cores. What was before a scenario's moment, in seconds, does not
+/// count. Gives a tally for each scenario.
+fn played(
+    scenarios: &[(Scenario, u64)],
+    seeds: &Range<u64>,
+    progress: impl Fn(&str) + Sync,
+) -> (Vec<Tally>, Vec<Failure>) {
+    let count = seeds.end.saturating_sub(seeds.start);
+    let play = |task: u64| {
+        let ((scenario, from_s), seed) = (&scenarios[(task / count) as usize], seeds.start + task % count);
+        progress(&format!("{}, seed {seed}", scenario.name));
+        let run = Simulation::new(seed).scenario(scenario.clone()).observe();
+        let failure = run.report.violations.first().map(|violation| {
+            let failure = Failure::of("adversaries", seed, violation);
+            Failure { what: format!("{}: {}", scenario.name, failure.what), ..failure }
+        });
+        (Tally::of(&run, START.after(Duration::from_secs(*from_s))), failure)
+    };
+    let mut tallies: Vec<Tally> = scenarios.iter().map(|_| Tally::default()).collect();
+    let mut failures = Vec::new();
+    let runs = parallel::each(0..scenarios.len() as u64 * count, play, |_| {});
+    for (task, (tally, failure)) in runs.into_iter().enumerate() {
+        tallies[task / count as usize].merge(tally);
+        failures.extend(failure);
     }
-    tally
+    (tallies, failures)
 }
 
-fn row(adversary: Adversary, bad: u32, tally: Tally) -> Row {
+fn row(adversary: Adversary, bad: u32, tally: &Tally) -> Row {
     let per_job = |part: f64, jobs: u64| if jobs == 0 { 0.0 } else { part / jobs as f64 };
     Row {
         adversary,
@@ -371,94 +509,83 @@ fn row(adversary: Adversary, bad: u32, tally: Tally) -> Row {
         wasted_bytes_per_job: per_job(tally.wasted as f64, tally.bad_jobs),
         tries_max: tally.tries.iter().copied().max().unwrap_or_default(),
         tries_mean: per_job(tally.tries.iter().sum::<u64>() as f64, tally.tries.len() as u64),
-        first_text: Spread::of(tally.first),
+        first_text: Spread::of(tally.first.iter().copied()),
     }
 }
 
 /// Plays one kind at one share.
 #[must_use]
 pub fn one(adversary: Adversary, bad: u32, duration_s: u64, seeds: Range<u64>) -> (Row, Vec<Failure>) {
-    let mut failures = Vec::new();
-    let tally = played(seeds, &among(adversary, bad, duration_s), &mut failures);
-    (row(adversary, bad, tally), failures)
+    let (tallies, failures) = played(&[(among(adversary, bad, duration_s), 0)], &seeds, |_| {});
+    (row(adversary, bad, &tallies[0]), failures)
 }
 
-/// Legs at one Sybil for each at one honest provider.
-fn rank(tally: &Tally, names: u32) -> f64 {
-    let per = |legs: u64, nodes: u32| legs as f64 / f64::from(nodes.max(1));
-    let honest = per(tally.legs - tally.legs_at_adversaries, HONEST);
-    if honest > 0.0 { per(tally.legs_at_adversaries, names) / honest } else { f64::INFINITY }
+/// Legs at one Sybil for each at one honest provider, and its standard error over the consumers that chose.
+fn rank(tally: &Tally, names: u32, honest: u32) -> (f64, f64) {
+    let sum = |side: usize| tally.choices.iter().map(|legs| legs[side]).sum::<u64>() as f64;
+    let (theirs, others) = (sum(0), sum(1));
+    if others == 0.0 {
+        return (f64::INFINITY, f64::INFINITY);
+    }
+    let rank = theirs / f64::from(names.max(1)) / (others / f64::from(honest.max(1)));
+    // The error of a ratio of two sums over independent consumers.
+    let off = |legs: &[u64; 2]| legs[0] as f64 / theirs.max(1.0) - legs[1] as f64 / others;
+    let count = tally.choices.len() as f64;
+    let spread = tally.choices.iter().map(|legs| off(legs) * off(legs)).sum::<f64>();
+    (rank, rank * (spread * count / (count - 1.0).max(1.0)).sqrt())
 }
 
-/// The settings in which one owner has many names.
-fn sybil_settings(names: u32, duration_s: u64) -> [(String, Scenario); 5] {
-    use Adversary::{FalseCapacity, Silent, Sybil};
-    let sybils = |kind, price, washers| sybils(kind, names, price, washers, duration_s);
-    [
-        ("serve well at the honest price".into(), sybils(Sybil, 400_000, 0)),
-        ("and buy of themselves, for a history".into(), sybils(Sybil, 400_000, 10)),
-        ("refuse what they quote, at the honest price".into(), sybils(FalseCapacity, 400_000, 0)),
-        ("refuse what they quote, at a quarter of the price".into(), sybils(FalseCapacity, 100_000, 0)),
-        ("take the first voucher and fall silent, at a quarter of the price".into(), sybils(Silent, 100_000, 0)),
-    ]
+fn sybil_row(crowd: &Crowd, tally: &Tally) -> SybilRow {
+    let (_, honest) = crowd.among;
+    let (rank, rank_error) = rank(tally, crowd.names, honest);
+    SybilRow {
+        what: crowd.what.into(),
+        names: crowd.names,
+        honest,
+        jobs: tally.jobs,
+        served_percent: percent(tally.served, tally.jobs),
+        legs_percent: percent(tally.legs_at_adversaries, tally.legs),
+        rank,
+        rank_error,
+        loss_per_1000_jobs: credits(tally.lost as f64 * 1000.0 / tally.jobs.max(1) as f64),
+        cost: credits(tally.spent as f64),
+        first_text: Spread::of(tally.first.iter().copied()),
+    }
 }
 
-/// Plays the settings in which one owner has so many names.
+/// Plays settings in which one owner has many names.
 #[must_use]
 pub fn many_names(
-    names: u32,
-    duration_s: u64,
+    crowds: &[Crowd],
     seeds: Range<u64>,
-    progress: impl Fn(&str),
+    progress: impl Fn(&str) + Sync,
 ) -> (Vec<SybilRow>, Vec<Failure>) {
-    let mut failures = Vec::new();
-    let mut rows = Vec::new();
-    for (what, scenario) in sybil_settings(names, duration_s) {
-        progress(&scenario.name);
-        let tally = played(seeds.clone(), &scenario, &mut failures);
-        rows.push(SybilRow {
-            what,
-            names,
-            honest: HONEST,
-            jobs: tally.jobs,
-            served_percent: percent(tally.served, tally.jobs),
-            legs_percent: percent(tally.legs_at_adversaries, tally.legs),
-            rank: rank(&tally, names),
-            loss_per_1000_jobs: credits(tally.lost as f64 * 1000.0 / tally.jobs.max(1) as f64),
-            cost: credits(tally.spent as f64),
-            first_text: Spread::of(tally.first),
-        });
-    }
-    (rows, failures)
+    let scenarios: Vec<_> = crowds.iter().map(|crowd| (crowd.scenario(), crowd.comes_s)).collect();
+    let (tallies, failures) = played(&scenarios, &seeds, progress);
+    (crowds.iter().zip(&tallies).map(|(crowd, tally)| sybil_row(crowd, tally)).collect(), failures)
 }
 
-/// Plays the trial: every kind at every share, and 1,000 names of one owner.
-pub fn adversaries(seeds: Range<u64>, progress: impl Fn(&str)) -> Adversaries {
-    let mut failures = Vec::new();
-    let mut rows = Vec::new();
+/// Plays the trial: 1,000 names of one owner, and every kind at every share.
+pub fn adversaries(seeds: Range<u64>, progress: impl Fn(&str) + Sync) -> Adversaries {
+    let crowds = Crowd::all();
+    let mut scenarios: Vec<_> = crowds.iter().map(|crowd| (crowd.scenario(), crowd.comes_s)).collect();
+    // Which row is of which scenario: without any adversary, all kinds of a side are the same run.
+    let mut places = Vec::new();
     for kinds in [Adversary::PROVIDERS, Adversary::CONSUMERS] {
-        // Without any of them, all kinds of a side are the same run.
-        let mut none = None;
+        let none = scenarios.len();
+        scenarios.push((among(kinds[0], 0, DURATION_S), 0));
         for adversary in kinds {
             for bad in SHARES {
-                let played = || {
-                    progress(&format!("{adversary}, {bad} of {NODES}"));
-                    one(adversary, bad, DURATION_S, seeds.clone())
-                };
-                let (row, failed) = match (bad, &none) {
-                    (0, Some(row)) => (Row { adversary, ..Row::clone(row) }, Vec::new()),
-                    _ => played(),
-                };
-                if bad == 0 {
-                    none = Some(row.clone());
+                if bad > 0 {
+                    scenarios.push((among(adversary, bad, DURATION_S), 0));
                 }
-                rows.push(row);
-                failures.extend(failed);
+                places.push((adversary, bad, if bad > 0 { scenarios.len() - 1 } else { none }));
             }
         }
     }
-    let (sybils, failed) = many_names(1000, DURATION_S, seeds.clone(), progress);
-    failures.extend(failed);
+    let (tallies, failures) = played(&scenarios, &seeds, progress);
+    let sybils: Vec<_> = crowds.iter().zip(&tallies).map(|(crowd, tally)| sybil_row(crowd, tally)).collect();
+    let rows: Vec<_> = places.into_iter().map(|(kind, bad, place)| row(kind, bad, &tallies[place])).collect();
     let bounds = bounds(&rows).into_iter().chain(sybil_bounds(&sybils)).collect();
     Adversaries { seeds: seeds.end.saturating_sub(seeds.start), rows, sybils, bounds, failures }
 }
@@ -547,21 +674,27 @@ pub fn bounds(rows: &[Row]) -> Vec<Bound> {
     ]
 }
 
-/// What is promised of many names of one owner.
+/// What is promised of many names of one owner, of the rows of [`Crowd::all`].
 #[must_use]
 pub fn sybil_bounds(rows: &[SybilRow]) -> Vec<Bound> {
-    let rank = |what: &str, index: usize| {
+    let rank = |what: &str, index: usize, errors: f64, limit: f64| {
+        let measured = rows.get(index).map(|row| row.rank + errors * row.rank_error);
+        let end = if errors > 0.0 { "at most" } else { "at least" };
+        Bound::new(format!("rank of a Sybil that {what}, {end}, with 95 %"), measured, Side::AtMost, limit, "times")
+    };
+    vec![
+        rank("serves as well at the same price", 0, -LIKELY, 1.0),
+        rank("serves as well at the same price", 0, LIKELY, RANK_MAX),
+        rank("buys a history besides", 1, -LIKELY, 1.0),
+        rank("buys a history besides", 1, LIKELY, RANK_MAX),
+        rank("comes to a market that has served", 2, LIKELY, 1.0),
         Bound::new(
-            format!("rank of a Sybil that {what}, against an honest provider"),
-            rows.get(index).map(|row| row.rank),
+            "rank of a Sybil that lies",
+            rows.get(3..).and_then(|rows| greatest(rows.iter().map(|row| row.rank))),
             Side::AtMost,
             1.0,
             "times",
-        )
-    };
-    vec![
-        rank("serves at the same price", 0),
-        rank("buys a history besides", 1),
+        ),
         Bound::new(
             "honest jobs that are not served among Sybils",
             greatest(rows.iter().map(|row| 100.0 - row.served_percent)),
@@ -619,7 +752,7 @@ impl std::fmt::Display for Adversaries {
         for row in &self.sybils {
             writeln!(
                 f,
-                "{} Sybils beside {} honest: {}\n  {} jobs, {:.2} % served, {:.2} % of legs at Sybils (rank {:.4}), \
+                "{} Sybils beside {} honest: {}\n  {} jobs, {:.2} % served, {:.2} % of legs at Sybils (rank {:.3} ± {:.3}), \
                  {:.6} credits lost per 1,000 jobs, cost to their owner {:.6} credits\n  first text {}",
                 row.names,
                 row.honest,
@@ -628,6 +761,7 @@ impl std::fmt::Display for Adversaries {
                 row.served_percent,
                 row.legs_percent,
                 row.rank,
+                LIKELY * row.rank_error,
                 row.loss_per_1000_jobs,
                 row.cost,
                 row.first_text,

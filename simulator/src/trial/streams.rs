@@ -112,6 +112,7 @@ pub fn scenario(duration_s: u64, replaced_per_mille_per_hour: u64) -> Scenario {
         name: format!("provider-{region}"),
         count: 6,
         region: region.into(),
+        starts_s: 0,
         balance_micro: 0,
         provide: true,
         price_input_micro: 20_000,
@@ -133,6 +134,7 @@ pub fn scenario(duration_s: u64, replaced_per_mille_per_hour: u64) -> Scenario {
     let gateway = |region: &str| Fleet {
         name: format!("gateway-{region}"),
         count: 1,
+        starts_s: 0,
         balance_micro: 1_000_000_000,
         provide: false,
         gpu: None,

@@ -193,7 +193,14 @@ impl Market<u32> for Stalls<'_, '_> {
         })
     }
 
-    fn propose(&self, into: &mut Vec<u32>, busy: impl Fn(&u32) -> bool, rng: &mut impl rand_chacha::rand_core::Rng) {
+    // Nobody breaks its word here, so that nothing is ever in doubt.
+    fn propose(
+        &self,
+        into: &mut Vec<u32>,
+        busy: impl Fn(&u32) -> bool,
+        _doubt: bool,
+        rng: &mut impl rand_chacha::rand_core::Rng,
+    ) {
         let all = if self.strangers { self.view.network() } else { self.view.candidates() };
         if all.len() <= ALL_MAX {
             return into.extend(all.iter().map(|id| id.0));
