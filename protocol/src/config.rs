@@ -5,6 +5,7 @@ use crate::earn::Earn;
 use crate::job::Kind;
 use crate::rate::{Rate, credits_of};
 use crate::selling::{Sell, SellError, Selling};
+pub use crate::telemetry::{Signal, TelemetrySection};
 use serde::{Deserialize, Serialize};
 use spillway_ledger::{Credits, Price};
 use std::time::Duration;
@@ -125,6 +126,9 @@ pub struct NodeConfig {
     /// The books.
     #[serde(default)]
     pub ledger: LedgerSection,
+    /// What is told of requests, and to whom.
+    #[serde(default)]
+    pub telemetry: TelemetrySection,
 }
 
 fn default_genesis() -> String {
@@ -512,6 +516,9 @@ impl NodeConfig {
         if let Some((field, why)) = self.gateway.as_ref().and_then(GatewaySection::bad_store) {
             return fail(field.into(), why);
         }
+        if let Some((field, why)) = self.telemetry.bad() {
+            return fail(field.into(), why);
+        }
         if self.ledger.role == LedgerRole::Follow && self.ledger.authority.is_empty() {
             return fail("ledger.authority".into(), "missing: the peer id of a node that writes the books");
         }
@@ -625,6 +632,7 @@ mod tests {
             provide,
             spend: SpendSection::default(),
             ledger: LedgerSection { role: LedgerRole::Solo, ..LedgerSection::default() },
+            telemetry: TelemetrySection::default(),
         }
     }
 

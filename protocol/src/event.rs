@@ -286,6 +286,8 @@ pub enum Effect {
         prefix: Vec<u8>,
         /// Whether it is the owner's own job.
         own: bool,
+        /// The owner's job that it is for; `None` for a stranger's.
+        job: Option<JobId>,
     },
     /// Stop work; nothing that still comes of it counts.
     Stop(WorkId),

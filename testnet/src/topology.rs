@@ -3,7 +3,7 @@
 
 use spillway_protocol::config::{
     BackendSection, EdgeSection, GatewaySection, LedgerRole, LedgerSection, NetworkSection, ProvideSection,
-    SpendSection, default_endpoints,
+    SpendSection, TelemetrySection, default_endpoints,
 };
 use spillway_protocol::{Kind, NodeConfig};
 
@@ -46,6 +46,7 @@ impl Plan {
             provide: ProvideSection::default(),
             spend: SpendSection::default(),
             ledger: LedgerSection::default(),
+            telemetry: TelemetrySection::default(),
         };
         Self { name: name.into(), config }
     }

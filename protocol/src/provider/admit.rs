@@ -228,6 +228,7 @@ impl Provider {
             body: serving.open.body.clone(),
             prefix: serving.open.prefix.clone(),
             own: false,
+            job: None,
         });
         cx.timers.set(Alarm::Serve(stream), cx.now.after(cx.config.alive_every));
         // Its voucher may be what other legs of the session wait for.
