@@ -10,6 +10,7 @@ use crate::network::{CallKind, FrameReader, FrameWriter, JobStream, Network, Net
 use crate::openai::measure::text_of_event;
 use crate::peers::PeerCache;
 use crate::records;
+use crate::telemetry::TraceHeaders;
 use anyhow::Context as _;
 use spillway_ledger::store::{Batch, Store};
 use spillway_ledger::{Action, Applied, Digest, JobId, NodeId, Signed, decode, encode};
@@ -91,6 +92,7 @@ struct Client {
     events: mpsc::Sender<JobEvent>,
     /// Keeps room for the end, however slowly the client reads.
     end: mpsc::OwnedPermit<JobEvent>,
+    trace: Option<TraceHeaders>,
 }
 
 struct StreamTask {
@@ -282,9 +284,9 @@ impl Driver {
     fn command(&mut self, command: Command) {
         match command {
             Command::Submit(request) => {
-                let JobRequest { job, events } = *request;
+                let JobRequest { job, events, trace } = *request;
                 let Ok(end) = events.clone().try_reserve_owned() else { return };
-                self.clients.insert(job.id, Client { model: job.model.clone(), events, end });
+                self.clients.insert(job.id, Client { model: job.model.clone(), events, end, trace });
                 self.uses(&job.model);
                 self.handle(Event::Submit(job));
             }
@@ -673,9 +675,11 @@ impl Driver {
                     client.end.send(JobEvent::Ended(outcome));
                 }
             }
-            Effect::Run { work, model, kind, body, prefix, own } => {
+            Effect::Run { work, model, kind, body, prefix, own, job } => {
+                let trace = job.and_then(|job| self.clients.get(&job)?.trace.clone());
                 let inbox = self.inbox.clone();
-                let running = self.parts.backends.run(work, &model, kind, body, prefix, own, backend_sink(inbox));
+                let running =
+                    self.parts.backends.run(work, &model, kind, body, prefix, own, trace, backend_sink(inbox));
                 self.work.insert(work, running);
             }
             Effect::Stop(work) => {

@@ -6,8 +6,10 @@ pub mod admin;
 pub mod answer;
 pub mod budget;
 pub mod day_log;
+mod deeds;
 pub mod desk;
 pub mod error;
+mod generation;
 pub mod guard;
 pub mod holder;
 pub mod http;
@@ -23,6 +25,7 @@ pub mod store;
 mod surface;
 pub mod terms;
 mod voice;
+mod watch;
 mod whole;
 pub mod writer;
 
@@ -36,12 +39,15 @@ pub use job::{AdmittedJob, Asked, Translation};
 pub use keys::{Caller, Keys, KeysError, Terms};
 pub use server::Serving;
 pub use store::Shared;
+pub use watch::Arrival;
 
+use crate::audit::AuditLog;
 use crate::jobs::{Jobs, JobsFull};
 use crate::keystore;
 use crate::metrics::{Metrics, TurnedAway};
 use crate::openai::request::{UNITS_PER_TOKEN, UNITS_PER_TOKEN_MAX};
 use crate::openai::{Request, endpoint};
+use crate::telemetry::{Door, Telemetry};
 use budget::Amount;
 use day_log::DayLogError;
 use keys::KeyId;
@@ -55,6 +61,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use subtle::ConstantTimeEq;
+use watch::Watch;
 use zeroize::Zeroizing;
 
 /// The admin token's file in the node's folder.
@@ -74,8 +81,10 @@ pub struct Parts<'a> {
     pub jobs: Jobs,
     /// The rest of the node, for the operator's routes.
     pub desk: Arc<dyn Desk>,
-    /// What is counted.
-    pub metrics: Arc<Metrics>,
+    /// What is told of requests, and counted.
+    pub telemetry: Telemetry,
+    /// What the operator does.
+    pub audit: AuditLog,
     /// The highest price that any key's jobs accept.
     pub price_max: Price,
     /// Whether times and sizes of the last jobs are kept; if not, what was kept is removed.
@@ -93,6 +102,8 @@ struct Inner {
     jobs: Jobs,
     desk: Arc<dyn Desk>,
     metrics: Arc<Metrics>,
+    telemetry: Telemetry,
+    audit: AuditLog,
     price_max: Price,
     day_log: Option<DayLog>,
     admin_hash: Digest,
@@ -152,12 +163,15 @@ impl Gateway {
             DayLog::clear(&parts.store).map_err(DayLogError::from)?;
             None
         };
+        parts.telemetry.metrics().watch(parts.jobs.clone());
         let token = admin_token(parts.folder).map_err(GatewayError::AdminToken)?;
         Ok(Self(Arc::new(Inner {
             keys,
             jobs: parts.jobs,
             desk: parts.desk,
-            metrics: parts.metrics,
+            metrics: Arc::clone(parts.telemetry.metrics()),
+            telemetry: parts.telemetry,
+            audit: parts.audit,
             price_max: parts.price_max,
             day_log,
             admin_hash: admin_hash(&token),
@@ -175,6 +189,7 @@ impl Gateway {
         let fail = |source| GatewayError::Listen { address: address.to_owned(), source };
         let listener = tokio::net::TcpListener::bind(address).await.map_err(fail)?;
         let bound = listener.local_addr().map_err(fail)?;
+        self.0.telemetry.serves_at(bound);
         Ok(Serving::start(listener, bound, http::router(self.clone(), bound.ip().is_loopback())))
     }
 
@@ -199,8 +214,14 @@ impl Gateway {
     ///
     /// The answer's events are those of `kind`: what nobody serves as such is refused.
     pub async fn admit(&self, secret: &str, kind: Kind, body: &[u8]) -> Result<AdmittedJob, ApiError> {
-        let caller = self.authenticate(secret).await?;
-        self.admit_job(&caller, kind, body, false).await
+        let arrival = Arrival::now(Door::Edge, None);
+        let mut known = None;
+        let admitted = async {
+            let caller = known.insert(self.authenticate(secret).await?);
+            self.admit_job(caller, kind, body, false, arrival.clone()).await
+        };
+        let admitted = admitted.await;
+        admitted.inspect_err(|error| self.refused(kind, &arrival, known.as_ref(), error))
     }
 
     /// Whose secret this is.
@@ -217,8 +238,14 @@ impl Gateway {
     ///
     /// # Errors
     /// As [`Self::admit`].
-    pub async fn admit_as(&self, caller: &Caller, kind: Kind, body: &[u8]) -> Result<AdmittedJob, ApiError> {
-        self.admit_job(caller, kind, body, true).await
+    pub async fn admit_as(
+        &self,
+        caller: &Caller,
+        kind: Kind,
+        body: &[u8],
+        arrival: Arrival,
+    ) -> Result<AdmittedJob, ApiError> {
+        self.admit_job(caller, kind, body, true, arrival).await
     }
 
     async fn admit_job(
@@ -227,9 +254,10 @@ impl Gateway {
         kind: Kind,
         body: &[u8],
         translate: bool,
+        arrival: Arrival,
     ) -> Result<AdmittedJob, ApiError> {
         let inner = &*self.0;
-        self.check_admit(caller, kind, body, translate).await.inspect_err(|error| {
+        self.check_admit(caller, kind, body, translate, arrival).await.inspect_err(|error| {
             inner.metrics.turned_away(match (error.status, error.code.as_str()) {
                 (401, _) => TurnedAway::Unauthorized,
                 (402, _) | (429, "budget_reserved") => TurnedAway::Budget,
@@ -249,6 +277,7 @@ impl Gateway {
         endpoint_asked: Kind,
         body: &[u8],
         translate: bool,
+        arrival: Arrival,
     ) -> Result<AdmittedJob, ApiError> {
         let inner = &*self.0;
         if self.is_stopping() {
@@ -314,7 +343,10 @@ impl Gateway {
         let reservation = inner.keys.reserve(caller, id, Amount { money: cost_max, tokens }).await?;
         let session = request.session.as_deref();
         let note = inner.day_log.as_ref().map(|log| log.begin(id, caller.id, session, &model, job.prompt_units()));
-        let handle = match inner.jobs.submit(job) {
+        let (trace, to_servers) = inner.telemetry.trace(arrival.parent.clone(), id);
+        let kinds = (endpoint_asked, kind);
+        let watch = Watch::new(arrival, &inner.telemetry, caller, id, kinds, &model, request.stream, trace, body);
+        let handle = match inner.jobs.submit_traced(job, to_servers) {
             Ok(handle) => handle,
             Err(JobsFull) => {
                 reservation.settle(Credits::ZERO, 0);
@@ -330,7 +362,7 @@ impl Gateway {
             stream: request.stream,
             include_usage: request.include_usage,
         };
-        Ok(AdmittedJob::new(asked, handle, reservation, note, inner.jobs.clone(), Arc::clone(&inner.metrics)))
+        Ok(AdmittedJob::new(asked, handle, reservation, note, watch, inner.jobs.clone(), Arc::clone(&inner.metrics)))
     }
 
     fn is_stopping(&self) -> bool {

@@ -17,6 +17,7 @@ pub mod request;
 pub mod responses;
 pub mod sse;
 pub mod stitch;
+pub mod tokens;
 
 pub use aggregate::Aggregate;
 pub use endpoint::{Answer, endpoint};
@@ -26,3 +27,4 @@ pub use preference::{ModelName, Routing};
 pub use request::{BadRequest, Request};
 pub use sse::SseParser;
 pub use stitch::Stitch;
+pub use tokens::Tokens;
