@@ -10,6 +10,7 @@ use crate::network::{CallKind, FrameReader, FrameWriter, JobStream, Network, Net
 use crate::openai::measure::text_of_event;
 use crate::peers::PeerCache;
 use crate::records::{self, Aside};
+use crate::telemetry::TraceHeaders;
 use anyhow::Context as _;
 use spillway_ledger::store::{Batch, Store};
 use spillway_ledger::{Action, Applied, Digest, JobId, NodeId, Signed, decode, encode};
@@ -92,6 +93,7 @@ struct Client {
     events: mpsc::Sender<JobEvent>,
     /// Keeps room for the end, however slowly the client reads.
     end: mpsc::OwnedPermit<JobEvent>,
+    trace: Option<TraceHeaders>,
 }
 
 struct StreamTask {
@@ -289,12 +291,12 @@ impl Driver {
     fn command(&mut self, command: Command) {
         match command {
             Command::Submit(request) => {
-                let JobRequest { job, aside, events } = *request;
+                let JobRequest { job, aside, events, trace } = *request;
                 let Ok(end) = events.clone().try_reserve_owned() else { return };
                 if let Some(aside) = aside {
                     self.asides.insert(job.id, aside);
                 }
-                self.clients.insert(job.id, Client { model: job.model.clone(), events, end });
+                self.clients.insert(job.id, Client { model: job.model.clone(), events, end, trace });
                 self.uses(&job.model);
                 self.handle(Event::Submit(job));
             }
@@ -706,10 +708,10 @@ impl Driver {
                     client.end.send(JobEvent::Ended(outcome));
                 }
             }
-            Effect::Run { work, model, kind, body, prefix, own, choice } => {
-                let inbox = self.inbox.clone();
-                let running =
-                    self.parts.backends.run(work, &model, kind, body, prefix, own, &choice, backend_sink(inbox));
+            Effect::Run { work, model, kind, body, prefix, own, choice, job } => {
+                let trace = job.and_then(|job| self.clients.get(&job)?.trace.clone());
+                let sink = backend_sink(self.inbox.clone());
+                let running = self.parts.backends.run(work, &model, kind, body, prefix, own, &choice, trace, sink);
                 self.work.insert(work, running);
             }
             Effect::Stop(work) => {

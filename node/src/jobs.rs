@@ -2,14 +2,17 @@
 //! Invariants: every submitted job's handle ends with one [`JobEvent::Ended`] unless it was cut for reading too slowly;
 //! a handle that is dropped earlier tells the market that its client left.
 
+use crate::openai::Tokens;
 use crate::records::Aside;
+use crate::telemetry::TraceHeaders;
 use serde::Serialize;
-use spillway_ledger::{Account, JobId, NodeId, Price};
+use spillway_ledger::{Account, Credits, JobId, NodeId, Price, Usage};
 use spillway_protocol::router::Sort;
 use spillway_protocol::router::preference::DataCollection;
-use spillway_protocol::{Job, Kind, Outcome, Reason, Route};
+use spillway_protocol::{Considered, Job, Kind, Outcome, Reason, Route};
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::{Arc, Mutex, RwLock};
+use std::time::SystemTime;
 use tokio::sync::mpsc;
 
 /// Events held for a client that reads slowly; one that falls further behind is cut, as if it had left.
@@ -48,6 +51,8 @@ pub struct JobRequest {
     pub aside: Option<Arc<Aside>>,
     /// Where its events go.
     pub events: mpsc::Sender<JobEvent>,
+    /// What own servers are told of the trace that it is part of.
+    pub trace: Option<TraceHeaders>,
 }
 
 /// What the market is told by its clients.
@@ -97,6 +102,23 @@ pub struct Load {
     pub peers: usize,
     /// Own slots taken, by model.
     pub running: BTreeMap<String, u32>,
+    /// Own hardware, by model.
+    pub backends: Vec<BackendLoad>,
+}
+
+/// How busy own hardware is with one model.
+#[derive(Clone, Debug)]
+pub struct BackendLoad {
+    /// The model.
+    pub model: String,
+    /// Whether it answers.
+    pub healthy: bool,
+    /// Requests it serves at once.
+    pub slots: u32,
+    /// Slots taken.
+    pub running: u32,
+    /// Own jobs that wait for one.
+    pub queued: u32,
 }
 
 /// A model that can be asked for now.
@@ -197,11 +219,44 @@ pub struct JobLog {
     pub first_ms: Option<u64>,
     /// From submission to the end.
     pub total_ms: u64,
+    /// When it came, in Unix milliseconds.
+    pub created_ms: u64,
+    /// Whether as a stream, and the tokens that its server reported; `None` until it ends, and where nobody told.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub report: Option<Report>,
     /// Where it was, in order.
     pub legs: Vec<LegLog>,
+    /// Who was weighed when it was placed on the network or nowhere; the one taken first, then from the best on.
+    pub considered: Vec<ConsideredLog>,
     /// What it wished of the market, in words; `None` if nothing.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub wishes: Option<String>,
+}
+
+/// What the gateway saw of a job's answer.
+#[derive(Clone, Copy, Debug, Serialize)]
+pub struct Report {
+    /// Whether as a stream.
+    pub stream: bool,
+    /// The tokens that its server reported.
+    pub tokens: Option<Tokens>,
+}
+
+/// A provider that was weighed for a job.
+#[derive(Clone, Debug, Serialize)]
+pub struct ConsideredLog {
+    /// The provider.
+    pub provider: NodeId,
+    /// What it asked, per million units in micro-credits.
+    pub price: Price,
+    /// The predicted time to the first text, in milliseconds.
+    pub first_ms: u64,
+    /// `free`, `unasked` or `busy`: what it had said when the job was placed.
+    pub readiness: &'static str,
+    /// Whether the job went there.
+    pub taken: bool,
+    /// What the job would have cost there, in micro-credits; `None` if that exceeds what money can count.
+    pub would_cost_micro: Option<Credits>,
 }
 
 /// One place a job was at.
@@ -234,11 +289,17 @@ impl Jobs {
         Self { commands, shared: Arc::new(Shared::default()) }
     }
 
-    /// Hands a job to the market, which keeps `aside` with the first promise to pay for it.
+    /// Hands a job to the market, which keeps `aside` with the first promise to pay for it. Own servers are told of
+    /// the trace that it is part of.
     ///
     /// # Errors
     /// [`JobsFull`] if the market is too far behind to take it, or stopped.
-    pub fn submit(&self, job: Job, aside: Option<Arc<Aside>>) -> Result<JobHandle, JobsFull> {
+    pub fn submit(
+        &self,
+        job: Job,
+        aside: Option<Arc<Aside>>,
+        trace: Option<TraceHeaders>,
+    ) -> Result<JobHandle, JobsFull> {
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         let id = job.id;
         let entry = JobLog {
@@ -251,12 +312,15 @@ impl Jobs {
             cost_micro: 0,
             first_ms: None,
             total_ms: 0,
+            created_ms: created_ms(),
+            report: None,
             legs: Vec::new(),
+            considered: Vec::new(),
             wishes: wishes(&job),
         };
         // Noted first: the job may be over before this returns.
         self.shared.log.lock().expect("no holder panics").insert(id, entry);
-        if self.commands.try_send(Command::Submit(Box::new(JobRequest { job, aside, events }))).is_err() {
+        if self.commands.try_send(Command::Submit(Box::new(JobRequest { job, aside, events, trace }))).is_err() {
             self.shared.log.lock().expect("no holder panics").remove(&id);
             return Err(JobsFull);
         }
@@ -275,7 +339,10 @@ impl Jobs {
             cost_micro: 0,
             first_ms: Some(0),
             total_ms: 0,
+            created_ms: created_ms(),
+            report: None,
             legs: Vec::new(),
+            considered: Vec::new(),
             wishes: Some("answered from the cache".into()),
         };
         self.shared.log.lock().expect("no holder panics").insert(job, entry);
@@ -343,7 +410,36 @@ impl Jobs {
             cost_micro: leg.cost.micro(),
         };
         entry.legs = outcome.legs.iter().map(leg).collect();
+        let usage = used(outcome);
+        let considered = |it: &Considered| ConsideredLog {
+            provider: it.provider,
+            price: it.price,
+            first_ms: it.first_ms,
+            readiness: it.readiness.as_str(),
+            taken: it.taken,
+            would_cost_micro: it.price.cost(usage),
+        };
+        entry.considered = outcome.considered.iter().map(considered).collect();
     }
+
+    /// Notes what the gateway saw of a job's answer.
+    pub fn report(&self, job: JobId, report: Report) {
+        if let Some(entry) = self.shared.log.lock().expect("no holder panics").by_id.get_mut(&job) {
+            entry.report = Some(report);
+        }
+    }
+}
+
+fn created_ms() -> u64 {
+    let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(since.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// What one place would have had to read and write for the whole of a job, without a cache.
+fn used(outcome: &Outcome) -> Usage {
+    let input = outcome.legs.iter().map(|leg| leg.usage.input.saturating_add(leg.usage.cached)).min().unwrap_or(0);
+    let output = outcome.legs.iter().fold(0, |sum: u64, leg| sum.saturating_add(leg.usage.output));
+    Usage { input, cached: 0, output }
 }
 
 /// A job's wishes in words, at most [`WISHES_BYTES_MAX`].

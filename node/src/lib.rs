@@ -1,5 +1,6 @@
 //! The Spillway node: the only crate with sockets and tasks. It drives `spillway-protocol`'s machines with real ones.
 
+pub mod audit;
 pub mod backend;
 pub mod books;
 pub mod desk;
@@ -16,3 +17,4 @@ pub mod payouts;
 pub mod peers;
 pub mod records;
 pub mod run;
+pub mod telemetry;

@@ -1,7 +1,7 @@
 //! What the market looks like to people at a moment: models, offers, load.
 //! Invariant: only what can be asked for now is in it: healthy own backends, and offers that have not expired.
 
-use crate::jobs::{Kinds, Load, MarketModel, MarketView, OfferView};
+use crate::jobs::{BackendLoad, Kinds, Load, MarketModel, MarketView, OfferView};
 use spillway_ledger::Price;
 use spillway_protocol::{Capacity, Kind, Now, Peer};
 use std::collections::BTreeMap;
@@ -61,6 +61,13 @@ pub(crate) fn market_view(peer: &Peer, capacity: &[Capacity], peers: usize, now:
     }
     let running = |capacity: &Capacity| (capacity.model.clone(), peer.running(&capacity.model));
     let running = capacity.iter().map(running).collect();
-    let load = Load { peers, running };
+    let backend = |capacity: &Capacity| BackendLoad {
+        model: capacity.model.clone(),
+        healthy: capacity.healthy,
+        slots: capacity.slots,
+        running: peer.running(&capacity.model),
+        queued: peer.waiting(&capacity.model),
+    };
+    let load = Load { peers, running, backends: capacity.iter().map(backend).collect() };
     MarketView { models: models.into_values().collect(), resting, offers, load }
 }

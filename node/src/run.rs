@@ -1,6 +1,7 @@
 //! A whole node: configure, build, run, drain.
 //! Invariant: nothing is served before the node's copy of the ledger is open and its market knows its sessions.
 
+use crate::audit::{AuditLog, changes};
 use crate::backend::Backends;
 use crate::books::{Books, BooksRole};
 use crate::desk::NodeDesk;
@@ -14,10 +15,11 @@ use crate::network::{Network, NetworkSettings, node_of};
 use crate::payouts::cash::{self, Cash};
 use crate::peers::PeerCache;
 use crate::records;
+use crate::telemetry::Telemetry;
 use anyhow::{Context as _, ensure};
 use serde::{Deserialize, Serialize};
-use spillway_ledger::store::Store;
-use spillway_ledger::{Genesis, NodeId};
+use spillway_ledger::store::{Batch, Store, Table};
+use spillway_ledger::{Digest, Genesis, NodeId};
 use spillway_protocol::config::{GatewaySection, LedgerRole};
 use spillway_protocol::discovery::Verify;
 use spillway_protocol::{Discovery, DiscoverySettings, Identity, NodeConfig, Peer};
@@ -33,6 +35,11 @@ use zeroize::Zeroizing;
 const COMMANDS_MAX: usize = 1024;
 /// How long clients' connections may take to end when the node stops.
 const DRAIN_WAIT: Duration = Duration::from_secs(5);
+
+/// How long what was recorded last may take to reach where it goes when the node stops.
+const TELEMETRY_WAIT: Duration = Duration::from_secs(3);
+/// The row of the store with the digests of the configuration that the node ran with last.
+const CONFIG_ROW: &[u8] = b"audit.config";
 
 /// What a node says once it serves; also written to `run.json` in its folder.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -176,6 +183,11 @@ pub async fn run(
         jobs.clone(),
         desk_capacity,
     );
+    let metrics = Arc::new(Metrics::new());
+    let audit = AuditLog::open(folder, Arc::clone(&store), node_key.clone(), Arc::clone(&metrics))
+        .context("the log of the operator's actions")?;
+    note_config(&audit, &store, &config)?;
+    let telemetry = Telemetry::start(&config.telemetry, folder, &node, &metrics, &audit)?;
     let gateway = Gateway::open(gateway::Parts {
         folder,
         policies: Policies::open(&config, folder)?,
@@ -183,7 +195,8 @@ pub async fn run(
         store,
         jobs,
         desk: Arc::new(desk),
-        metrics: Arc::new(Metrics::new()),
+        telemetry: telemetry.clone(),
+        audit,
         price_max: config.price_max()?,
         cache_bytes: (config.gateway.as_ref().map_or(0, |section| section.cache_mib) as usize) << 20,
         job_log: config.gateway.as_ref().is_none_or(|section| section.job_log),
@@ -230,10 +243,30 @@ pub async fn run(
         let _ = tokio::time::timeout(DRAIN_WAIT, &mut driving).await;
     }
     gateway.flush().await;
+    telemetry.stop(TELEMETRY_WAIT).await;
     books.stop().await;
     network.shutdown().await;
     let _ = fs::remove_file(&run_file);
     result
+}
+
+/// Notes in the log of the operator's actions which sections of the configuration are others than at the last start: each by
+/// the digest of what it says.
+fn note_config(audit: &AuditLog, store: &Store, config: &NodeConfig) -> anyhow::Result<()> {
+    let serde_json::Value::Object(sections) = serde_json::to_value(config)? else { return Ok(()) };
+    let digest = |text: String| Digest::of("spillway/config-section/1", &[text.as_bytes()]).to_string();
+    let now: serde_json::Value =
+        sections.into_iter().map(|(name, section)| (name, digest(section.to_string()))).collect();
+    let kept = store.get(Table::Meta, CONFIG_ROW)?;
+    let before = kept.and_then(|kept| serde_json::from_slice(&kept).ok()).unwrap_or(serde_json::Value::Null);
+    if before == now {
+        return Ok(());
+    }
+    let (old, new) = changes(&before, &now);
+    audit.note("config.change", "spillway.toml", old, new)?;
+    let mut batch = Batch::new();
+    batch.put(Table::Meta, CONFIG_ROW, serde_json::to_vec(&now)?);
+    Ok(store.commit(batch)?)
 }
 
 /// The database that keys and budgets are shared in, if `gateway.store` names one.

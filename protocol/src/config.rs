@@ -11,6 +11,7 @@ use crate::policy::file::is_name;
 use crate::policy::{Policy, PolicySection};
 use crate::rate::{Rate, credits_of};
 use crate::selling::{Sell, SellError, Selling};
+pub use crate::telemetry::{Signal, TelemetrySection};
 use serde::{Deserialize, Serialize};
 use spillway_ledger::{Credits, Price};
 use std::collections::BTreeMap;
@@ -135,6 +136,9 @@ pub struct NodeConfig {
     /// The books.
     #[serde(default)]
     pub ledger: LedgerSection,
+    /// What is told of requests, and to whom.
+    #[serde(default)]
+    pub telemetry: TelemetrySection,
 }
 
 fn default_genesis() -> String {
@@ -534,6 +538,9 @@ impl NodeConfig {
         if let Some((field, why)) = self.gateway.as_ref().and_then(GatewaySection::bad_store) {
             return fail(field.into(), why);
         }
+        if let Some((field, why)) = self.telemetry.bad() {
+            return fail(field.into(), why);
+        }
         if self.ledger.role == LedgerRole::Follow && self.ledger.authority.is_empty() {
             return fail("ledger.authority".into(), "missing: the peer id of a node that writes the books");
         }
@@ -678,6 +685,7 @@ mod tests {
             provide,
             spend: SpendSection::default(),
             ledger: LedgerSection { role: LedgerRole::Solo, ..LedgerSection::default() },
+            telemetry: TelemetrySection::default(),
         }
     }
 

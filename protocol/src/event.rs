@@ -311,6 +311,8 @@ pub enum Effect {
         own: bool,
         /// Which backends may.
         choice: OwnChoice,
+        /// The owner's job that it is for; `None` for a stranger's.
+        job: Option<JobId>,
     },
     /// Stop work; nothing that still comes of it counts.
     Stop(WorkId),

@@ -293,6 +293,47 @@ pub struct Leg {
     pub cost: Credits,
 }
 
+/// Most candidates that are told of one decision.
+pub const CONSIDERED_MAX: usize = 8;
+
+/// How sure a provider was when a job was placed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Readiness {
+    /// It had said that a slot is free.
+    Free,
+    /// It had not been asked, or had not answered.
+    Unasked,
+    /// It had said that no slot is free.
+    Busy,
+}
+
+impl Readiness {
+    /// The name in logs and in `explain`.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Free => "free",
+            Self::Unasked => "unasked",
+            Self::Busy => "busy",
+        }
+    }
+}
+
+/// A provider that was weighed when a job was placed on the network, as `explain` shows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Considered {
+    /// The provider.
+    pub provider: NodeId,
+    /// What it asked.
+    pub price: Price,
+    /// The predicted time to the first text, in milliseconds.
+    pub first_ms: u64,
+    /// How sure that was.
+    pub readiness: Readiness,
+    /// Whether the job went there.
+    pub taken: bool,
+}
+
 /// How a job ended.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Outcome {
@@ -300,6 +341,9 @@ pub struct Outcome {
     pub result: Result<String, Failure>,
     /// Every place it ran at or was tried at, in order; at most [`TRIES_MAX`].
     pub legs: Vec<Leg>,
+    /// Who was weighed in the last decision that placed it on the network or nowhere, the one taken first, then from the best
+    /// on; at most [`CONSIDERED_MAX`]. Empty where nobody was asked.
+    pub considered: Vec<Considered>,
     /// What it cost in all.
     pub cost: Credits,
     /// From submission to the first chunk, in milliseconds.

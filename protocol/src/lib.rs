@@ -28,6 +28,7 @@ pub mod router;
 pub mod selling;
 pub mod speed;
 pub mod subnet;
+pub mod telemetry;
 pub mod time;
 mod timers;
 pub mod wire;
@@ -37,7 +38,7 @@ pub use directory::{Directory, Listing, OfferError};
 pub use discovery::{Discovery, Settings as DiscoverySettings};
 pub use earn::{CashEffect, CashEvent, CashPolicy, Cashier, Earn, Intent};
 pub use event::{BackendError, Capacity, Effect, Event, LedgerCommand, ProbeId, StreamId, WorkId};
-pub use job::{Failure, Job, Kind, Leg, Outcome, OwnChoice, Prefer, Reason, Route};
+pub use job::{Considered, Failure, Job, Kind, Leg, Outcome, OwnChoice, Prefer, Readiness, Reason, Route};
 pub use known::{Keep, Known, KnownPeers};
 pub use offer::{ModelOffer, Offer, Quote};
 #[cfg(feature = "sabotage")]

@@ -134,6 +134,12 @@ impl Peer {
         self.cx.own.running(model)
     }
 
+    /// Own jobs of a model that wait for a slot.
+    #[must_use]
+    pub fn waiting(&self, model: &str) -> u32 {
+        self.cx.own.waiting.get(model).copied().unwrap_or(0)
+    }
+
     /// Turns a deliberate fault on.
     #[cfg(feature = "sabotage")]
     pub const fn sabotage(&mut self, how: Sabotage) {

@@ -269,7 +269,7 @@ impl Load {
             if matches!(habit, Habit::Stalls) && seen == 1 {
                 self.count(|counts| counts.stalled += 1);
                 sleep(STALL).await;
-                if number % 2 == 0 {
+                if number.is_multiple_of(2) {
                     self.count(|counts| counts.left += 1);
                     return Ok(());
                 }

@@ -154,8 +154,8 @@ impl OpenAi {
             .await
             .with_context(|| format!("no answer from {origin}"))?;
         let body: Value = decoded(checked(response).await?).await?;
-        Ok(match body.get("data") {
-            Some(data) => data.clone(),
+        Ok(match body.pointer("/data/x_spillway") {
+            Some(told) => told.clone(),
             None => body,
         })
     }

@@ -3,7 +3,7 @@
 
 use spillway_protocol::config::{
     BackendSection, EdgeSection, GatewaySection, LedgerRole, LedgerSection, NetworkSection, ProvideSection,
-    ServerSection, SpendSection,
+    ServerSection, SpendSection, TelemetrySection,
 };
 use spillway_protocol::{Kind, NodeConfig};
 
@@ -47,6 +47,7 @@ impl Plan {
             provide: ProvideSection::default(),
             spend: SpendSection::default(),
             ledger: LedgerSection::default(),
+            telemetry: TelemetrySection::default(),
         };
         Self { name: name.into(), config }
     }

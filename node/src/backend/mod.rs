@@ -16,6 +16,7 @@ mod upstream;
 mod tests;
 
 use crate::openai::text_of_event;
+use crate::telemetry::TraceHeaders;
 use embedded::Embedded;
 use merge::{Merge, Wanted};
 use meter::Meter;
@@ -27,6 +28,7 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use tokio::sync::{mpsc, watch};
 use upstream::Upstream;
+pub(crate) use upstream::in_words;
 
 /// Longest finish reason, in bytes; longer ones are cut, as frames and receipts hold no more.
 const FINISH_BYTES_MAX: usize = 32;
@@ -41,6 +43,8 @@ struct Work {
     body: Vec<u8>,
     /// Text already delivered; the answer goes on right behind it.
     prefix: Vec<u8>,
+    /// What the server is told of the trace that it is part of.
+    trace: Option<TraceHeaders>,
 }
 
 /// What comes of work.
@@ -179,12 +183,13 @@ impl Backends {
         prefix: Vec<u8>,
         own: bool,
         choice: &OwnChoice,
+        trace: Option<TraceHeaders>,
         sink: mpsc::Sender<BackendEvent>,
     ) -> Running {
         tracing::debug!(work = work.0, model, kind = kind.as_str(), own, prefix = prefix.len(), "work begins");
         let (backends, merge) = (Arc::clone(&self.backends), Arc::clone(&self.merge));
         let wanted = Wanted { own, backends: choice.backends.clone(), token_price_max: choice.token_price_max };
-        let work = Work { id: work, model: model.to_owned(), kind, body, prefix };
+        let work = Work { id: work, model: model.to_owned(), kind, body, prefix, trace };
         let task = tokio::spawn(async move {
             let out = Out { work: work.id, kind, sink, meter: Mutex::default() };
             let result = match merge.pick(&work.model, &wanted) {

@@ -2,6 +2,7 @@
 
 use super::{BackendEvent, Backends, Running};
 use crate::openai::text_of_event;
+use crate::telemetry::TraceHeaders;
 use serde_json::{Value, json};
 use spillway_protocol::config::{BackendSection, ServerSection};
 use spillway_protocol::{BackendError, Capacity, Kind, OwnChoice, WorkId};
@@ -110,7 +111,7 @@ fn run(
 ) -> (Running, mpsc::Receiver<BackendEvent>) {
     let (sink, events) = mpsc::channel(8);
     let (body, prefix) = (body.as_bytes().to_vec(), prefix.as_bytes().to_vec());
-    (backends.run(WorkId(7), model, kind, body, prefix, true, &OwnChoice::default(), sink), events)
+    (backends.run(WorkId(7), model, kind, body, prefix, true, &OwnChoice::default(), None, sink), events)
 }
 
 /// The events' bytes and text until the end, and the end.
@@ -161,6 +162,28 @@ async fn requests_and_answers_pass_untouched() {
     assert!(head.starts_with("POST /v1/chat/completions HTTP/1.1\r\n"), "{head}");
     assert!(!head.to_ascii_lowercase().contains("authorization"), "{head}");
     assert_eq!(body, BODY);
+}
+
+#[tokio::test]
+async fn a_server_is_told_of_the_trace_it_is_part_of() {
+    let mut server = Server::start(Script::Say("HTTP/1.1 500 x\r\nconnection: close\r\n\r\n")).await;
+    let (backends, _capacity) = start(section(&server.url, &["mine"])).await;
+    for (trace, wanted) in [(true, true), (false, false)] {
+        let headers = TraceHeaders {
+            parent: "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01".parse().expect("a value"),
+            state: Some("a=1".parse().expect("a value")),
+        };
+        let (sink, events) = mpsc::channel(8);
+        let body = BODY.as_bytes().to_vec();
+        let trace = trace.then_some(headers);
+        let _running =
+            backends.run(WorkId(7), "mine", Kind::Chat, body, Vec::new(), true, &OwnChoice::default(), trace, sink);
+        all(events).await.2.expect_err("500");
+        let (head, _) = server.requests.recv().await.expect("a request");
+        let told = head
+            .contains("traceparent: 00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01\r\ntracestate: a=1\r\n");
+        assert_eq!(told, wanted, "{head}");
+    }
 }
 
 #[tokio::test]

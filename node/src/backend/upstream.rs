@@ -14,6 +14,7 @@ use crate::openai::event::Event;
 use crate::openai::measure::text_of_parsed;
 use crate::openai::template::Template;
 use crate::openai::{Answer, SseParser, endpoint};
+use crate::telemetry::trace::{TRACEPARENT, TRACESTATE};
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName};
 use reqwest::{Client, Response, Url};
 use spillway_ledger::Price;
@@ -101,6 +102,12 @@ impl Upstream {
             shared.client.post(below(&shared.base, row.path)).header(CONTENT_TYPE, content_type).body(body);
         if work.kind == Kind::Message {
             request = request.header("anthropic-version", ANTHROPIC_VERSION);
+        }
+        if let Some(trace) = work.trace {
+            request = request.header(TRACEPARENT, trace.parent);
+            if let Some(state) = trace.state {
+                request = request.header(TRACESTATE, state);
+            }
         }
         let response = request.send().await.map_err(|error| {
             shared.doubt.notify_one();
@@ -311,7 +318,7 @@ impl Shared {
 }
 
 /// The innermost cause, which says more than the outer ones, and without the URL.
-pub(super) fn in_words(error: &reqwest::Error) -> String {
+pub(crate) fn in_words(error: &reqwest::Error) -> String {
     let mut cause: &dyn std::error::Error = error;
     while let Some(next) = cause.source() {
         cause = next;

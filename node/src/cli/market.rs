@@ -94,6 +94,34 @@ fn told(code: &str) -> String {
     }
 }
 
+/// Prints who else was weighed for a job, and what it would have cost there.
+fn candidates(job: &Value) -> Result<()> {
+    let rows = |field: &str| job.get(field).and_then(Value::as_array).cloned().unwrap_or_default();
+    let cost = |row: &Value| match row.get("would_cost_micro").and_then(Value::as_u64) {
+        Some(micro) => Credits::new(micro).to_string(),
+        None => "more than can be counted".into(),
+    };
+    let name = |row: &Value| row.get("provider").and_then(Value::as_str).unwrap_or("-").to_owned();
+    for row in rows("considered") {
+        let is_taken = row.get("taken").and_then(Value::as_bool) == Some(true);
+        let state = match row.get("readiness").and_then(Value::as_str) {
+            Some("free") => "had a free slot",
+            Some("busy") => "had no free slot",
+            Some("unasked") => "was not asked, or had not answered",
+            Some(_) | None => "-",
+        };
+        let first = row.get("first_ms").and_then(Value::as_u64).map_or("-".into(), |ms| format!("{ms} ms"));
+        let what = if is_taken { "taken " } else { "not   " };
+        table::line(&format!("{what} provider {}", name(&row)))?;
+        table::line(&format!("       {state}; first text expected after {first}; all of it costs {}", cost(&row)))?;
+    }
+    for row in rows("offers_now") {
+        table::line(&format!("offer  provider {}, as of now", name(&row)))?;
+        table::line(&format!("       was not weighed; all of it would cost {}", cost(&row)))?;
+    }
+    Ok(())
+}
+
 /// Prints what became of a job.
 pub(crate) async fn explain(arguments: &ExplainArguments) -> Result<Verdict> {
     if !arguments.job.bytes().all(|byte| byte.is_ascii_hexdigit()) {
@@ -121,6 +149,7 @@ pub(crate) async fn explain(arguments: &ExplainArguments) -> Result<Verdict> {
         table::line(&format!("       {}", told(&text(leg, "reason"))))?;
         table::line(&format!("       {output} bytes delivered, {}", micro(leg)))?;
     }
+    candidates(&job)?;
     let millis = |field: &str| job.get(field).and_then(Value::as_u64).map_or("-".into(), |ms| format!("{ms} ms"));
     let end = match job.get("error").and_then(Value::as_str) {
         Some(error) => format!("failed: {error}"),

@@ -1,6 +1,7 @@
 //! The command line: one file for each noun, all of them thin over the node's and the testnet's libraries.
 //! Invariant: a command that asks a running node goes through its admin API, as anyone with the token could.
 
+mod audit;
 mod bench;
 mod doctor;
 mod init;
@@ -83,6 +84,9 @@ enum Command {
     Project(projects::ProjectCommand),
     /// Why a job went where it went, and what it cost
     Explain(market::ExplainArguments),
+    /// The log of the operator's actions: show it, and verify that it is whole
+    #[command(subcommand)]
+    Audit(audit::AuditCommand),
     /// The last jobs of a running node: times and sizes, to replay your own day in the simulator
     #[command(subcommand)]
     Jobs(jobs::JobsCommand),
@@ -116,6 +120,7 @@ pub async fn run(arguments: Arguments) -> Result<Verdict> {
         Command::Key(command) => keys::run(command).await,
         Command::Project(command) => projects::run(command).await,
         Command::Explain(arguments) => market::explain(&arguments).await,
+        Command::Audit(command) => audit::run(command).await,
         Command::Jobs(command) => jobs::run(command).await,
         Command::Ledger(command) => ledger::run(command).await,
         Command::Sim(arguments) => simulate(arguments).await,

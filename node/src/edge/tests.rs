@@ -33,8 +33,14 @@ impl EdgeHandler for Stand {
             return Err(ApiError::unauthorized());
         }
         assert_eq!(kind, Kind::Chat);
-        let outcome =
-            Outcome { result: Ok("stop".into()), legs: vec![], cost: Credits::new(7), first_ms: Some(1), total_ms: 2 };
+        let outcome = Outcome {
+            result: Ok("stop".into()),
+            legs: vec![],
+            considered: vec![],
+            cost: Credits::new(7),
+            first_ms: Some(1),
+            total_ms: 2,
+        };
         let placed = JobEvent::Placed { leg: 0, route: Route::Own, provider: None, reason: Reason::OwnFree };
         let mut events = vec![placed, JobEvent::Chunk(body.to_vec()), JobEvent::Chunk(b"second".to_vec())];
         let endless = body == b"endless";

@@ -2,13 +2,16 @@
 //! Invariant: each wants the token in `admin.token` and refuses requests that a browser sends for another page.
 
 use super::day_log::DayQuery;
+use super::deeds;
 use super::desk::{Mint, Wish};
 use super::error::ApiError;
+use super::generation;
 use super::http::{Routes, drain, json_response, query_value, read_body};
 use super::keys::{Holder, OVERLAP_S_DEFAULT, View};
 use super::ledger_log::{KINDS, LogQuery};
 use super::terms::typed;
 use super::{Gateway, Terms, guard};
+use crate::audit::Who;
 use crate::metrics::TurnedAway;
 use axum::body::Body;
 use axum::extract::{FromRequestParts, Path, RawQuery, Request, State};
@@ -27,6 +30,8 @@ const BODY_MAX: usize = 64 << 10;
 const BLOCKS_MAX: usize = 256;
 /// Most lines of the ledger's log, and most receipts, in one answer.
 const LINES_MAX: usize = 10_000;
+/// Most lines of the audit log in one answer.
+const AUDIT_LINES_MAX: usize = 1_000;
 
 pub(super) fn routes(routes: Routes) -> Routes {
     let routes = routes
@@ -37,6 +42,8 @@ pub(super) fn routes(routes: Routes) -> Routes {
         .route("/admin/projects/{id}", get(show_project).patch(update_project))
         .route("/admin/jobs", get(list_jobs))
         .route("/admin/jobs/{id}", get(show_job))
+        .route("/admin/audit", get(audit_lines))
+        .route("/admin/audit/head", get(audit_head))
         .route("/admin/market", get(market))
         .route("/admin/status", get(status))
         .route("/admin/ledger/account", get(account))
@@ -50,8 +57,8 @@ pub(super) fn routes(routes: Routes) -> Routes {
     super::managed::routes(routes)
 }
 
-/// Proof that the request has the operator's token; a route that takes it cannot be called without.
-struct Operator;
+/// Proof that the request has the operator's token; a route that takes it cannot be called without. It says who calls.
+struct Operator(Who);
 
 impl FromRequestParts<Gateway> for Operator {
     type Rejection = ApiError;
@@ -59,7 +66,7 @@ impl FromRequestParts<Gateway> for Operator {
     async fn from_request_parts(head: &mut Parts, gateway: &Gateway) -> Result<Self, ApiError> {
         guard::origin(&head.headers)?;
         if gateway.is_admin(guard::secret(&head.headers).unwrap_or_default()) {
-            return Ok(Self);
+            return Ok(Self(deeds::who(&head.headers, &head.extensions)));
         }
         gateway.0.metrics.turned_away(TurnedAway::Unauthorized);
         let message = "these routes want the token in the node's `admin.token`, as `Authorization: Bearer …`";
@@ -118,9 +125,13 @@ async fn list_keys(_: Operator, State(gateway): State<Gateway>) -> Result<Respon
     Ok(json_response(&json!({"keys": gateway.0.keys.list().await?})))
 }
 
-async fn create_key(_: Operator, State(gateway): State<Gateway>, request: Request) -> Result<Response<Body>, ApiError> {
+async fn create_key(
+    Operator(who): Operator,
+    State(gateway): State<Gateway>,
+    request: Request,
+) -> Result<Response<Body>, ApiError> {
     let terms = Terms::read(body(request).await?)?;
-    let (view, secret) = gateway.0.keys.create(terms).await?;
+    let (view, secret) = deeds::create_key(&gateway, who, terms).await?;
     tracing::info!(key = view.id, name = view.terms.name, "key made");
     Ok(with_secret(StatusCode::CREATED, &secret, &view))
 }
@@ -135,18 +146,18 @@ async fn show_key(
 }
 
 async fn update_key(
-    _: Operator,
+    Operator(who): Operator,
     State(gateway): State<Gateway>,
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Response<Body>, ApiError> {
-    let view = gateway.0.keys.update(Holder::Key(holder(&id, "key")?), body(request).await?).await?;
+    let view = deeds::update(&gateway, who, Holder::Key(holder(&id, "key")?), body(request).await?).await?;
     tracing::info!(key = view.id, name = view.terms.name, "key changed");
     Ok(json_response(&view))
 }
 
 async fn rotate_key(
-    _: Operator,
+    Operator(who): Operator,
     State(gateway): State<Gateway>,
     Path(id): Path<String>,
     request: Request,
@@ -161,19 +172,19 @@ async fn rotate_key(
         OVERLAP_S_DEFAULT
     }
     let Rotate { overlap_s } = typed(body(request).await?)?;
-    let (view, secret) = gateway.0.keys.rotate(holder(&id, "key")?, overlap_s).await?;
+    let (view, secret) = deeds::rotate(&gateway, who, holder(&id, "key")?, overlap_s).await?;
     tracing::info!(key = view.id, overlap_s, "key rotated");
     Ok(with_secret(StatusCode::OK, &secret, &view))
 }
 
 async fn revoke_key(
-    _: Operator,
+    Operator(who): Operator,
     State(gateway): State<Gateway>,
     Path(id): Path<String>,
     request: Request,
 ) -> Result<StatusCode, ApiError> {
     drain(request.into_body()).await;
-    gateway.0.keys.revoke(holder(&id, "key")?).await?;
+    deeds::revoke(&gateway, who, holder(&id, "key")?).await?;
     tracing::info!(key = id, "key revoked");
     Ok(StatusCode::NO_CONTENT)
 }
@@ -183,11 +194,11 @@ async fn list_projects(_: Operator, State(gateway): State<Gateway>) -> Result<Re
 }
 
 async fn create_project(
-    _: Operator,
+    Operator(who): Operator,
     State(gateway): State<Gateway>,
     request: Request,
 ) -> Result<Response<Body>, ApiError> {
-    let view = gateway.0.keys.create_project(Terms::read(body(request).await?)?).await?;
+    let view = deeds::create_project(&gateway, who, Terms::read(body(request).await?)?).await?;
     tracing::info!(project = view.id, name = view.terms.name, "project made");
     let mut response = json_response(&view);
     *response.status_mut() = StatusCode::CREATED;
@@ -204,12 +215,12 @@ async fn show_project(
 }
 
 async fn update_project(
-    _: Operator,
+    Operator(who): Operator,
     State(gateway): State<Gateway>,
     Path(id): Path<String>,
     request: Request,
 ) -> Result<Response<Body>, ApiError> {
-    let view = gateway.0.keys.update(Holder::Project(holder(&id, "project")?), body(request).await?).await?;
+    let view = deeds::update(&gateway, who, Holder::Project(holder(&id, "project")?), body(request).await?).await?;
     tracing::info!(project = view.id, name = view.terms.name, "project changed");
     Ok(json_response(&view))
 }
@@ -220,7 +231,33 @@ async fn show_job(
     Path(id): Path<String>,
 ) -> Result<Response<Body>, ApiError> {
     let log = gateway.0.jobs.log(job_id(&id)?).ok_or_else(|| unknown_job(&id))?;
-    Ok(json_response(&log))
+    Ok(json_response(&generation::explained(&gateway, &log)))
+}
+
+/// The audit log's lines, as they are on the disk, from a byte on.
+async fn audit_lines(
+    _: Operator,
+    State(gateway): State<Gateway>,
+    RawQuery(query): RawQuery,
+) -> Result<Response<Body>, ApiError> {
+    let from: u64 = field(query.as_deref(), "from", "not a number of bytes")?.unwrap_or(0);
+    let audit = gateway.0.audit.clone();
+    let read = tokio::task::spawn_blocking(move || audit.lines(from, AUDIT_LINES_MAX)).await;
+    let unreadable = || ApiError::internal("the audit log cannot be read");
+    let (lines, behind) = read.map_err(|_| unreadable())?.map_err(|error| match error.kind() {
+        std::io::ErrorKind::InvalidInput => ApiError {
+            param: Some("from".into()),
+            ..ApiError::new(400, "invalid_request", "from: no line of the log begins there")
+        },
+        _ => unreadable(),
+    })?;
+    let next = (lines.len() == AUDIT_LINES_MAX).then_some(behind);
+    Ok(json_response(&json!({"lines": lines, "next": next})))
+}
+
+/// The audit log's end, signed by the node: to be kept elsewhere.
+async fn audit_head(_: Operator, State(gateway): State<Gateway>) -> Response<Body> {
+    json_response(&gateway.0.audit.signed())
 }
 
 /// The last jobs' times and sizes, for `spillway jobs export`.
@@ -368,14 +405,22 @@ async fn proof(
     Ok(binary_response(proof.await?))
 }
 
-async fn submit(_: Operator, State(gateway): State<Gateway>, request: Request) -> Result<Response<Body>, ApiError> {
+async fn submit(
+    Operator(who): Operator,
+    State(gateway): State<Gateway>,
+    request: Request,
+) -> Result<Response<Body>, ApiError> {
     let wish: Wish = body(request).await?;
-    let done = gateway.0.desk.submit(wish).await?;
+    let done = deeds::submit(&gateway, who, wish).await?;
     Ok(json_response(&done))
 }
 
-async fn mint(_: Operator, State(gateway): State<Gateway>, request: Request) -> Result<Response<Body>, ApiError> {
+async fn mint(
+    Operator(who): Operator,
+    State(gateway): State<Gateway>,
+    request: Request,
+) -> Result<Response<Body>, ApiError> {
     let mint: Mint = body(request).await?;
-    let height = gateway.0.desk.mint(mint).await?;
+    let height = deeds::mint(&gateway, who, mint).await?;
     Ok(json_response(&json!({"height": height})))
 }

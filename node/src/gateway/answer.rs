@@ -128,7 +128,10 @@ pub async fn answer(job: AdmittedJob, wishes: Wishes, waits: Waits, metrics: Arc
     let response = match endpoint(job.asked().kind).answer {
         Answer::Whole(_) => whole(job, wishes, metrics).await,
         Answer::Choices(_) | Answer::Events(_) if job.asked().stream => stream(job, wishes, waits, metrics).await,
-        Answer::Choices(_) | Answer::Events(_) => plain(job, wishes).await,
+        Answer::Choices(_) | Answer::Events(_) => {
+            let mut job = job;
+            plain(&mut job, wishes).await.inspect_err(|error| job.fail(error))
+        }
     };
     let mut response = response.unwrap_or_else(|error| error.into_response_of(asked));
     response.headers_mut().insert(JOB, text_value(&id.to_string()));
@@ -162,8 +165,8 @@ pub(super) fn job_headers(
     }
 }
 
-async fn plain(mut job: AdmittedJob, wishes: Wishes) -> Result<Response<Body>, ApiError> {
-    let mut voice = Voice::new(&job);
+async fn plain(job: &mut AdmittedJob, wishes: Wishes) -> Result<Response<Body>, ApiError> {
+    let mut voice = Voice::new(job);
     let mut begun_at: Option<Place> = None;
     loop {
         match job.next().await.ok_or_else(cut)? {
@@ -203,7 +206,7 @@ async fn stream(
         Ok(None) => return Err(cut()),
         Ok(Some(JobEvent::Ended(Outcome { result: Err(failure), .. }))) => return Err(ApiError::from(&failure)),
         Ok(Some(JobEvent::Placed { route, provider, reason, .. })) => {
-            voice.leg().map_err(cannot_continue)?;
+            voice.leg().map_err(cannot_continue).inspect_err(|error| job.fail(error))?;
             begun_at = Some(Place { route, provider, reason });
         }
         Ok(Some(event @ (JobEvent::Chunk(_) | JobEvent::Ended(_)))) => ready.push_back(event),
@@ -303,6 +306,7 @@ impl Streaming {
 
     fn fail(&mut self, error: &ApiError) {
         self.over = true;
+        self.job.fail(error);
         self.out.push_back(self.voice.error(error));
     }
 }

@@ -104,7 +104,7 @@ pub fn waiting_in(book: &Book) -> Vec<Waiting> {
 }
 
 /// The body of `POST /admin/ledger/mint`.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Mint {
     /// Who gets them.
@@ -116,7 +116,7 @@ pub struct Mint {
 }
 
 /// What the node's own account wants on the ledger.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "action", rename_all = "snake_case", deny_unknown_fields)]
 pub enum Wish {
     /// To be paid in cash.

@@ -7,7 +7,7 @@ use super::cache::CacheWish;
 use super::error::ApiError;
 use super::policy::portkey;
 use super::terms::bad;
-use super::{Caller, Gateway, admin, guard, rate_headers};
+use super::{Caller, Gateway, admin, generation, guard, rate_headers};
 use crate::openai::{Fields, endpoint, messages};
 use axum::Router;
 use axum::body::Body;
@@ -81,7 +81,7 @@ pub(super) fn routes() -> Routes {
         .route("/v1/models", get(models))
         .route("/v1/models/{*id}", get(model))
         .route("/v1/messages/count_tokens", post(count_tokens))
-        .route("/api/v1/generation", get(generation));
+        .route("/api/v1/generation", get(show_generation));
     admin::routes(routes)
 }
 
@@ -148,24 +148,31 @@ async fn caller(gateway: &Gateway, headers: &HeaderMap, body: Body) -> Result<(C
 async fn job(gateway: &Gateway, kind: Kind, request: Request) -> Response<Body> {
     let (head, body) = request.into_parts();
     let header = |name: &str| head.headers.get(name).and_then(|value| value.to_str().ok());
+    let arrival = gateway.arrives(&head.headers);
+    let mut known = None;
     let admitted = async {
         let wish = CacheWish::read(header("x-spillway-cache"), header("cache-control"))
             .ok_or_else(|| bad("x-spillway-cache", "none of `use`, `refresh` and `bypass`"));
         let (caller, bytes) = caller(gateway, &head.headers, body).await?;
+        let caller = known.insert(caller);
         let stream = || Fields::parse(&bytes).is_ok_and(|fields| fields.get("stream") == Some("true"));
         let mut hints = portkey::hints(&head.headers, stream, gateway.policies())?;
         hints.wish = wish?;
-        gateway.admit_as(&caller, kind, &bytes, &hints).await
+        gateway.admit_as(caller, kind, &bytes, &hints, arrival.clone()).await
     };
     let wishes = Wishes { detail: head.headers.get("x-spillway-detail").is_some_and(|value| value == "legs") };
-    match admitted.await {
+    let admitted = admitted.await;
+    match admitted {
         Ok(job) => {
             let rates = job.rates();
             let mut response = answer(job, wishes, Waits::default(), gateway.0.metrics.clone()).await;
             rate_headers::add(&rates, response.headers_mut());
             response
         }
-        Err(error) => error.into_response_of(kind),
+        Err(error) => {
+            gateway.refused(kind, &arrival, known.as_ref(), &error);
+            error.into_response_of(kind)
+        }
     }
 }
 
@@ -251,7 +258,7 @@ pub(super) fn query_value<'a>(query: Option<&'a str>, name: &str) -> Option<&'a 
     query?.split('&').find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
 }
 
-async fn generation(
+async fn show_generation(
     State(gateway): State<Gateway>,
     RawQuery(query): RawQuery,
     headers: HeaderMap,
@@ -259,8 +266,9 @@ async fn generation(
     let secret = guard::secret(&headers).unwrap_or_default();
     let caller = if gateway.is_admin(secret) { None } else { Some(gateway.authenticate(secret).await?) };
     let text = query_value(query.as_deref(), "id").unwrap_or_default();
-    let id = admin::job_id(text)?;
+    let id = generation::job_of(text)?;
     // Somebody else's job is answered like one that never was.
     let log = gateway.0.jobs.log(id).filter(|_| caller.is_none_or(|caller| gateway.is_owner(&caller, id)));
-    log.map(|log| json_response(&json!({"data": log}))).ok_or_else(|| admin::unknown_job(text))
+    let log = log.ok_or_else(|| admin::unknown_job(text))?;
+    Ok(json_response(&json!({"data": generation::told(&gateway, &log)})))
 }

@@ -1,12 +1,14 @@
 //! A job that was admitted: its events, and its money's way back.
 //! Invariant: whatever becomes of the client, the reservation is settled to what the job cost, once its market says so.
 
+use super::ApiError;
 use super::budget::Rates;
 use super::cache::{CacheState, Kept, Recording};
 use super::day_log::Note;
 use super::keys::Reservation;
 use super::policy::Attempts;
 use super::tokens_of;
+use super::watch::Watch;
 use crate::jobs::{JobEvent, JobHandle, Jobs};
 use crate::metrics::Metrics;
 use crate::openai::responses::Echo;
@@ -114,12 +116,14 @@ impl AdmittedJob {
         handle: Underway,
         reservation: Reservation,
         note: Option<Note>,
+        watch: Watch,
         jobs: Jobs,
         metrics: Arc<Metrics>,
     ) -> Self {
         metrics.job_begins();
         let (id, rates) = (handle.id(), reservation.rates());
-        let closing = Closing { id, kind: asked.kind, model: asked.model.clone(), reservation, note, jobs, metrics };
+        let model = asked.model.clone();
+        let closing = Closing { id, kind: asked.kind, model, reservation, note, watch, jobs, metrics };
         Self { id, asked, rates, handle: Some(handle), closing: Some(closing), cache: None, recording: None }
     }
 
@@ -129,19 +133,21 @@ impl AdmittedJob {
         asked: Asked,
         kept: &Kept,
         reservation: Reservation,
+        watch: Watch,
         jobs: Jobs,
         metrics: Arc<Metrics>,
     ) -> Self {
         let outcome = Outcome {
             result: Ok(kept.finish.clone()),
             legs: Vec::new(),
+            considered: Vec::new(),
             cost: Credits::ZERO,
             first_ms: Some(0),
             total_ms: 0,
         };
         let chunks = kept.chunks.iter().cloned().map(JobEvent::Chunk);
         let events = Underway::Kept(id, chunks.chain([JobEvent::Ended(outcome)]).collect());
-        let job = Self::new(asked, events, reservation, None, jobs, metrics);
+        let job = Self::new(asked, events, reservation, None, watch, jobs, metrics);
         job.with_cache(Some(CacheState::Hit), None)
     }
 
@@ -176,12 +182,22 @@ impl AdmittedJob {
         self.rates
     }
 
+    /// The client is told `error`, which is not the job's own. For before the job's end.
+    pub(super) fn fail(&mut self, error: &ApiError) {
+        if let Some(closing) = &mut self.closing {
+            closing.watch.fail(error);
+        }
+    }
+
     /// The next event. [`JobEvent::Ended`] is the last; its cost is settled when it is returned. `None` after it, or if the
     /// client read so slowly that it was cut off, or if the market stopped.
     ///
     /// Cancel-safe: a dropped future loses no event.
     pub async fn next(&mut self) -> Option<JobEvent> {
         let event = self.handle.as_mut()?.next().await;
+        if let (Some(event), Some(closing)) = (&event, &mut self.closing) {
+            closing.watch.see(event);
+        }
         match &event {
             Some(JobEvent::Placed { .. }) => {
                 if let Some(recording) = &mut self.recording {
@@ -236,6 +252,7 @@ struct Closing {
     model: String,
     reservation: Reservation,
     note: Option<Note>,
+    watch: Watch,
     jobs: Jobs,
     metrics: Arc<Metrics>,
 }
@@ -243,6 +260,20 @@ struct Closing {
 impl Closing {
     fn close(self, outcome: &Outcome) {
         self.metrics.job_ends(self.kind, Some(outcome));
+        // The access log says the same, and more.
+        if !self.watch.has_access_log() {
+            self.say(outcome);
+        }
+        self.jobs.report(self.id, self.watch.report());
+        self.watch.end(outcome);
+        if let Some(note) = self.note {
+            note.ended(outcome.legs.iter().map(|leg| leg.usage.output).sum(), outcome.cost);
+        }
+        let units = outcome.legs.iter().map(|leg| leg.usage.input.saturating_add(leg.usage.output)).sum();
+        self.reservation.settle(outcome.cost, tokens_of(units));
+    }
+
+    fn say(&self, outcome: &Outcome) {
         let first = outcome.legs.first();
         let failure = outcome.result.as_ref().err();
         tracing::info!(
@@ -259,11 +290,6 @@ impl Closing {
             total_ms = outcome.total_ms,
             "job ended"
         );
-        if let Some(note) = self.note {
-            note.ended(outcome.legs.iter().map(|leg| leg.usage.output).sum(), outcome.cost);
-        }
-        let units = outcome.legs.iter().map(|leg| leg.usage.input.saturating_add(leg.usage.output)).sum();
-        self.reservation.settle(outcome.cost, tokens_of(units));
     }
 
     /// For a job whose events ended before its outcome: the job log has it once the market is done with its last attempt.
@@ -276,6 +302,7 @@ impl Closing {
                     self.metrics.job_ends(self.kind, None);
                     let cost = Credits::new(log.cost_micro.saturating_add(before.micro()));
                     tracing::info!(job = %self.id, cost_micro = cost.micro(), "a cut job ended");
+                    self.watch.end_by_log(Some(&log));
                     if let Some(note) = self.note {
                         note.ended(log.legs.iter().map(|leg| leg.output).sum(), cost);
                     }
@@ -289,6 +316,7 @@ impl Closing {
         }
         self.metrics.job_ends(self.kind, None);
         tracing::warn!(job = %self.id, "a job's outcome is unknown; all that was reserved for it is charged");
+        self.watch.end_by_log(None);
         self.reservation.settle_in_full();
     }
 }

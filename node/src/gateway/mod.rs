@@ -7,8 +7,10 @@ pub mod answer;
 pub mod budget;
 pub mod cache;
 pub mod day_log;
+mod deeds;
 pub mod desk;
 pub mod error;
+mod generation;
 pub mod guard;
 pub mod holder;
 pub mod http;
@@ -25,6 +27,7 @@ pub mod store;
 mod surface;
 pub mod terms;
 mod voice;
+mod watch;
 mod whole;
 pub mod writer;
 
@@ -40,13 +43,16 @@ pub use keys::{Caller, Keys, KeysError, Terms};
 pub use policy::{Hints, Policies};
 pub use server::Serving;
 pub use store::Shared;
+pub use watch::Arrival;
 
+use crate::audit::AuditLog;
 use crate::jobs::{Jobs, JobsFull};
 use crate::keystore;
 use crate::metrics::{Metrics, TurnedAway};
 use crate::openai::request::UNITS_PER_TOKEN;
 use crate::openai::{Request, endpoint};
 use crate::records;
+use crate::telemetry::{Door, Telemetry};
 use budget::Amount;
 use cache::{CacheState, CacheWish, Recording};
 use day_log::DayLogError;
@@ -63,6 +69,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Instant;
 use subtle::ConstantTimeEq;
+use watch::Watch;
 use zeroize::Zeroizing;
 
 /// The admin token's file in the node's folder.
@@ -85,8 +92,10 @@ pub struct Parts<'a> {
     pub jobs: Jobs,
     /// The rest of the node, for the operator's routes.
     pub desk: Arc<dyn Desk>,
-    /// What is counted.
-    pub metrics: Arc<Metrics>,
+    /// What is told of requests, and counted.
+    pub telemetry: Telemetry,
+    /// What the operator does.
+    pub audit: AuditLog,
     /// The highest price that any key's jobs accept.
     pub price_max: Price,
     /// Whether times and sizes of the last jobs are kept; if not, what was kept is removed.
@@ -109,6 +118,8 @@ struct Inner {
     jobs: Jobs,
     desk: Arc<dyn Desk>,
     metrics: Arc<Metrics>,
+    telemetry: Telemetry,
+    audit: AuditLog,
     price_max: Price,
     policies: Policies,
     day_log: Option<DayLog>,
@@ -175,12 +186,15 @@ impl Gateway {
             DayLog::clear(&parts.store).map_err(DayLogError::from)?;
             None
         };
+        parts.telemetry.metrics().watch(parts.jobs.clone());
         let token = admin_token(parts.folder).map_err(GatewayError::AdminToken)?;
         Ok(Self(Arc::new(Inner {
             keys,
             jobs: parts.jobs,
             desk: parts.desk,
-            metrics: parts.metrics,
+            metrics: Arc::clone(parts.telemetry.metrics()),
+            telemetry: parts.telemetry,
+            audit: parts.audit,
             price_max: parts.price_max,
             policies: parts.policies,
             day_log,
@@ -200,6 +214,7 @@ impl Gateway {
         let fail = |source| GatewayError::Listen { address: address.to_owned(), source };
         let listener = tokio::net::TcpListener::bind(address).await.map_err(fail)?;
         let bound = listener.local_addr().map_err(fail)?;
+        self.0.telemetry.serves_at(bound);
         Ok(Serving::start(listener, bound, http::router(self.clone(), bound.ip().is_loopback())))
     }
 
@@ -224,8 +239,14 @@ impl Gateway {
     ///
     /// The answer's events are those of `kind`: what nobody serves as such is refused.
     pub async fn admit(&self, secret: &str, kind: Kind, body: &[u8]) -> Result<AdmittedJob, ApiError> {
-        let caller = self.authenticate(secret).await?;
-        self.admit_job(&caller, kind, body, false, &Hints::default()).await
+        let arrival = Arrival::now(Door::Edge, None);
+        let mut known = None;
+        let admitted = async {
+            let caller = known.insert(self.authenticate(secret).await?);
+            self.admit_job(caller, kind, body, false, &Hints::default(), arrival.clone()).await
+        };
+        let admitted = admitted.await;
+        admitted.inspect_err(|error| self.refused(kind, &arrival, known.as_ref(), error))
     }
 
     /// Whose secret this is.
@@ -248,8 +269,9 @@ impl Gateway {
         kind: Kind,
         body: &[u8],
         hints: &Hints,
+        arrival: Arrival,
     ) -> Result<AdmittedJob, ApiError> {
-        self.admit_job(caller, kind, body, true, hints).await
+        self.admit_job(caller, kind, body, true, hints, arrival).await
     }
 
     /// The node's policies.
@@ -265,9 +287,10 @@ impl Gateway {
         body: &[u8],
         translate: bool,
         hints: &Hints,
+        arrival: Arrival,
     ) -> Result<AdmittedJob, ApiError> {
         let inner = &*self.0;
-        self.check_admit(caller, kind, body, translate, hints).await.inspect_err(|error| {
+        self.check_admit(caller, kind, body, translate, hints, arrival).await.inspect_err(|error| {
             inner.metrics.turned_away(match (error.status, error.code.as_str()) {
                 (401, _) => TurnedAway::Unauthorized,
                 (402, _) | (429, "budget_reserved") => TurnedAway::Budget,
@@ -288,6 +311,7 @@ impl Gateway {
         body: &[u8],
         translate: bool,
         hints: &Hints,
+        arrival: Arrival,
     ) -> Result<AdmittedJob, ApiError> {
         let inner = &*self.0;
         if self.is_stopping() {
@@ -360,7 +384,7 @@ impl Gateway {
                 CacheWish::Refresh | CacheWish::Bypass => None,
             };
             if let Some(kept) = kept {
-                return self.again(caller, asked, &kept).await;
+                return self.again(caller, asked, &kept, body, arrival).await;
             }
             state = Some(match wish {
                 CacheWish::Use => CacheState::Miss,
@@ -404,15 +428,18 @@ impl Gateway {
         let reservation = inner.keys.reserve(caller, id, Amount { money, tokens }).await?;
         let session = request.session.as_deref();
         let note = inner.day_log.as_ref().map(|log| log.begin(id, caller.id, session, &model, job.prompt_units()));
+        let (trace, to_servers) = inner.telemetry.trace(arrival.parent.clone(), id);
+        let kinds = (endpoint_asked, kind);
+        let watch = Watch::new(arrival, &inner.telemetry, caller, id, kinds, &model, request.stream, trace, body);
         let aside = reservation.aside();
         let submitted = match plan {
-            None => inner.jobs.submit(job, aside).map(Underway::One),
+            None => inner.jobs.submit(job, aside, to_servers).map(Underway::One),
             Some(plan) => {
                 let mut seed = [0; 32];
                 // Without random bytes the draws are those of one seed: still a choice that the weights allow.
                 let _ = getrandom::fill(&mut seed);
                 let jobs = inner.jobs.clone();
-                let attempts = plan.begin(jobs, job, caller, session, hints, money, aside, seed);
+                let attempts = plan.begin(jobs, job, caller, session, hints, money, aside, to_servers, seed);
                 attempts.map(|attempts| Underway::Course(Box::new(attempts)))
             }
         };
@@ -424,18 +451,29 @@ impl Gateway {
             }
         };
         inner.owners.lock().expect("inserting does not panic").insert(id, caller.id);
-        let job = AdmittedJob::new(asked, handle, reservation, note, inner.jobs.clone(), Arc::clone(&inner.metrics));
+        let job =
+            AdmittedJob::new(asked, handle, reservation, note, watch, inner.jobs.clone(), Arc::clone(&inner.metrics));
         Ok(job.with_cache(state, recording))
     }
 
     /// A kept answer as a job of its own, which counts as a request and costs nothing.
-    async fn again(&self, caller: &Caller, asked: Asked, kept: &cache::Kept) -> Result<AdmittedJob, ApiError> {
+    async fn again(
+        &self,
+        caller: &Caller,
+        asked: Asked,
+        kept: &cache::Kept,
+        body: &[u8],
+        arrival: Arrival,
+    ) -> Result<AdmittedJob, ApiError> {
         let inner = &*self.0;
         let id = new_job()?;
         let reservation = inner.keys.reserve(caller, id, Amount { money: Credits::ZERO, tokens: 0 }).await?;
         inner.owners.lock().expect("inserting does not panic").insert(id, caller.id);
         inner.jobs.note_kept(id, &asked.model, asked.kind, &kept.finish);
-        Ok(AdmittedJob::again(id, asked, kept, reservation, inner.jobs.clone(), Arc::clone(&inner.metrics)))
+        let trace = inner.telemetry.trace(arrival.parent.clone(), id).0;
+        let kinds = (asked.endpoint, asked.kind);
+        let watch = Watch::new(arrival, &inner.telemetry, caller, id, kinds, &asked.model, asked.stream, trace, body);
+        Ok(AdmittedJob::again(id, asked, kept, reservation, watch, inner.jobs.clone(), Arc::clone(&inner.metrics)))
     }
 
     fn is_stopping(&self) -> bool {

@@ -80,7 +80,7 @@ fn table() -> Vec<Route> {
         },
         Route {
             access: Access::Either,
-            query: &[("id", "string", "A job's id, as in the header `x-spillway-job`")],
+            query: &[("id", "string", "A job's id, as in the header `x-spillway-job`, or the id of its answer")],
             ..read("/api/v1/generation", "showGeneration", "All that is known of one of the key's last jobs")
         },
         read("/admin/keys", "listKeys", "Every key, its terms and what it spent"),
@@ -128,6 +128,11 @@ fn table() -> Vec<Route> {
             ..read("/admin/jobs", "listJobs", "Times and sizes of the last jobs, without content")
         },
         read("/admin/jobs/{id}", "showJob", "All that is known of a job"),
+        Route {
+            query: &[("from", "integer", "The byte of the log to read from: what the last answer gave as `next`")],
+            ..read("/admin/audit", "listActions", "The operator's actions: lines of the audit log")
+        },
+        read("/admin/audit/head", "showAuditHead", "The audit log's end, signed by the node"),
         read("/admin/market", "showMarket", "What is on offer: models, prices, providers"),
         read("/admin/status", "showStatus", "The node: identity, peers, height, backends"),
         Route {

@@ -4,6 +4,7 @@
 use super::stall::{NoStall, WRITE_WAIT};
 use axum::Router;
 use hyper::server::conn::http1;
+use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use std::net::SocketAddr;
@@ -21,6 +22,10 @@ pub const HEADER_WAIT: Duration = Duration::from_secs(10);
 const HEADER_BYTES_MAX: usize = 64 << 10;
 /// Rest after a failed accept, such as when file descriptors run out.
 const ACCEPT_REST: Duration = Duration::from_millis(50);
+
+/// Where a request came from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct CameFrom(pub(super) SocketAddr);
 
 /// A running server.
 #[derive(Debug)]
@@ -69,10 +74,10 @@ async fn accept(listener: TcpListener, router: Router, mut stopped: watch::Recei
         };
         while connections.try_join_next().is_some() {}
         match accepted {
-            (permit, Ok((stream, _))) => {
+            (permit, Ok((stream, from))) => {
                 let (router, stopped) = (router.clone(), stopped.clone());
                 connections.spawn(async move {
-                    serve(stream, router, stopped).await;
+                    serve(stream, from, router, stopped).await;
                     drop(permit);
                 });
             }
@@ -86,16 +91,24 @@ async fn accept(listener: TcpListener, router: Router, mut stopped: watch::Recei
     while connections.join_next().await.is_some() {}
 }
 
-async fn serve(stream: TcpStream, router: Router, mut stopped: watch::Receiver<bool>) {
+async fn serve(stream: TcpStream, from: SocketAddr, router: Router, mut stopped: watch::Receiver<bool>) {
     // Without this, small events wait for the client's acknowledgements, 40 ms at a time.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "Nagle's algorithm stays on");
     }
+    let router = TowerToHyperService::new(router);
+    let service = service_fn(move |mut request: hyper::Request<hyper::body::Incoming>| {
+        // Only the operator's actions are told with where they came from; jobs' requests are spared the allocation.
+        if !request.uri().path().starts_with("/v1/") {
+            request.extensions_mut().insert(CameFrom(from));
+        }
+        router.call(request)
+    });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_WAIT)
         .max_buf_size(HEADER_BYTES_MAX)
-        .serve_connection(TokioIo::new(NoStall::new(stream, WRITE_WAIT)), TowerToHyperService::new(router));
+        .serve_connection(TokioIo::new(NoStall::new(stream, WRITE_WAIT)), service);
     tokio::pin!(connection);
     let ended = tokio::select! {
         ended = connection.as_mut() => Some(ended),

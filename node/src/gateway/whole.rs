@@ -28,6 +28,23 @@ pub(super) async fn whole(
     wishes: Wishes,
     metrics: Arc<Metrics>,
 ) -> Result<Response<Body>, ApiError> {
+    match gathered(&mut job, wishes).await {
+        Ok(Gathered::All(response)) => Ok(response),
+        Ok(Gathered::Begun(place, kind)) => Ok(relayed(job, place, kind, metrics)),
+        Err(error) => {
+            job.fail(&error);
+            Err(error)
+        }
+    }
+}
+
+/// An answer, or the beginning of one that is passed on while it comes.
+enum Gathered {
+    All(Response<Body>),
+    Begun(Option<Place>, HeaderValue),
+}
+
+async fn gathered(job: &mut AdmittedJob, wishes: Wishes) -> Result<Gathered, ApiError> {
     let (mut place, mut head, mut bytes) = (None, None, Vec::new());
     loop {
         match job.next().await.ok_or_else(cut)? {
@@ -40,8 +57,8 @@ pub(super) async fn whole(
             JobEvent::Chunk(part) => match Part::read(&part) {
                 Some(Part::Head(kind)) if head.is_none() => {
                     let kind = content_type(kind);
-                    if is_relayed(&job) {
-                        return Ok(relayed(job, place, kind, metrics));
+                    if is_relayed(job) {
+                        return Ok(Gathered::Begun(place, kind));
                     }
                     head = Some(kind);
                 }
@@ -60,7 +77,7 @@ pub(super) async fn whole(
                 headers.insert(header::CONTENT_TYPE, head.ok_or_else(broken)?);
                 headers.insert(header::X_CONTENT_TYPE_OPTIONS, HeaderValue::from_static("nosniff"));
                 job_headers(headers, job.id(), place, &outcome, wishes);
-                return Ok(response);
+                return Ok(Gathered::All(response));
             }
         }
     }
@@ -148,6 +165,7 @@ impl Relay {
     /// A stream of events ends with an error's; other bytes break off, so that they are not taken for all.
     fn fail(&mut self, error: &ApiError) -> Result<Bytes, io::Error> {
         self.over = true;
+        self.job.fail(error);
         if self.is_events { Ok(frame(&error.to_json())) } else { Err(io::Error::other(error.to_string())) }
     }
 }

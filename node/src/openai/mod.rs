@@ -18,6 +18,7 @@ pub mod responses;
 pub mod sse;
 pub mod stitch;
 pub mod template;
+pub mod tokens;
 pub mod unify;
 
 pub use aggregate::Aggregate;
@@ -28,3 +29,4 @@ pub use preference::{ModelName, Routing};
 pub use request::{BadRequest, Request};
 pub use sse::SseParser;
 pub use stitch::Stitch;
+pub use tokens::Tokens;

@@ -4,9 +4,10 @@
 use super::*;
 use crate::directory::{Directory, Listing};
 use crate::reputation::Reputation;
-use crate::router::Coordinate;
 use crate::router::preference::Named;
-use crate::router::{ALL_MAX, CHEAPEST, Candidate as Weighed, DRAWN, Market, Report, Router, RouterRules};
+use crate::router::{
+    ALL_MAX, CHEAPEST, Candidate as Weighed, Certainty, Coordinate, DRAWN, Market, Report, Router, RouterRules,
+};
 
 /// Models whose markets are remembered; the one not used for longest makes room.
 const MODELS_MAX: usize = 64;
@@ -63,7 +64,11 @@ impl Markets {
                 let oldest = self.0.iter().min_by_key(|(_, market)| market.used).map(|(name, _)| name.clone());
                 oldest.map(|oldest| self.0.remove(&oldest));
             }
-            let fresh = ModelMarket { router: Router::new(RouterRules::default()), quotes: BTreeMap::new(), used: now };
+            let fresh = ModelMarket {
+                router: Router::new(RouterRules::default()).telling(),
+                quotes: BTreeMap::new(),
+                used: now,
+            };
             self.0.insert(model.to_owned(), fresh);
         }
         let market = self.0.get_mut(model).expect("just put there");
@@ -189,6 +194,31 @@ impl Market<NodeId> for Eligible<'_> {
         into.extend(self.directory.cheapest(now, model, CHEAPEST, free).into_iter().map(Listing::node));
         into.extend(self.directory.sample_where(now, model, DRAWN, rng, admits).into_iter().map(Listing::node));
     }
+}
+
+/// Who was weighed in a router's last decision, for people: the one taken first, then from the best on.
+pub(super) fn considered(router: &Router<NodeId>, eligible: &Eligible<'_>, taken: Option<NodeId>) -> Vec<Considered> {
+    let mut weighed: Vec<(bool, Readiness, NodeId, &Estimate)> = router
+        .weighed()
+        .iter()
+        .map(|(id, estimate)| {
+            let readiness = match estimate.certainty {
+                Certainty::Sure => Readiness::Free,
+                Certainty::Unsure => Readiness::Unasked,
+                Certainty::Busy(_) => Readiness::Busy,
+            };
+            (taken != Some(*id), readiness, *id, estimate)
+        })
+        .collect();
+    weighed.sort_by(|a, b| (a.0, a.1).cmp(&(b.0, b.1)).then(a.3.score.total_cmp(&b.3.score)).then(a.2.cmp(&b.2)));
+    weighed.truncate(CONSIDERED_MAX);
+    let told = |(other, readiness, provider, estimate): (bool, Readiness, NodeId, &Estimate)| {
+        let price = eligible.candidate(&provider)?.price;
+        #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "`as` saturates; never negative")]
+        let first_ms = estimate.first_ms as u64;
+        Some(Considered { provider, price, first_ms, readiness, taken: !other })
+    };
+    weighed.into_iter().filter_map(told).collect()
 }
 
 /// The load in a probe's answer. A job's stream has to be opened before the job goes out on it, so that one sent two round trips

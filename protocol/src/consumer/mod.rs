@@ -10,7 +10,10 @@ mod sessions;
 use crate::context::{Alarm, Context};
 use crate::directory::Listing;
 use crate::event::{BackendError, Effect, LedgerCommand, ProbeId, StreamId, WorkId};
-use crate::job::{Failure, Job, LEGS_MAX, Leg, OUTPUT_UNITS_MAX, Outcome, Prefer, Reason, Route, TRIES_MAX};
+use crate::job::{
+    CONSIDERED_MAX, Considered, Failure, Job, LEGS_MAX, Leg, OUTPUT_UNITS_MAX, Outcome, Prefer, Readiness, Reason,
+    Route, TRIES_MAX,
+};
 use crate::offer::Quote;
 use crate::own::{OwnState, Start, WorkFor};
 use crate::paying::{LegEnd, LegMoney, PayingSessions};
@@ -97,6 +100,8 @@ struct Active {
     /// When the first event went to the client: the commit point.
     first: Option<Now>,
     legs: Vec<Leg>,
+    /// Who was weighed in the last decision that said where to go, or that nobody is left.
+    considered: Vec<Considered>,
     tried: BTreeSet<NodeId>,
     /// Places that quoted and then refused.
     refusals: u32,
@@ -222,8 +227,14 @@ impl Consumer {
         if let Some((reason, message)) = refused {
             let retry_after_ms = (reason == Reason::QueueFull).then_some(RETRY_AFTER_MS);
             let failure = Failure { reason, retry_after_ms, status: None, upstream: None, message: message.into() };
-            let outcome =
-                Outcome { result: Err(failure), legs: Vec::new(), cost: Credits::ZERO, first_ms: None, total_ms: 0 };
+            let outcome = Outcome {
+                result: Err(failure),
+                legs: Vec::new(),
+                considered: Vec::new(),
+                cost: Credits::ZERO,
+                first_ms: None,
+                total_ms: 0,
+            };
             cx.emit(Effect::Ended { job: id, outcome });
             return;
         }
@@ -233,6 +244,7 @@ impl Consumer {
             delivered: Vec::new(),
             first: None,
             legs: Vec::new(),
+            considered: Vec::new(),
             tried: BTreeSet::new(),
             refusals: 0,
             asked: Vec::new(),
@@ -334,6 +346,7 @@ impl Consumer {
             prefix: active.delivered.clone(),
             own: true,
             choice: active.job.own.clone(),
+            job: Some(id),
         });
         active.stage = Stage::Own { work, units: 0, cost: Credits::ZERO, placed: false, reason };
     }
@@ -545,6 +558,7 @@ impl Consumer {
             result,
             cost: total_cost(&active.legs),
             legs: active.legs,
+            considered: active.considered,
             first_ms: active.first.map(|first| millis(first.since(active.submitted))),
             total_ms: millis(cx.now.since(active.submitted)),
         };

@@ -1,7 +1,7 @@
 //! Finding a provider: probes and quotes.
 //! Invariant: a job waits for at most one thing at a time, and for each only so long.
 
-use super::market::{Eligible, overheard, quote_of, report_of, window_for};
+use super::market::{Eligible, considered, overheard, quote_of, report_of, window_for};
 use super::*;
 use crate::router::{Ask, Decision, Report, Served, Weights, spill};
 
@@ -35,6 +35,11 @@ impl Consumer {
         let decision = market.router.decide(cx.now, &ask, &active.asked, &eligible, &mut cx.rng);
         let any = eligible.any();
         let rests_until = eligible.rests_until();
+        let told = match &decision {
+            Decision::Go { to, .. } => considered(&market.router, &eligible, Some(*to)),
+            Decision::Nobody { .. } => considered(&market.router, &eligible, None),
+            Decision::Probe(_) => Vec::new(),
+        };
         match decision {
             Decision::Go { to, expected, refresh } => {
                 let own_is_sooner =
@@ -68,6 +73,7 @@ impl Consumer {
                     active.tried.insert(to);
                     return self.look(cx, id, reason);
                 };
+                active.considered = told;
                 let model = active.job.model.clone();
                 let money = leg_money(active, quote.value());
                 if money.worst().is_some_and(|worst| !self.affords(cx, &candidate.account, &money.price, worst)) {
@@ -95,6 +101,7 @@ impl Consumer {
                         return cx.timers.set(Alarm::Job(id), gives_up);
                     }
                 }
+                active.considered = told;
                 self.stop_probing(id);
                 self.unplaced(cx, id, any, free_at, rests_until);
             }

@@ -227,6 +227,7 @@ impl Provider {
             prefix: serving.open.prefix.clone(),
             own: false,
             choice: crate::job::OwnChoice::default(),
+            job: None,
         });
         cx.timers.set(Alarm::Serve(stream), cx.now.after(cx.config.alive_every));
         // Its voucher may be what other legs of the session wait for.

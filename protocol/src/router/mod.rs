@@ -130,6 +130,10 @@ pub struct Router<P> {
     credit: f64,
     /// Room for candidates, so that a decision allocates nothing.
     proposed: Vec<P>,
+    /// Whether `weighed` is kept.
+    tells: bool,
+    /// Who was weighed in the last decision, in the order of their names.
+    weighed: Vec<(P, Estimate)>,
 }
 
 impl<P: Copy + Ord> Router<P> {
@@ -146,7 +150,22 @@ impl<P: Copy + Ord> Router<P> {
             proven: Vec::new(),
             credit: 1.0,
             proposed: Vec::new(),
+            tells: false,
+            weighed: Vec::new(),
         }
+    }
+
+    /// Remembers who was weighed in its last decision, for [`Self::weighed`].
+    #[must_use]
+    pub fn telling(mut self) -> Self {
+        self.tells = true;
+        self
+    }
+
+    /// Who was weighed in the last decision; empty unless the router is [`Self::telling`].
+    #[must_use]
+    pub fn weighed(&self) -> &[(P, Estimate)] {
+        &self.weighed
     }
 
     /// Decides where a job goes, given whom `asked` names as probed for this job already.
@@ -187,6 +206,7 @@ impl<P: Copy + Ord> Router<P> {
         let mut sure: Vec<(P, Estimate)> = Vec::new();
         let mut unsure: Vec<(P, Estimate)> = Vec::new();
         let mut free_at: Option<Now> = None;
+        self.weighed.clear();
         for id in proposed {
             let Some(candidate) = market.candidate(id) else { continue };
             let known = self.known.get(id);
@@ -194,6 +214,9 @@ impl<P: Copy + Ord> Router<P> {
             let mut estimate = estimate::estimate(now, ask, &candidate, known, held, &self.typical, &self.rules);
             if self.doubts(id) {
                 estimate.doubt = Some(candidate.standing);
+            }
+            if self.tells {
+                self.weighed.push((*id, estimate));
             }
             match estimate.certainty {
                 Certainty::Sure => sure.push((*id, estimate)),

@@ -3,7 +3,8 @@
 use crate::common::{MODEL, World, consumer, job, price, provider};
 use spillway_ledger::{CoSigned, Credits, Receipt, Signed, Usage};
 use spillway_protocol::{
-    Abort, BackendError, Event, Frame, Load, MarketConfig, Prefer, Reason, Record, Refusal, Route, Sell, Selling,
+    Abort, BackendError, Event, Frame, Load, MarketConfig, Prefer, Readiness, Reason, Record, Refusal, Route, Sell,
+    Selling,
 };
 use std::time::Duration;
 
@@ -69,6 +70,37 @@ fn a_saturated_gateway_spills_to_the_cheapest_and_pays_what_was_delivered() {
     // At most one window was ever promised beyond what was delivered.
     let window = price(50_000, 200_000).cost(Usage { input: 0, cached: 0, output: 64 }).expect("small");
     assert!(session.vouched <= due.checked_add(window).expect("small"), "{session:?}", session = session.vouched);
+}
+
+/// What was weighed comes with the outcome: who was taken, who was not, and at what price.
+#[test]
+fn the_candidates_that_were_not_taken_are_told() {
+    let (mut world, gateway, cheap, dear) = market();
+    let own = world.submit(gateway, job(1));
+    let id = world.submit(gateway, job(2));
+    world.say(cheap, "text");
+    world.finish(cheap);
+    let told: Vec<_> = world.nodes[gateway].ended[&id]
+        .considered
+        .iter()
+        .map(|it| (it.provider, it.taken, it.price.output, it.readiness))
+        .collect();
+    let (cheap, dear) = (world.nodes[cheap].id, world.nodes[dear].id);
+    let row = |node, taken, output| (node, taken, Credits::new(output), Readiness::Free);
+    assert_eq!(told, [row(cheap, true, 200_000), row(dear, false, 900_000)]);
+    world.finish(gateway);
+    assert!(world.nodes[gateway].ended[&own].considered.is_empty(), "own hardware was free: nobody was weighed");
+
+    // However many there are, only so many are told.
+    let mut world = World::new();
+    let gateway = world.add(1, 0, consumer());
+    let providers: Vec<usize> = (2..22).map(|seed| world.add(seed, 4, provider(100_000 * u64::from(seed)))).collect();
+    let id = world.submit(gateway, job(1));
+    world.say(providers[0], "text");
+    world.finish(providers[0]);
+    let considered = &world.nodes[gateway].ended[&id].considered;
+    assert_eq!(considered.len(), spillway_protocol::job::CONSIDERED_MAX);
+    assert!(considered[0].taken && considered[1..].iter().all(|it| !it.taken), "{considered:?}");
 }
 
 #[test]

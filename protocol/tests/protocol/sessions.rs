@@ -2,7 +2,7 @@
 
 use crate::common::{World, consumer, job, price, provider};
 use spillway_ledger::{Account, Credits, JobId, SessionId};
-use spillway_protocol::config::{LedgerSection, NetworkSection, ProvideSection, SpendSection};
+use spillway_protocol::config::{LedgerSection, NetworkSection, ProvideSection, SpendSection, TelemetrySection};
 use spillway_protocol::{Event, Frame, Job, LedgerCommand, MarketConfig, NodeConfig, Prefer, Reason, Record};
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -472,6 +472,7 @@ fn what_does_not_hold_in_the_configuration_is_named() {
         provide: ProvideSection::default(),
         spend,
         ledger: LedgerSection::default(),
+        telemetry: TelemetrySection::default(),
     };
     let good = SpendSection::default;
     let market = config(good()).market().expect("the defaults hold");

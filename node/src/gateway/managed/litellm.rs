@@ -3,6 +3,7 @@
 //! Source: docs.litellm.ai, "Virtual Keys" and "Spend Tracking".
 
 use super::{BODY_MAX, budget_of, credits, micro, moment, set_budget, who};
+use crate::audit::Who;
 use crate::gateway::budget::Window;
 use crate::gateway::day_log::DayQuery;
 use crate::gateway::error::ApiError;
@@ -10,7 +11,7 @@ use crate::gateway::http::{Routes, json_response, query_value, read_body};
 use crate::gateway::keys::{Holder, KeyId, View};
 use crate::gateway::store::now_ms;
 use crate::gateway::terms::{Terms, bad};
-use crate::gateway::{Gateway, tokens_of};
+use crate::gateway::{Gateway, deeds, tokens_of};
 use axum::body::Body;
 use axum::extract::{RawQuery, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Response, header};
@@ -34,15 +35,18 @@ pub(super) fn routes(routes: Routes) -> Routes {
         .route("/spend/logs", get(logs))
 }
 
-/// The body of a request of the operator's.
-async fn operators(gateway: &Gateway, request: Request) -> Result<Map<String, Value>, ApiError> {
+/// Who of the operators asks, and the body of the request.
+async fn operators(gateway: &Gateway, request: Request) -> Result<(Who, Map<String, Value>), ApiError> {
     let (head, body) = request.into_parts();
+    let caller = deeds::who(&head.headers, &head.extensions);
     if who(gateway, &head.headers).await?.is_some() {
         return Err(ApiError::new(403, "not_the_operator", "keys are managed with the admin token as the master key"));
     }
     let bytes = read_body(body, BODY_MAX).await?;
     let bytes = if bytes.is_empty() { b"{}".to_vec() } else { bytes };
-    serde_json::from_slice(&bytes).map_err(|error| ApiError::new(400, "invalid_request", error.to_string()))
+    let fields = serde_json::from_slice(&bytes);
+    let fields = fields.map_err(|error| ApiError::new(400, "invalid_request", error.to_string()))?;
+    Ok((caller, fields))
 }
 
 /// A key by its secret or its id.
@@ -197,12 +201,12 @@ fn moment_of_reset(window: Window) -> Value {
 }
 
 async fn generate(State(gateway): State<Gateway>, request: Request) -> Result<Response<Body>, ApiError> {
-    let fields = operators(&gateway, request).await?;
+    let (who, fields) = operators(&gateway, request).await?;
     let mut fields = ours(fields, None)?;
     fields.retain(|_, value| !value.is_null());
     fields.entry("name").or_insert_with(|| "litellm".into());
     let terms = Terms::read(fields.into()).map_err(renamed)?;
-    let (view, secret) = gateway.0.keys.create(terms).await.map_err(renamed)?;
+    let (view, secret) = deeds::create_key(&gateway, who, terms).await.map_err(renamed)?;
     tracing::info!(key = view.id, name = view.terms.name, "key made");
     let mut answer = theirs(&view);
     answer.insert("key".into(), secret.as_str().into());
@@ -212,10 +216,10 @@ async fn generate(State(gateway): State<Gateway>, request: Request) -> Result<Re
 }
 
 async fn update(State(gateway): State<Gateway>, request: Request) -> Result<Response<Body>, ApiError> {
-    let mut fields = operators(&gateway, request).await?;
+    let (who, mut fields) = operators(&gateway, request).await?;
     let holder = Holder::Key(wanted_key(&mut fields)?);
     let before = gateway.0.keys.view(holder).await?;
-    let view = gateway.0.keys.update(holder, ours(fields, Some(&before))?).await.map_err(renamed)?;
+    let view = deeds::update(&gateway, who, holder, ours(fields, Some(&before))?).await.map_err(renamed)?;
     tracing::info!(key = view.id, name = view.terms.name, "key changed");
     Ok(json_response(&theirs(&view)))
 }
@@ -246,23 +250,23 @@ async fn list(State(gateway): State<Gateway>, request: Request) -> Result<Respon
 }
 
 async fn block(State(gateway): State<Gateway>, request: Request, blocked: bool) -> Result<Response<Body>, ApiError> {
-    let mut fields = operators(&gateway, request).await?;
+    let (who, mut fields) = operators(&gateway, request).await?;
     let holder = Holder::Key(wanted_key(&mut fields)?);
     let patch = Map::from_iter([("blocked".to_owned(), blocked.into())]);
-    let view = gateway.0.keys.update(holder, patch).await?;
+    let view = deeds::update(&gateway, who, holder, patch).await?;
     tracing::info!(key = view.id, blocked, "key changed");
     Ok(json_response(&theirs(&view)))
 }
 
 async fn delete(State(gateway): State<Gateway>, request: Request) -> Result<Response<Body>, ApiError> {
-    let fields = operators(&gateway, request).await?;
+    let (who, fields) = operators(&gateway, request).await?;
     let keys = fields.get("keys").and_then(Value::as_array).ok_or_else(|| bad("keys", "missing, or not a list"))?;
     let mut ids = Vec::with_capacity(keys.len());
     for key in keys {
         ids.push(key_id("keys", key.as_str().ok_or_else(|| bad("keys", "not a list of strings"))?)?);
     }
     for id in ids {
-        gateway.0.keys.revoke(id).await?;
+        deeds::revoke(&gateway, who.clone(), id).await?;
         tracing::info!(key = %id, "key revoked");
     }
     Ok(json_response(&json!({"deleted_keys": keys})))

@@ -3,12 +3,12 @@
 //! Source: openrouter.ai/docs, "Limits" and "Provisioning API Keys".
 
 use super::{BODY_MAX, budget_of, credits, micro, moment, set_budget, who};
-use crate::gateway::Gateway;
 use crate::gateway::budget::Window;
 use crate::gateway::error::ApiError;
 use crate::gateway::http::{Routes, drain, json_response, read_body};
 use crate::gateway::keys::{Holder, KeyId, View};
 use crate::gateway::terms::{Terms, bad};
+use crate::gateway::{Gateway, deeds};
 use axum::body::Body;
 use axum::extract::{Path, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Response, StatusCode, header};
@@ -155,9 +155,10 @@ fn ours(fields: Map<String, Value>, before: Option<&View>) -> Result<Map<String,
 
 async fn create(State(gateway): State<Gateway>, request: Request) -> Result<Response<Body>, ApiError> {
     operator(&gateway, request.headers()).await?;
+    let who = deeds::who(request.headers(), request.extensions());
     let mut fields = ours(body(request).await?, None)?;
     fields.retain(|_, value| !value.is_null());
-    let (view, secret) = gateway.0.keys.create(Terms::read(fields.into())?).await?;
+    let (view, secret) = deeds::create_key(&gateway, who, Terms::read(fields.into())?).await?;
     tracing::info!(key = view.id, name = view.terms.name, "key made");
     let mut response = json_response(&json!({"data": managed(&view), "key": secret.as_str()}));
     *response.status_mut() = StatusCode::CREATED;
@@ -180,9 +181,10 @@ async fn update(
     request: Request,
 ) -> Result<Response<Body>, ApiError> {
     operator(&gateway, request.headers()).await?;
+    let who = deeds::who(request.headers(), request.extensions());
     let holder = id(&hash)?;
     let before = gateway.0.keys.view(holder).await?;
-    let view = gateway.0.keys.update(holder, ours(body(request).await?, Some(&before))?).await?;
+    let view = deeds::update(&gateway, who, holder, ours(body(request).await?, Some(&before))?).await?;
     tracing::info!(key = view.id, name = view.terms.name, "key changed");
     Ok(json_response(&json!({"data": managed(&view)})))
 }
@@ -193,9 +195,10 @@ async fn delete(
     request: Request,
 ) -> Result<Response<Body>, ApiError> {
     operator(&gateway, request.headers()).await?;
+    let who = deeds::who(request.headers(), request.extensions());
     drain(request.into_body()).await;
     let Holder::Key(key) = id(&hash)? else { unreachable!("a hash names a key") };
-    gateway.0.keys.revoke(key).await?;
+    deeds::revoke(&gateway, who, key).await?;
     tracing::info!(key = %key, "key revoked");
     Ok(json_response(&json!({"deleted": true})))
 }

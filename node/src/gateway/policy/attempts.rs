@@ -7,9 +7,10 @@ use super::plan::job_for;
 use crate::gateway::error::ApiError;
 use crate::jobs::{JobEvent, JobHandle, Jobs, JobsFull};
 use crate::records::Aside;
+use crate::telemetry::TraceHeaders;
 use spillway_ledger::{Credits, JobId};
 use spillway_protocol::policy::{Course, Effect, End, Event, Limit, NodeId};
-use spillway_protocol::{Failure, Job, Leg, Outcome, Prefer, Reason};
+use spillway_protocol::{Considered, Failure, Job, Leg, Outcome, Prefer, Reason};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -30,8 +31,11 @@ pub struct Attempts {
     most: Credits,
     /// What is kept with the first promise to pay for any of them.
     aside: Option<Arc<Aside>>,
+    trace: Option<TraceHeaders>,
     spent: Credits,
     legs: Vec<Leg>,
+    /// Who was weighed for the last attempt that asked the market.
+    considered: Vec<Considered>,
     current: Option<Current>,
     begun: Instant,
     first_ms: Option<u64>,
@@ -82,6 +86,7 @@ impl Attempts {
         base: Job,
         most: Credits,
         aside: Option<Arc<Aside>>,
+        trace: Option<TraceHeaders>,
     ) -> Result<Self, JobsFull> {
         let now = policies.now();
         course.handle(now, Event::Begin, &mut policies.0.breakers.lock().expect("no holder panics"));
@@ -92,8 +97,10 @@ impl Attempts {
             base,
             most,
             aside,
+            trace,
             spent: Credits::ZERO,
             legs: Vec::new(),
+            considered: Vec::new(),
             current: None,
             begun: Instant::now(),
             first_ms: None,
@@ -145,7 +152,7 @@ impl Attempts {
             let waited = u32::try_from(self.begun.elapsed().as_millis()).unwrap_or(u32::MAX);
             job.target_ms = Some(target_ms.saturating_sub(waited).max(1));
         }
-        let handle = self.jobs.submit(job, self.aside.clone())?;
+        let handle = self.jobs.submit(job, self.aside.clone(), self.trace.clone())?;
         self.current = Some(Current { handle, target, attempt, since: Instant::now(), stopped: None });
         Ok(())
     }
@@ -162,7 +169,7 @@ impl Attempts {
             return;
         }
         (job.id, job.prefer) = (JobId(id), Prefer::Own);
-        let Ok(mut handle) = self.jobs.submit(job, None) else { return };
+        let Ok(mut handle) = self.jobs.submit(job, None, None) else { return };
         tokio::spawn(async move {
             let _permit = permit;
             let read = async { while let Some(JobEvent::Placed { .. } | JobEvent::Chunk(_)) = handle.next().await {} };
@@ -288,6 +295,9 @@ impl Attempts {
         let current = self.current.take().expect("only what is under way ends");
         self.spent = Credits::new(self.spent.micro().saturating_add(outcome.cost.micro()));
         self.legs.extend(outcome.legs);
+        if !outcome.considered.is_empty() {
+            self.considered = outcome.considered;
+        }
         let failure = match outcome.result {
             Ok(finish) => {
                 self.tell(Event::Ended(End::Done));
@@ -349,6 +359,7 @@ impl Attempts {
         Outcome {
             result,
             legs: std::mem::take(&mut self.legs),
+            considered: std::mem::take(&mut self.considered),
             cost: self.spent,
             first_ms: self.first_ms,
             total_ms: millis(self.begun.elapsed()),
@@ -370,6 +381,9 @@ impl Attempts {
             let outcome = current.handle.leave().await?;
             self.spent = Credits::new(self.spent.micro().saturating_add(outcome.cost.micro()));
             self.legs.extend(outcome.legs);
+            if !outcome.considered.is_empty() {
+                self.considered = outcome.considered;
+            }
             result = outcome.result;
         }
         let outcome = self.outcome(result);

@@ -13,6 +13,7 @@ use crate::openai::form::Form;
 use crate::openai::request::UNITS_PER_TOKEN_MAX;
 use crate::openai::{Request, endpoint};
 use crate::records::Aside;
+use crate::telemetry::TraceHeaders;
 use serde_json::value::to_raw_value;
 use spillway_ledger::{Credits, Price, Usage};
 use spillway_protocol::policy::{Course, Place, Policy, Target};
@@ -117,11 +118,12 @@ impl Plan {
         hints: &Hints,
         most: Credits,
         aside: Option<Arc<Aside>>,
+        trace: Option<TraceHeaders>,
         seed: [u8; 32],
     ) -> Result<Attempts, JobsFull> {
         let facts = facts(caller, base.kind, &base.body, &base.model, session, &hints.metadata);
         let course = Course::new(self.policy, &self.scope, facts, seed);
-        Attempts::begin(self.policies, course, jobs, base, most, aside)
+        Attempts::begin(self.policies, course, jobs, base, most, aside, trace)
     }
 }
 

@@ -123,12 +123,30 @@ async fn jobs_are_told_to_their_owners() {
     let job = response.headers()["x-spillway-job"].to_str().expect("text").to_owned();
     let path = format!("/api/v1/generation?id={job}");
     let told = json_of(world.get(&path).send().await.expect("an answer")).await;
-    assert_eq!(
-        (&told["data"]["status"], &told["data"]["legs"][1]["reason"]),
-        (&json!("done"), &json!("provider_stalled"))
-    );
-    assert_eq!(world.admin_json(&format!("/admin/jobs/{job}")).await, told["data"]);
+    let ours = &told["data"]["x_spillway"];
+    assert_eq!((&ours["status"], &ours["legs"][1]["reason"]), (&json!("done"), &json!("provider_stalled")));
+    assert_eq!(world.admin_json(&format!("/admin/jobs/{job}")).await, *ours);
     assert_eq!(world.admin_json(&path).await, told);
+    for (field, want) in [
+        ("id", json!(job)),
+        ("model", json!("legs")),
+        ("streamed", json!(false)),
+        ("cancelled", json!(false)),
+        ("provider_name", json!("own")),
+        ("finish_reason", json!("stop")),
+        ("latency", json!(1)),
+        ("generation_time", json!(1)),
+        ("native_tokens_prompt", json!(10)),
+        ("native_tokens_completion", json!(1)),
+        ("total_cost", json!(0.001234)),
+        ("usage", json!(0.001234)),
+    ] {
+        assert_eq!(told["data"][field], want, "{field}");
+    }
+    assert!(told["data"]["created_at"].as_str().is_some_and(|at| at.ends_with('Z')), "{told}");
+    // Clients know an answer's own id.
+    let by_answer = world.get(&format!("/api/v1/generation?id=chatcmpl-{job}")).send().await.expect("an answer");
+    assert_eq!(json_of(by_answer).await, told);
     let (_, other) =
         world.gateway.0.keys.create(super::Terms { name: "b".into(), ..Default::default() }).await.expect("a key");
     let asked = world.client.get(world.url(&path)).bearer_auth(&*other).send().await.expect("an answer");
@@ -255,7 +273,12 @@ async fn metrics_count_what_happened() {
         r#"spillway_jobs_total{kind="chat",route="none",reason="queue_full",outcome="failed"} 1"#,
         r#"spillway_turned_away_total{why="model"} 1"#,
         "spillway_jobs_running 0",
-        "spillway_cost_micro_credits_total 1234",
+        r#"spillway_requests_total{endpoint="chat",model="legs",route="own",status="2xx"} 1"#,
+        r#"spillway_requests_total{endpoint="chat",model="full",route="none",status="4xx"} 1"#,
+        r#"spillway_requests_total{endpoint="chat",model="none",route="none",status="4xx"} 1"#,
+        r#"spillway_tokens_total{endpoint="chat",model="legs",route="own",type="input"} 10"#,
+        r#"spillway_retries_total{reason="provider_stalled"} 1"#,
+        r#"spillway_cost_credits_total{endpoint="chat",model="legs",route="own"} 0.001234"#,
     ] {
         assert!(text.contains(line), "{line} is not in\n{text}");
     }

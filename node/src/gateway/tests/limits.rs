@@ -30,6 +30,8 @@ async fn every_route_but_two_wants_a_key() {
         "/admin/projects",
         "/admin/jobs",
         "/admin/status",
+        "/admin/audit",
+        "/admin/audit/head",
         "/admin/market",
         "/admin/ledger/log",
     ];

@@ -1,8 +1,9 @@
 //! A market whose models are scripts.
 
-use crate::jobs::{Command, JobEvent, JobRequest, Jobs, Kinds, MarketModel, MarketView};
+use crate::jobs::{Command, JobEvent, JobRequest, Jobs, Kinds, MarketModel, MarketView, OfferView};
 use crate::openai::parts::{body, head};
-use spillway_ledger::{Credits, JobId, NodeId, SecretKey, Usage};
+use crate::telemetry::TraceHeaders;
+use spillway_ledger::{Credits, JobId, NodeId, Price, SecretKey, Usage};
 use spillway_protocol::{Failure, Job, Kind, Leg, Outcome, Reason, Route};
 use std::collections::HashMap;
 use std::sync::{Arc, Mutex};
@@ -12,6 +13,8 @@ use tokio::sync::{Notify, mpsc, oneshot};
 pub(super) struct Market {
     /// Jobs as they were submitted.
     pub(super) jobs: mpsc::UnboundedReceiver<Job>,
+    /// What own servers would be told of their traces.
+    pub(super) traces: mpsc::UnboundedReceiver<Option<TraceHeaders>>,
     /// Jobs whose client left.
     pub(super) left: mpsc::UnboundedReceiver<JobId>,
     /// Lets a `queued` job begin.
@@ -64,8 +67,23 @@ impl Market {
             price_min: None,
             token_price: spillway_ledger::Price::ZERO,
         };
-        jobs.set_market(MarketView { models: MODELS.iter().map(|id| model(id)).collect(), ..MarketView::default() });
+        let offer = |output: u64| OfferView {
+            node: stranger(),
+            account: SecretKey::generate([9; 32]).account(),
+            region: String::new(),
+            model: "legs".into(),
+            price: Price { input: Credits::ZERO, cached: Credits::ZERO, output: Credits::new(output) },
+            slots: 1,
+            age_ms: 0,
+            rtt_ms: None,
+            reputation: 1.0,
+            addresses: Vec::new(),
+        };
+        let offers = vec![offer(9_000_000), offer(2_000_000)];
+        let models = MODELS.iter().map(|id| model(id)).collect();
+        jobs.set_market(MarketView { models, offers, ..MarketView::default() });
         let (saw_job, seen_jobs) = mpsc::unbounded_channel();
+        let (saw_trace, seen_traces) = mpsc::unbounded_channel();
         let (saw_left, seen_left) = mpsc::unbounded_channel();
         let log = jobs.clone();
         let release = Arc::new(Notify::new());
@@ -78,6 +96,7 @@ impl Market {
                         let (leave, left) = oneshot::channel();
                         waiting.lock().expect("no panic").insert(request.job.id, leave);
                         let _ = saw_job.send(request.job.clone());
+                        let _ = saw_trace.send(request.trace.clone());
                         tokio::spawn(play(*request, left, Arc::clone(&released), log.clone()));
                     }
                     Command::ClientLeft(job) => {
@@ -87,7 +106,7 @@ impl Market {
                 }
             }
         });
-        (jobs, Self { jobs: seen_jobs, left: seen_left, release })
+        (jobs, Self { jobs: seen_jobs, traces: seen_traces, left: seen_left, release })
     }
 }
 
@@ -184,7 +203,7 @@ async fn play(request: JobRequest, left: oneshot::Receiver<()>, released: Arc<No
         _ => failure(Reason::NoOffer, None, None, "nobody offers it"),
     };
     let cost = cost.unwrap_or_else(|| Credits::new(legs.iter().map(|leg| leg.cost.micro()).sum()));
-    let outcome = Outcome { result, legs, cost, first_ms: Some(1), total_ms: 2 };
+    let outcome = Outcome { result, legs, considered: Vec::new(), cost, first_ms: Some(1), total_ms: 2 };
     log.ended(job.id, &outcome);
     send(JobEvent::Ended(outcome)).await;
 }

@@ -10,15 +10,18 @@ mod policies;
 mod race;
 mod responses;
 mod surface;
+mod telling;
 mod wishes;
 
 use super::desk::{AccountStatus, BackendStatus, Done, Mint, NodeStatus, ReceiptView, Wish};
 use super::ledger_log::LogQuery;
 use super::store::tests::Place;
 use super::{ApiError, Desk, Gateway, Parts, Policies, Serving, Shared, Terms};
+use crate::audit::AuditLog;
 use crate::jobs::Jobs;
 use crate::metrics::Metrics;
 use crate::payouts::Waiting;
+use crate::telemetry::Telemetry;
 use futures::future::BoxFuture;
 use market::Market;
 use reqwest::{Client, RequestBuilder, Response};
@@ -108,14 +111,30 @@ async fn open_with(
     shared: Option<Shared>,
     policies: Policies,
 ) -> Gateway {
-    let desk = Arc::new(TestDesk);
     let metrics = Arc::new(Metrics::new());
+    let telemetry = Telemetry::off(Arc::clone(&metrics));
+    open_telling(folder, store, jobs, job_log, shared, policies, telemetry).await
+}
+
+async fn open_telling(
+    folder: &TempDir,
+    store: Arc<Store>,
+    jobs: Jobs,
+    job_log: bool,
+    shared: Option<Shared>,
+    policies: Policies,
+    telemetry: Telemetry,
+) -> Gateway {
+    let desk = Arc::new(TestDesk);
+    let key = SecretKey::generate([5; 32]);
+    let audit = AuditLog::open(folder.path(), Arc::clone(&store), key, Arc::clone(telemetry.metrics())).expect("a log");
     Gateway::open(Parts {
         folder: folder.path(),
         store,
         jobs,
         desk,
-        metrics,
+        telemetry,
+        audit,
         price_max: PRICE_MAX,
         job_log,
         cache_bytes: 1 << 20,
