@@ -93,7 +93,12 @@ impl Counts {
     fn figures(&mut self, second: u64) -> Value {
         let at = |times: &mut Vec<u32>, share: f64| {
             times.sort_unstable();
-            #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, clippy::cast_precision_loss, reason = "an index")]
+            #[expect(
+                clippy::cast_possible_truncation,
+                clippy::cast_sign_loss,
+                clippy::cast_precision_loss,
+                reason = "an index"
+            )]
             let index = (times.len() as f64 * share) as usize;
             times.get(index.min(times.len().saturating_sub(1))).map(|us| f64::from(*us) / 1e3)
         };
@@ -367,7 +372,11 @@ async fn serve(stream: TcpStream, answers: Arc<Answers>) -> Result<()> {
         } else if path.ends_with("/models") {
             // `/own/v1` and `/far/v1`
             let model = if path.starts_with("/far") { MODELS[1] } else { MODELS[0] };
-            say(&mut stream, &json!({"object": "list", "data": [{"id": model, "object": "model", "owned_by": "soak"}]})).await?;
+            say(
+                &mut stream,
+                &json!({"object": "list", "data": [{"id": model, "object": "model", "owned_by": "soak"}]}),
+            )
+            .await?;
         } else {
             answers.begun.fetch_add(1, Ordering::Relaxed);
             let ended = answer(&mut stream, &body).await;
@@ -400,8 +409,12 @@ async fn answer(stream: &mut BufReader<TcpStream>, body: &[u8]) -> Result<()> {
     let choice = json!({"index": 0, "delta": {"content": TEXT}, "finish_reason": null});
     let text = event(json!({"choices": [choice], "x_pad": "x".repeat(usize::try_from(pad)?)}));
     let end = event(json!({"choices": [{"index": 0, "delta": {}, "finish_reason": "stop"}]}));
-    let usage = event(json!({"choices": [], "usage": {"prompt_tokens": 4, "completion_tokens": events, "total_tokens": 4 + events}}));
-    stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n").await?;
+    let usage = event(
+        json!({"choices": [], "usage": {"prompt_tokens": 4, "completion_tokens": events, "total_tokens": 4 + events}}),
+    );
+    stream
+        .write_all(b"HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\ntransfer-encoding: chunked\r\n\r\n")
+        .await?;
     let mut byte = [0];
     for index in 0..events {
         if gap_us > 0 && index > 0 {

@@ -149,9 +149,7 @@ async fn a_key_is_charged_exactly_however_soon_its_gateway_dies() -> Result<()> 
     for kill in 0..kills {
         let base_url = network.node(GATEWAY)?.ready().base_url.clone().context("no base URL")?;
         let api = OpenAi::new(&base_url, &key)?;
-        let body = |number: usize| {
-            json!({"model": GUIDE, "messages": [{"role": "user", "content": format!("{QUESTION} {kill} {number}")}], "max_tokens": 8})
-        };
+        let body = |number: usize| json!({"model": GUIDE, "messages": [{"role": "user", "content": format!("{QUESTION} {kill} {number}")}], "max_tokens": 8});
         // The first one waits until the market is known and a session is open; it is charged like the others.
         let first = until("an answer after a start", WAIT, async || Ok(Some(paid(&api, &body(0)).await?))).await?;
         charged += first;

@@ -47,7 +47,11 @@ impl Recording {
 
     /// The usage that the server told.
     fn usage(&self) -> Value {
-        self.events().iter().rev().find_map(|event| event.get("usage").filter(|usage| usage.is_object()).cloned()).unwrap_or(json!({}))
+        self.events()
+            .iter()
+            .rev()
+            .find_map(|event| event.get("usage").filter(|usage| usage.is_object()).cloned())
+            .unwrap_or(json!({}))
     }
 
     fn kind(&self) -> Kind {
@@ -212,8 +216,10 @@ async fn serve(
     let mut body = vec![0; length];
     stream.read_exact(&mut body).await?;
     if first.starts_with("GET ") {
-        let models = json!({"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "them"}]}).to_string();
-        let answer = format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{models}", models.len());
+        let models =
+            json!({"object": "list", "data": [{"id": MODEL, "object": "model", "owned_by": "them"}]}).to_string();
+        let answer =
+            format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{models}", models.len());
         return stream.write_all(answer.as_bytes()).await;
     }
     let request: Map<String, Value> = serde_json::from_slice(&body).expect("a request");
@@ -223,7 +229,9 @@ async fn serve(
         wire.truncate(at);
     }
     let framing = if replay.chunked { "transfer-encoding: chunked\r\n" } else { "" };
-    let head = format!("HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n{framing}connection: close\r\n\r\n");
+    let head = format!(
+        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream; charset=utf-8\r\n{framing}connection: close\r\n\r\n"
+    );
     stream.write_all(head.as_bytes()).await?;
     for piece in Numbers(!replay.seed).cut(&wire, if replay.seed == 0 { wire.len().max(1) } else { 700 }) {
         stream.write_all(piece).await?;
@@ -343,7 +351,8 @@ async fn check(client: &Client, name: &str, recording: &Recording, replay: Repla
         let told: Vec<&[u8]> = data.iter().map(|event| event.as_bytes()).collect();
         // Byte for byte, but for events that had usage in them.
         let text = std::str::from_utf8(&recording.stream)?;
-        let lines = text.lines().filter_map(|line| line.strip_prefix("data:")).map(str::trim).filter(|line| *line != "[DONE]");
+        let lines =
+            text.lines().filter_map(|line| line.strip_prefix("data:")).map(str::trim).filter(|line| *line != "[DONE]");
         let mut want = Vec::new();
         for (line, event) in lines.zip(&events) {
             let has_usage = event.get("usage").is_some_and(Value::is_object);
@@ -447,7 +456,11 @@ async fn recorded_answers_pass_untouched_and_cost_the_same_however_they_are_cut(
             ensure!(output > 0, "{name}: a recording without text shows nothing");
             let usage = Usage { input, cached: 0, output };
             let want = if client.route == "own" { 0 } else { PRICE.cost(usage).context("a price")?.micro() };
-            ensure!(costs.iter().all(|cost| *cost == want), "{name}, {}: {costs:?} where {want} is right", client.route);
+            ensure!(
+                costs.iter().all(|cost| *cost == want),
+                "{name}, {}: {costs:?} where {want} is right",
+                client.route
+            );
             total += costs.iter().sum::<u64>();
         }
         // And that is what the key is charged.
@@ -495,7 +508,11 @@ async fn a_stream_that_breaks_off_anywhere_never_ends_silently() -> Result<()> {
                     for (told, sent) in data.iter().zip(&sent) {
                         let told: Value = serde_json::from_str(told).with_context(what)?;
                         let is_usage = told["choices"].as_array().is_some_and(Vec::is_empty);
-                        ensure!(is_usage || without_usage(told.clone()) == without_usage(sent.clone()), "{}: {told}", what());
+                        ensure!(
+                            is_usage || without_usage(told.clone()) == without_usage(sent.clone()),
+                            "{}: {told}",
+                            what()
+                        );
                     }
                     if done {
                         let finished = data.iter().any(|event| {
@@ -601,12 +618,17 @@ async fn a_client_that_leaves_stops_the_server_and_pays_for_what_it_got() -> Res
                 length = requested(&mut server).await.context(what.clone())?;
                 // What the server sent has been delivered once the job's account says so; the client has nothing of it yet.
                 asked.abort();
-                ensure!(asked.await.is_err_and(|error| error.is_cancelled()), "{what}: it hung, and yet there was an answer");
+                ensure!(
+                    asked.await.is_err_and(|error| error.is_cancelled()),
+                    "{what}: it hung, and yet there was an answer"
+                );
             }
-            let closed = tokio::time::timeout(WAIT, server.saw.recv()).await.with_context(|| format!("{what}: not stopped"))?;
+            let closed =
+                tokio::time::timeout(WAIT, server.saw.recv()).await.with_context(|| format!("{what}: not stopped"))?;
             ensure!(matches!(closed, Some(Saw::Closed)), "{what}");
             let usage = |events| Usage { input: length, cached: 0, output: output(Kind::Chat, events) };
-            let most = if node == "provider" { 0 } else { PRICE.cost(usage(&events[..sent])).context("a price")?.micro() };
+            let most =
+                if node == "provider" { 0 } else { PRICE.cost(usage(&events[..sent])).context("a price")?.micro() };
             let cost = until("the charge", WAIT, async || {
                 let (spent, reserved, running) = client.tally(&network, node).await?;
                 Ok(((reserved, running) == (0, 0)).then_some(spent - before))
