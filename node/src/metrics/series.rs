@@ -271,10 +271,10 @@ fn families() -> [Family; 5] {
     ]
 }
 
-fn encode_histogram(mut encoder: MetricEncoder<'_>, snapshot: &Snapshot, scale: f64) -> fmt::Result {
-    let bounds = snapshot.bounds.iter().map(|bound| number(*bound) * scale).chain([f64::INFINITY]);
+fn encode_histogram(mut encoder: MetricEncoder<'_>, snapshot: &Snapshot, per_unit: f64) -> fmt::Result {
+    let bounds = snapshot.bounds.iter().map(|bound| number(*bound) / per_unit).chain([f64::INFINITY]);
     let buckets: Vec<(f64, u64)> = bounds.zip(snapshot.counts.iter().copied()).collect();
-    encoder.encode_histogram::<NoLabelSet>(number(snapshot.sum) * scale, snapshot.count(), &buckets, None)
+    encoder.encode_histogram::<NoLabelSet>(number(snapshot.sum) / per_unit, snapshot.count(), &buckets, None)
 }
 
 /// Calls `body` with each route's cells and the labels that all families have.
@@ -305,7 +305,7 @@ impl Collector for SeriesTable {
         for family in families() {
             let kind = MetricType::Histogram;
             let mut metric = encoder.encode_descriptor(family.name, family.help, family.unit.as_ref(), kind)?;
-            let scale = if family.unit.is_some() { 1e-6 } else { 1.0 };
+            let per_unit = if family.unit.is_some() { 1e6 } else { 1.0 };
             each_cells(&series, |labels, cells| {
                 for (value, histogram) in
                     (family.each)(cells).into_iter().filter(|(_, histogram)| !histogram.is_empty())
@@ -313,9 +313,9 @@ impl Collector for SeriesTable {
                     let snapshot = histogram.snapshot();
                     match family.own {
                         Some(own) => {
-                            encode_histogram(metric.encode_family(&with(labels, (own, value)))?, &snapshot, scale)?;
+                            encode_histogram(metric.encode_family(&with(labels, (own, value)))?, &snapshot, per_unit)?;
                         }
-                        None => encode_histogram(metric.encode_family(&labels)?, &snapshot, scale)?,
+                        None => encode_histogram(metric.encode_family(&labels)?, &snapshot, per_unit)?,
                     }
                 }
                 Ok(())

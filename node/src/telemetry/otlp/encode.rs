@@ -253,18 +253,18 @@ pub fn audit_logs(origin: &Origin, lines: &[String]) -> ExportLogsServiceRequest
     logs(origin, lines.iter().map(record).collect())
 }
 
-/// A metric in the making: its name, unit and description, what its numbers are divided by, and its points.
+/// A metric in the making: its name, unit and description, how many of what is counted are one unit, and its points.
 struct Instrument {
     name: &'static str,
     unit: &'static str,
     description: &'static str,
-    scale: f64,
+    per_unit: f64,
     points: Vec<HistogramDataPoint>,
 }
 
 impl Instrument {
     fn new(name: &'static str, description: &'static str) -> Self {
-        Self { name, unit: "s", description, scale: 1e-6, points: Vec::new() }
+        Self { name, unit: "s", description, per_unit: 1e6, points: Vec::new() }
     }
 
     fn metric(self) -> Metric {
@@ -285,7 +285,7 @@ impl Instrument {
 pub fn metrics(origin: &Origin, counts: &Metrics) -> ExportMetricsServiceRequest {
     let (start, now) = (nanos(counts.since()), nanos(SystemTime::now()));
     let mut tokens = Instrument::new("gen_ai.client.token.usage", "Number of input and output tokens used.");
-    (tokens.unit, tokens.scale) = ("{token}", 1.0);
+    (tokens.unit, tokens.per_unit) = ("{token}", 1.0);
     let mut duration = Instrument::new("gen_ai.client.operation.duration", "GenAI operation duration.");
     let mut request = Instrument::new("gen_ai.server.request.duration", "Time to the last byte of an answer.");
     let mut chunk = Instrument::new("gen_ai.client.operation.time_to_first_chunk", "Time to the first chunk.");
@@ -298,7 +298,7 @@ pub fn metrics(origin: &Origin, counts: &Metrics) -> ExportMetricsServiceRequest
             let mut put = |instrument: &mut Instrument, histogram: &Histogram, more: Option<KeyValue>| {
                 if !histogram.is_empty() {
                     let attributes = common.iter().cloned().chain(more).collect();
-                    instrument.points.push(point(&histogram.snapshot(), instrument.scale, attributes, start, now));
+                    instrument.points.push(point(&histogram.snapshot(), instrument.per_unit, attributes, start, now));
                 }
             };
             put_all(
@@ -347,13 +347,13 @@ fn labels(origin: &Origin, series: &Series, route: &str) -> Vec<KeyValue> {
 
 fn point(
     snapshot: &Snapshot,
-    scale: f64,
+    per_unit: f64,
     attributes: Vec<KeyValue>,
     start_time_unix_nano: u64,
     time_unix_nano: u64,
 ) -> HistogramDataPoint {
     #[expect(clippy::cast_precision_loss, reason = "a number for graphs")]
-    let scaled = |value: u64| value as f64 * scale;
+    let scaled = |value: u64| value as f64 / per_unit;
     HistogramDataPoint {
         attributes,
         start_time_unix_nano,
