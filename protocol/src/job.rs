@@ -220,6 +220,8 @@ impl Reason {
 pub struct OwnChoice {
     /// Their names; empty means any.
     pub backends: Vec<String>,
+    /// Whether none may that is rented: a third party's is not the owner's hardware.
+    pub owned_only: bool,
     /// The most that one of them may cost, per million tokens; `None` sets no limit. What costs nothing is always within.
     pub token_price_max: Option<Price>,
 }

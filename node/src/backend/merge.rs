@@ -36,6 +36,8 @@ pub(super) struct Busy<'a> {
 pub(super) struct Wanted {
     /// Whether it is the owner's: a stranger's runs nowhere that costs money.
     pub(super) own: bool,
+    /// Whether none may that is rented.
+    pub(super) owned_only: bool,
     /// Their names; empty means any.
     pub(super) backends: Vec<String>,
     /// The most that one may cost, per million tokens.
@@ -46,7 +48,8 @@ impl Wanted {
     fn takes(&self, name: &String, capacity: &Capacity) -> bool {
         let named = self.backends.is_empty() || self.backends.contains(name);
         let within = self.token_price_max.is_none_or(|max| capacity.token_price.within(&max));
-        named && (self.own || capacity.rented == 0) && (capacity.rented == 0 || within)
+        let rented = capacity.rented > 0;
+        named && (!rented || (self.own && !self.owned_only && within))
     }
 
     /// Why no backend was found.
@@ -165,7 +168,7 @@ mod tests {
     use spillway_ledger::{Credits, Digest};
     use spillway_protocol::Kind;
 
-    const ANY: Wanted = Wanted { own: true, backends: Vec::new(), token_price_max: None };
+    const ANY: Wanted = Wanted { own: true, owned_only: false, backends: Vec::new(), token_price_max: None };
 
     fn names(count: usize) -> Vec<String> {
         (0..count).map(|number| format!("b{number}")).collect()
@@ -242,6 +245,8 @@ mod tests {
         let cases = [
             (ANY, Some(1), Some(0)),
             (Wanted { own: false, ..ANY }, Some(1), Some(1)),
+            (Wanted { owned_only: true, ..ANY }, Some(1), Some(1)),
+            (Wanted { owned_only: true, ..only(&["b0"]) }, None, None),
             (Wanted { token_price_max: Some(price(3)), ..ANY }, Some(1), Some(2)),
             (only(&["b2"]), Some(2), Some(2)),
             (only(&["b1", "b2"]), Some(1), Some(2)),

@@ -188,7 +188,12 @@ impl Backends {
     ) -> Running {
         tracing::debug!(work = work.0, model, kind = kind.as_str(), own, prefix = prefix.len(), "work begins");
         let (backends, merge) = (Arc::clone(&self.backends), Arc::clone(&self.merge));
-        let wanted = Wanted { own, backends: choice.backends.clone(), token_price_max: choice.token_price_max };
+        let wanted = Wanted {
+            own,
+            owned_only: choice.owned_only,
+            backends: choice.backends.clone(),
+            token_price_max: choice.token_price_max,
+        };
         let work = Work { id: work, model: model.to_owned(), kind, body, prefix, trace };
         let task = tokio::spawn(async move {
             let out = Out { work: work.id, kind, sink, meter: Mutex::default() };

@@ -62,7 +62,7 @@ use policy::{Attempts, Plan};
 use spillway_ledger::store::Store;
 use spillway_ledger::{Credits, Digest, JobId, Price};
 use spillway_protocol::job::BODY_BYTES_MAX;
-use spillway_protocol::{Job, Kind, OwnChoice, Reason};
+use spillway_protocol::{Job, Kind, OwnChoice, Prefer, Reason};
 use std::collections::{BTreeMap, VecDeque};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -404,6 +404,8 @@ impl Gateway {
         let no_limit = Price { input: UNLIMITED, cached: UNLIMITED, output: UNLIMITED };
         let own = OwnChoice {
             backends: Vec::new(),
+            // A label that keeps jobs on own hardware keeps them from third parties, too.
+            owned_only: caller.prefer() == Prefer::Own,
             token_price_max: request.routing.token_price_max(caller.lower(no_limit)),
         };
         let job = Job {

@@ -141,7 +141,7 @@ pub(in crate::gateway) fn cost_max(
     job: &Job,
     on_offer: &[MarketModel],
 ) -> Result<Credits, ApiError> {
-    let token_price = if !job.preferences.allows_own() {
+    let token_price = if !job.preferences.allows_own() || job.own.owned_only {
         Price::ZERO
     } else if job.own.backends.is_empty() {
         let models = std::iter::once(&job.model).chain(&job.alternatives);
@@ -157,7 +157,9 @@ pub(in crate::gateway) fn cost_max(
     // A token is a byte at the least.
     let tokens = Usage { input: job.prompt_units(), cached: 0, output: job.output_max.div_ceil(UNITS_PER_TOKEN_MAX) };
     let own = token_price.cost(tokens);
-    let market = if job.prefer == Prefer::Own { Some(Credits::ZERO) } else { job.cost_max() };
+    let only = &job.preferences.only;
+    let stays = job.prefer == Prefer::Own || (!only.is_empty() && only.iter().all(|name| name == "own"));
+    let market = if stays { Some(Credits::ZERO) } else { job.cost_max() };
     let sum = own.zip(market).and_then(|(own, market)| own.checked_add(market));
     sum.ok_or_else(|| ApiError::new(400, "price_limit", "the price limit exceeds what can be counted"))
 }

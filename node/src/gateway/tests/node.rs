@@ -193,7 +193,7 @@ impl Node {
         let list = self.client.get(url).bearer_auth(&self.key).send().await.expect("an answer");
         let list: Value = serde_json::from_slice(&list.bytes().await.expect("a body")).expect("JSON");
         let has = |model: &&str| list["data"].as_array().is_some_and(|list| list.iter().any(|it| it["id"] == **model));
-        models.iter().all(|model| has(model))
+        models.iter().all(has)
     }
 
     fn admin(&self, method: reqwest::Method, path: &str) -> RequestBuilder {

@@ -237,8 +237,14 @@ async fn third_parties_are_paid_for_by_their_own_count() {
     let prompt = size.div_ceil(4) * 100;
     assert!(paid >= prompt - 400 && paid <= prompt + 3 * 1000 + 400, "{paid} for {size} bytes");
     // A budget that does not cover the most it can cost, and one that names a price below it.
-    node.key = node.new_key(json!({"name": "poor", "budget_micro": 100, "prefer": "own"})).await;
+    node.key = node.new_key(json!({"name": "poor", "budget_micro": 100, "providers_only": ["own"]})).await;
     assert_eq!(said(node.chat("gpt", json!({}))).await.1, "budget_exceeded");
+    // A third party is not own hardware: a key that keeps its jobs there does not reach it, whatever it asks for.
+    node.key = node.new_key(json!({"name": "private", "prefer": "own"})).await;
+    for model in ["gpt", "gpt@party"] {
+        assert_eq!(said(node.chat(model, json!({}))).await.0, 502);
+    }
+    assert_eq!(a.seen().len(), 3);
     node.key = node.new_key(json!({"name": "rich"})).await;
     let cheap = json!({"provider": {"only": ["own"], "max_price": {"prompt": 1, "completion": 1}}});
     let (status, _, _) = said(node.chat("gpt", cheap)).await;
