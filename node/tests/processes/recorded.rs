@@ -488,7 +488,7 @@ async fn a_stream_that_breaks_off_anywhere_never_ends_silently() -> Result<()> {
         for chunked in [false, true] {
             let length = wire(&recording.stream, Replay { chunked, ..PLAIN }).len();
             let step = if name == "crlf-chat" { 1 } else { 29 };
-            let asked = (0..=length).step_by(step).map(|at| {
+            let asked = (0..length).step_by(step).chain([length]).map(|at| {
                 let replay = Replay { chunked, until: Some((End::Closes, at)), ..PLAIN };
                 let own = own.clone();
                 async move {
