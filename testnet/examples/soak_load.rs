@@ -26,6 +26,8 @@ const FIGURES_EVERY: Duration = Duration::from_secs(10);
 const PATIENCE: Duration = Duration::from_secs(60);
 /// Most requests under way: a gateway that hangs must not take this program along.
 const UNDER_WAY_MAX: usize = 4096;
+/// Of so many clients one stalls: its answer is as much work as a hundred of the others.
+const STALLS_ONE_IN: u64 = 100;
 /// How long a staller reads nothing.
 const STALL: Duration = Duration::from_secs(8);
 
@@ -132,22 +134,17 @@ async fn load(base_url: &str, key: &str, rate: f64, seconds: u64) -> Result<()> 
     figures.tick().await;
     let mut under_way = JoinSet::new();
     let mut number = 0u64;
-    let mut stalls_at = begun;
     while begun.elapsed() < Duration::from_secs(seconds) {
         tokio::select! {
             _ = ticks.tick() => {
                 while under_way.try_join_next().is_some() {}
                 ensure!(under_way.len() < UNDER_WAY_MAX, "{UNDER_WAY_MAX} requests are under way");
                 number += 1;
-                let habit = if stalls_at <= Instant::now() {
-                    stalls_at += Duration::from_secs(1);
-                    Habit::Stalls
-                } else {
-                    match number % 10 {
-                        0 | 3 => Habit::Leaves,
-                        1 | 4 | 6 | 8 => Habit::Reads,
-                        _ => Habit::Whole,
-                    }
+                let habit = match (number % STALLS_ONE_IN, number % 10) {
+                    (7, _) => Habit::Stalls,
+                    (_, 0 | 3) => Habit::Leaves,
+                    (_, 1 | 4 | 6 | 8) => Habit::Reads,
+                    _ => Habit::Whole,
                 };
                 // Every eighth is bought.
                 let model = if number % 8 == 5 && !matches!(habit, Habit::Stalls) { MODELS[1] } else { MODELS[0] };
@@ -269,7 +266,7 @@ impl Load {
             if matches!(habit, Habit::Stalls) && seen == 1 {
                 self.count(|counts| counts.stalled += 1);
                 sleep(STALL).await;
-                if number.is_multiple_of(2) {
+                if (number / STALLS_ONE_IN) % 2 == 0 {
                     self.count(|counts| counts.left += 1);
                     return Ok(());
                 }
