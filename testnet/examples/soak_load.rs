@@ -266,7 +266,7 @@ impl Load {
             if matches!(habit, Habit::Stalls) && seen == 1 {
                 self.count(|counts| counts.stalled += 1);
                 sleep(STALL).await;
-                if (number / STALLS_ONE_IN) % 2 == 0 {
+                if (number / STALLS_ONE_IN).is_multiple_of(2) {
                     self.count(|counts| counts.left += 1);
                     return Ok(());
                 }
