@@ -188,6 +188,8 @@ impl Gateway {
         };
         parts.telemetry.metrics().watch(parts.jobs.clone());
         let token = admin_token(parts.folder).map_err(GatewayError::AdminToken)?;
+        let cache = Arc::new(Cache::new(parts.cache_bytes));
+        parts.telemetry.metrics().watch_cache(Arc::clone(&cache));
         Ok(Self(Arc::new(Inner {
             keys,
             jobs: parts.jobs,
@@ -198,7 +200,7 @@ impl Gateway {
             price_max: parts.price_max,
             policies: parts.policies,
             day_log,
-            cache: Arc::new(Cache::new(parts.cache_bytes)),
+            cache,
             admin_hash: admin_hash(&token),
             owners: Mutex::default(),
             stopping: AtomicBool::new(false),

@@ -10,8 +10,9 @@ pub mod series;
 pub use histogram::{Histogram, Snapshot};
 pub use series::{Cells, Series, Status};
 
+use crate::gateway::Cache;
 use crate::jobs::Jobs;
-use live::Live;
+use live::{Kept, Live};
 use process::Process;
 use prometheus_client::encoding::EncodeLabelSet;
 use prometheus_client::metrics::counter::Counter;
@@ -225,6 +226,11 @@ impl Metrics {
         self.extend(|registry| registry.register_collector(Box::new(Live::new(jobs))));
     }
 
+    /// Shows from now on what `cache` counts.
+    pub fn watch_cache(&self, cache: Arc<Cache>) {
+        self.extend(|registry| registry.register_collector(Box::new(Kept::new(cache))));
+    }
+
     /// All of it as text for Prometheus.
     #[must_use]
     pub fn to_text(&self) -> String {
@@ -332,9 +338,10 @@ mod tests {
     use super::*;
     use crate::jobs::{BackendLoad, Load, MarketView};
     use crate::openai::Tokens;
-    use spillway_ledger::{Credits, Usage};
+    use spillway_ledger::{Credits, Digest, Usage};
     use spillway_protocol::{Failure, Leg};
     use std::collections::BTreeSet;
+    use std::time::{Duration, Instant};
     use tokio::sync::mpsc;
 
     const DOCS: &str = include_str!("../../../docs/observability.md");
@@ -388,6 +395,17 @@ mod tests {
         let load = Load { peers: 3, backends: vec![backend], ..Load::default() };
         jobs.set_market(MarketView { load, ..MarketView::default() });
         metrics.watch(jobs);
+        let cache = Arc::new(Cache::new(1 << 20));
+        let (name, now) = (Digest::of("spillway/test/1", &[]), Instant::now());
+        let kept = crate::gateway::cache::Kept {
+            chunks: vec![b"x".to_vec()],
+            finish: "stop".into(),
+            cost: Credits::new(1_250_000),
+        };
+        assert!(cache.find(name, Duration::from_secs(1), now).is_none());
+        cache.keep(name, kept, now);
+        assert!(cache.find(name, Duration::from_secs(1), now).is_some());
+        metrics.watch_cache(cache);
         metrics
     }
 
@@ -432,6 +450,10 @@ mod tests {
             r#"spillway_telemetry_dropped_total{sink="otlp_traces"} 2"#,
             r#"spillway_audit_unsent_records{sink="siem_log"} 3"#,
             "spillway_peers_connected 3",
+            r#"spillway_cache_lookups_total{result="hit"} 1"#,
+            r#"spillway_cache_lookups_total{result="miss"} 1"#,
+            "spillway_cache_saved_credits_total 1.25",
+            "spillway_cache_answers 1",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

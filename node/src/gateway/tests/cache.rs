@@ -127,3 +127,18 @@ async fn a_kept_answer_counts_as_a_request() {
     }
     assert_eq!(error_of(world.chat("plain", "").await).await.0, 429);
 }
+
+#[tokio::test]
+async fn a_portkey_config_asks_for_a_cache_of_its_keys_own() {
+    let world = World::new().await;
+    let body = r#"{"model":"plain","messages":[{"role":"user","content":"hi"}]}"#;
+    let ask = async |config: &str| {
+        let request = world.post("/v1/chat/completions", body).header("x-portkey-config", config);
+        told(request.send().await.expect("an answer")).await.0
+    };
+    let simple = r#"{"cache":{"mode":"simple","max_age":60}}"#;
+    assert_eq!(ask(simple).await.as_deref(), Some("miss"));
+    assert_eq!(ask(simple).await.as_deref(), Some("hit"));
+    assert_eq!(ask(r#"{"cache":{"mode":"semantic"}}"#).await, None);
+    assert_eq!(ask("{}").await, None);
+}
