@@ -12,6 +12,7 @@ use sqlx::postgres::PgConnectOptions;
 use sqlx::{ConnectOptions, Connection, Row};
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 use tempfile::TempDir;
 
@@ -591,36 +592,43 @@ mod several_gateways {
         let keys = here.start().await;
         let (view, caller) = caller(&keys, terms(None, None)).await;
         let options = here.shared.clone().expect("shared");
+        let broken = Arc::new(AtomicUsize::new(0));
         let (stop, mut stopped) = tokio::sync::oneshot::channel::<()>();
+        let count = Arc::clone(&broken);
         let breaking = tokio::spawn(async move {
             let mut connection = options.clone().application_name("breaker").connect().await.expect("a database");
             let kill = "select pg_terminate_backend(pid) from pg_stat_activity
                           where application_name = current_schema() and pid <> pg_backend_pid()";
-            let mut times = 0;
             while stopped.try_recv().is_err() {
-                times += sqlx::query(kill).fetch_all(&mut connection).await.expect("killed").len();
+                let killed = sqlx::query(kill).fetch_all(&mut connection).await.expect("killed").len();
+                count.fetch_add(killed, Ordering::Relaxed);
                 tokio::time::sleep(Duration::from_millis(30)).await;
             }
-            times
         });
-        let tasks: Vec<_> = (0..400)
-            .map(|number| {
-                let (keys, caller) = (keys.clone(), caller.clone());
-                tokio::spawn(async move {
-                    loop {
-                        match keys.reserve(&caller, job(number), money(9)).await {
-                            Ok(reservation) => return reservation.settle(Credits::new(number), 0),
-                            Err(error) => assert_eq!(error.status, 503, "{error}"),
+        let mut done = 0;
+        // Jobs keep coming until some have met a broken connection.
+        while done < 400 || broken.load(Ordering::Relaxed) < 3 {
+            let tasks: Vec<_> = (done..done + 100)
+                .map(|number| {
+                    let (keys, caller) = (keys.clone(), caller.clone());
+                    tokio::spawn(async move {
+                        loop {
+                            match keys.reserve(&caller, job(number), money(9)).await {
+                                Ok(reservation) => return reservation.settle(Credits::new(number), 0),
+                                Err(error) => assert_eq!(error.status, 503, "{error}"),
+                            }
                         }
-                    }
+                    })
                 })
-            })
-            .collect();
-        for task in tasks {
-            task.await.expect("no panic");
+                .collect();
+            for task in tasks {
+                task.await.expect("no panic");
+            }
+            done += 100;
+            assert!(done < 100_000, "no connection was broken");
         }
         stop.send(()).expect("it listens");
-        assert!(breaking.await.expect("no panic") > 0, "no connection was broken");
-        comes_to(&keys, Holder::Key(key(&view)), ((0..400).sum(), 0, 0)).await;
+        breaking.await.expect("no panic");
+        comes_to(&keys, Holder::Key(key(&view)), ((0..done).sum(), 0, 0)).await;
     }
 }
