@@ -2,9 +2,9 @@
 //! Invariants: effects are carried out in order; what is to be kept is on disk before anything later in the same drain
 //! leaves this node; no queue here grows without bound.
 
-use crate::backend::{BackendEvent, Backends, Running};
+use crate::backend::{BackendEvent, Backends, Running, Work};
 use crate::books::{BookEvent, Books};
-use crate::jobs::{Command, JobEvent, JobRequest, Jobs};
+use crate::jobs::{Beside, Command, JobEvent, JobRequest, Jobs};
 use crate::market_view::market_view;
 use crate::network::{CallKind, FrameReader, FrameWriter, JobStream, Network, NetworkEvent, Reply, Topic, Verdict};
 use crate::openai::measure::text_of_event;
@@ -291,7 +291,7 @@ impl Driver {
     fn command(&mut self, command: Command) {
         match command {
             Command::Submit(request) => {
-                let JobRequest { job, aside, events, trace } = *request;
+                let JobRequest { job, events, beside: Beside { aside, trace } } = *request;
                 let Ok(end) = events.clone().try_reserve_owned() else { return };
                 if let Some(aside) = aside {
                     self.asides.insert(job.id, aside);
@@ -708,11 +708,11 @@ impl Driver {
                     client.end.send(JobEvent::Ended(outcome));
                 }
             }
-            Effect::Run { work, model, kind, body, prefix, own, choice, job } => {
+            Effect::Run { work: id, model, kind, body, prefix, own, whole, choice, job } => {
                 let trace = job.and_then(|job| self.clients.get(&job)?.trace.clone());
-                let sink = backend_sink(self.inbox.clone());
-                let running = self.parts.backends.run(work, &model, kind, body, prefix, own, &choice, trace, sink);
-                self.work.insert(work, running);
+                let work = Work { id, model, kind, body, prefix, own, whole, choice, trace };
+                let running = self.parts.backends.run(work, backend_sink(self.inbox.clone()));
+                self.work.insert(id, running);
             }
             Effect::Stop(work) => {
                 self.work.remove(&work);

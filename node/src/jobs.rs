@@ -47,10 +47,17 @@ pub enum JobEvent {
 pub struct JobRequest {
     /// The job.
     pub job: Job,
-    /// What is to be kept with the first promise to pay for it.
-    pub aside: Option<Arc<Aside>>,
     /// Where its events go.
     pub events: mpsc::Sender<JobEvent>,
+    /// What goes with it.
+    pub beside: Beside,
+}
+
+/// What goes with a job, and is nothing to the market.
+#[derive(Clone, Debug, Default)]
+pub struct Beside {
+    /// What is to be kept with the first promise to pay for it.
+    pub aside: Option<Arc<Aside>>,
     /// What own servers are told of the trace that it is part of.
     pub trace: Option<TraceHeaders>,
 }
@@ -289,17 +296,11 @@ impl Jobs {
         Self { commands, shared: Arc::new(Shared::default()) }
     }
 
-    /// Hands a job to the market, which keeps `aside` with the first promise to pay for it. Own servers are told of
-    /// the trace that it is part of.
+    /// Hands a job to the market.
     ///
     /// # Errors
     /// [`JobsFull`] if the market is too far behind to take it, or stopped.
-    pub fn submit(
-        &self,
-        job: Job,
-        aside: Option<Arc<Aside>>,
-        trace: Option<TraceHeaders>,
-    ) -> Result<JobHandle, JobsFull> {
+    pub fn submit(&self, job: Job, beside: Beside) -> Result<JobHandle, JobsFull> {
         let (events, receiver) = mpsc::channel(EVENTS_MAX);
         let id = job.id;
         let entry = JobLog {
@@ -320,7 +321,7 @@ impl Jobs {
         };
         // Noted first: the job may be over before this returns.
         self.shared.log.lock().expect("no holder panics").insert(id, entry);
-        if self.commands.try_send(Command::Submit(Box::new(JobRequest { job, aside, events, trace }))).is_err() {
+        if self.commands.try_send(Command::Submit(Box::new(JobRequest { job, events, beside }))).is_err() {
             self.shared.log.lock().expect("no holder panics").remove(&id);
             return Err(JobsFull);
         }

@@ -309,6 +309,8 @@ pub enum Effect {
         prefix: Vec<u8>,
         /// Whether it is the owner's own job; a stranger's runs nowhere that costs money.
         own: bool,
+        /// Whether the answer may come as one output: see [`Job::whole`](crate::Job::whole).
+        whole: bool,
         /// Which backends may.
         choice: OwnChoice,
         /// The owner's job that it is for; `None` for a stranger's.

@@ -254,6 +254,9 @@ pub struct Job {
     pub preferences: Preferences,
     /// Which own backends may run it, where own hardware may.
     pub own: OwnChoice,
+    /// Whether an own backend may give the answer in one piece: its client waits for all of it, and nothing limits the pauses
+    /// within it. A stranger is paid as it delivers, and always streams.
+    pub whole: bool,
     /// The time to first text that is asked for, in milliseconds: the cheapest place that meets it is taken. `None` weighs
     /// time against price.
     pub target_ms: Option<u32>,

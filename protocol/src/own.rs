@@ -52,6 +52,8 @@ pub(crate) struct Start<'a> {
     pub(crate) output_max: u64,
     /// Whether another provider may go on in the middle of the answer.
     pub(crate) continuable: bool,
+    /// Whether the answer comes in one piece.
+    pub(crate) whole: bool,
 }
 
 #[derive(Debug)]
@@ -64,7 +66,8 @@ struct Model {
     answer: f64,
     own: u32,
     strangers: u32,
-    /// Prompts of running work that has not said anything yet, in uncached units.
+    /// Prompts of running work that has not said anything yet, in uncached units. When the prompt of an answer in one piece was
+    /// read is not told: those are left out.
     unread: u64,
     /// The sum over time of the work that runs, in jobs times microseconds, up to `at`.
     worked: u64,
@@ -84,6 +87,7 @@ struct Work {
     names: Vec<u64>,
     output_max: u64,
     continuable: bool,
+    whole: bool,
     /// Something was said, if only an event without text.
     begun: bool,
     units: u64,
@@ -98,6 +102,13 @@ struct Mark {
     at: Now,
     units: u64,
     worked: u64,
+}
+
+/// How many other pieces of work ran beside one from a moment to a later one, on average.
+fn beside(from: Mark, until: Mark) -> f64 {
+    #[expect(clippy::cast_precision_loss, reason = "a speed estimate")]
+    let worked = (until.worked - from.worked) as f64;
+    (worked / (until.at.since(from.at).as_secs_f64() * 1e6).max(1.0) - 1.0).max(0.0)
 }
 
 /// The own backends, as capacity.
@@ -132,15 +143,19 @@ impl Model {
         }
     }
 
+    /// How much of an answer in one piece is predicted to be written by now, in units.
+    fn written(&self, now: Now, work: &Work, per_unit_us: u64) -> u64 {
+        let first = self.speed.predict(work.prompt_uncached, work.beside, work.ahead).ttft_us;
+        let since = u64::try_from(now.since(work.started).as_micros()).unwrap_or(u64::MAX);
+        since.saturating_sub(first) / per_unit_us.max(1)
+    }
+
     fn learn_rate(&mut self, from: Mark, until: Mark) {
         let elapsed = until.at.since(from.at);
         if elapsed.is_zero() || until.units - from.units < RATE_UNITS_MIN {
             return;
         }
-        #[expect(clippy::cast_precision_loss, reason = "a speed estimate")]
-        let worked = (until.worked - from.worked) as f64;
-        let beside = (worked / (elapsed.as_secs_f64() * 1e6) - 1.0).max(0.0);
-        self.speed.observe_rate(until.units - from.units, beside, elapsed);
+        self.speed.observe_rate(until.units - from.units, beside(from, until), elapsed);
     }
 }
 
@@ -259,6 +274,7 @@ impl Own {
             names: start.names,
             output_max: start.output_max,
             continuable: start.continuable,
+            whole: start.whole,
             begun: false,
             units: 0,
             mark: None,
@@ -268,7 +284,10 @@ impl Own {
             model.note(now);
             (work.beside, work.ahead) = (model.running(), model.unread);
             *model.count(start.whose) += 1;
-            model.unread += work.prompt_uncached;
+            work.last.worked = model.worked;
+            if !work.whole {
+                model.unread += work.prompt_uncached;
+            }
         }
         self.work.insert(id, work);
         id
@@ -289,8 +308,14 @@ impl Own {
         work.units += units;
         let Some(model) = self.models.get_mut(&work.model) else { return };
         model.note(now);
-        work.last = Mark { at: now, units: work.units, worked: model.worked };
+        let began = std::mem::replace(&mut work.last, Mark { at: now, units: work.units, worked: model.worked });
         match work.mark {
+            None if work.whole => {
+                work.mark = Some(work.last);
+                let (waited, running) = (now.since(work.started), beside(began, work.last));
+                model.speed.observe_whole(work.prompt_uncached, work.beside, work.ahead, units, running, waited);
+                model.cached.used(&work.names);
+            }
             None => {
                 work.mark = Some(work.last);
                 model.unread = model.unread.saturating_sub(work.prompt_uncached);
@@ -325,7 +350,7 @@ impl Own {
             model.note(now);
             let count = model.count(work.whose);
             *count = count.saturating_sub(1);
-            if work.mark.is_none() {
+            if work.mark.is_none() && !work.whole {
                 model.unread = model.unread.saturating_sub(work.prompt_uncached);
             }
         }
@@ -390,8 +415,9 @@ impl Own {
                 // How long an answer will be is not known. What has run for long is likely to run on.
                 #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "a length estimate")]
                 let usual = found.answer.max(1.0) as u64;
-                let left = usual.saturating_sub(work.units).max(usual / 4).max(1);
-                let left = left.min(work.output_max.saturating_sub(work.units));
+                let units = if work.whole { found.written(now, work, per_unit) } else { work.units };
+                let left = usual.saturating_sub(units).max(usual / 4).max(1);
+                let left = left.min(work.output_max.saturating_sub(units));
                 to_first + Duration::from_micros(left.saturating_mul(per_unit))
             })
             .collect();
@@ -429,7 +455,8 @@ mod tests {
     }
 
     fn start(own: &mut Own, now: Now, whose: WorkFor, continuable: bool) -> WorkId {
-        own.start(now, Start { model: "m", whose, prompt: 1_000, names: vec![], output_max: 4_096, continuable })
+        let whole = false;
+        own.start(now, Start { model: "m", whose, prompt: 1_000, names: vec![], output_max: 4_096, continuable, whole })
     }
 
     const OWNER: WorkFor = WorkFor::Owner(JobId([1; 16]));
@@ -509,6 +536,46 @@ mod tests {
         }
     }
 
+    /// Answers in one piece tell only what they took in all: that is learned, and how long one that runs has to go.
+    #[test]
+    fn speed_is_learned_from_answers_in_one_piece() {
+        let mut own = own(2);
+        let mut now = START;
+        let whole = |own: &mut Own, now, prompt| {
+            let start = Start {
+                model: "m",
+                whose: OWNER,
+                prompt,
+                names: vec![],
+                output_max: 4_096,
+                continuable: false,
+                whole: true,
+            };
+            own.start(now, start)
+        };
+        let took = |prompt: u64, units: u64| Duration::from_millis(20 + prompt / 20 + 2 * units);
+        for round in 0..60 {
+            let (prompt, units) = (400 + 800 * (round % 3), 100 + 150 * (round % 4));
+            let work = whole(&mut own, now, prompt);
+            assert_eq!(own.speed("m").expect("known").2, 0, "nobody knows when its prompt is read");
+            now = now.after(took(prompt, units));
+            own.output(now, work, units);
+            own.finish(now, work);
+        }
+        let (speed, running, unread) = own.speed("m").expect("known");
+        assert_eq!((running, unread), (0, 0));
+        for (prompt, units) in [(400, 100), (2_000, 550), (1_200, 250)] {
+            let predicted = speed.predict(prompt, 0, 0);
+            let (got, truth) = (predicted.ttft_us + units * predicted.per_unit_us, took(prompt, units).as_micros());
+            let got = u128::from(got);
+            assert!(got.abs_diff(truth) * 5 <= truth, "{prompt} and {units}: {got} for {truth}");
+        }
+        let work = whole(&mut own, now, 1_000);
+        let (at_once, later) = (own.ends(now, "m")[0], own.ends(now.after(Duration::from_millis(400)), "m")[0]);
+        assert!(later < at_once && at_once - later > Duration::from_millis(200), "{at_once:?}, {later:?}");
+        own.finish(now, work);
+    }
+
     #[test]
     fn ends_are_predicted_from_progress() {
         let mut own = own(4);
@@ -517,8 +584,15 @@ mod tests {
         start(&mut own, START, stranger(1), true);
         let [soon, late] = own.ends(START, "m").try_into().expect("two");
         assert!(soon < late && soon > Duration::ZERO, "{soon:?}, {late:?}");
-        let limited =
-            Start { model: "m", whose: stranger(2), prompt: 0, names: vec![], output_max: 0, continuable: true };
+        let limited = Start {
+            model: "m",
+            whose: stranger(2),
+            prompt: 0,
+            names: vec![],
+            output_max: 0,
+            continuable: true,
+            whole: false,
+        };
         own.start(START, limited);
         assert!(own.ends(START, "m")[0] < soon, "no answer is longer than it may be");
     }
@@ -535,6 +609,7 @@ mod tests {
                 names: names.clone(),
                 output_max: 9,
                 continuable: true,
+                whole: false,
             };
             let work = own.start(START, start);
             own.output(START, work, says);

@@ -93,6 +93,25 @@ impl Speed {
         self.rate.observe([1.0, running.clamp(0.0, 1e6)], micros(elapsed) / float(units));
     }
 
+    /// Learns from an answer in one piece: `units` came `waited` after the work began, the rest as for the two above. What it
+    /// took is shared out between the wait for the first text and the time per unit as it was predicted.
+    pub fn observe_whole(
+        &mut self,
+        prompt_uncached: u64,
+        running_first: u32,
+        pending_units: u64,
+        units: u64,
+        running: f64,
+        waited: Duration,
+    ) {
+        let running = if running.is_finite() { running.clamp(0.0, 1e6) } else { 0.0 };
+        let first = self.first.predict(first_features(prompt_uncached, running_first, pending_units));
+        let rate = self.rate.predict([1.0, running]);
+        let scale = micros(waited) / (first + rate * float(units));
+        self.observe_first(prompt_uncached, running_first, pending_units, span(first * scale));
+        self.observe_rate(units, running, span(rate * scale * float(units)));
+    }
+
     /// What one more job meets: `prompt_uncached` units to read, `running` jobs beside it, and `pending_units` of prompts before
     /// its own.
     #[must_use]
@@ -313,6 +332,10 @@ fn dot<const K: usize>(a: &[f64; K], b: &[f64; K]) -> f64 {
 #[expect(clippy::cast_precision_loss, reason = "a speed estimate")]
 const fn float(units: u64) -> f64 {
     units as f64
+}
+
+fn span(us: f64) -> Duration {
+    Duration::from_secs_f64(us.clamp(0.0, MOST_US) / 1e6)
 }
 
 fn micros(span: Duration) -> f64 {

@@ -91,6 +91,7 @@ impl Source {
             alternatives: Vec::new(),
             preferences: spillway_protocol::Preferences::default(),
             own: spillway_protocol::OwnChoice::default(),
+            whole: false,
             target_ms: None,
         };
         Client { job, gateway, leaves }

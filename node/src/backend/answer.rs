@@ -1,9 +1,12 @@
-//! A server's answers that are no chunks with choices: events that name their type, and answers as a whole.
+//! A server's answers that are no stream of chunks with choices: events that name their type, and answers as a whole.
 //! Invariant: an answer that a server did not finish never ends as if it had.
 
 use super::upstream::{ERROR_BYTES_MAX, in_words, more_events};
 use super::{Out, cut};
 use crate::openai::SseParser;
+use crate::openai::aggregate::GATHERED_BYTES_MAX;
+use crate::openai::endpoint::Choices;
+use crate::openai::one_piece::{NoAnswer, as_event};
 use crate::openai::parts::{BODY_BYTES_MAX, body, head};
 use reqwest::Response;
 use reqwest::header::CONTENT_TYPE;
@@ -37,6 +40,24 @@ pub(super) async fn whole(mut response: Response, out: &Out) -> Result<String, B
             out.event(body(piece)).await?;
         }
     }
+}
+
+/// Passes on an answer with choices that is no stream, as one event of one; gives the finish reason.
+pub(super) async fn in_one_piece(choices: Choices, mut response: Response, out: &Out) -> Result<String, BackendError> {
+    let broken = |error| BackendError::Failed(format!("the answer broke off: {}", in_words(&error)));
+    let mut bytes = Vec::new();
+    while let Some(piece) = response.chunk().await.map_err(broken)? {
+        if bytes.len() + piece.len() > GATHERED_BYTES_MAX {
+            return Err(BackendError::Failed("the server's answer is over 32 MiB".into()));
+        }
+        bytes.extend_from_slice(&piece);
+    }
+    let answer = as_event(choices, &bytes).map_err(|error| match error {
+        NoAnswer::Error(error) => BackendError::Failed(cut(error, ERROR_BYTES_MAX)),
+        NoAnswer::Unknown => BackendError::Failed("the server sent an answer that is none of OpenAI's".into()),
+    })?;
+    out.whole(answer.event, answer.text).await?;
+    Ok(answer.finish)
 }
 
 /// What of an event says how the answer goes.

@@ -35,16 +35,25 @@ const FINISH_BYTES_MAX: usize = 32;
 
 /// What a backend is asked to do.
 #[derive(Debug)]
-struct Work {
-    id: WorkId,
-    model: String,
-    kind: Kind,
-    /// The request, as a client wrote it.
-    body: Vec<u8>,
+pub struct Work {
+    /// Its number.
+    pub id: WorkId,
+    /// The model that is to answer.
+    pub model: String,
+    /// The endpoint.
+    pub kind: Kind,
+    /// The request.
+    pub body: Vec<u8>,
     /// Text already delivered; the answer goes on right behind it.
-    prefix: Vec<u8>,
+    pub prefix: Vec<u8>,
+    /// Whether it is the owner's own; a stranger's runs nowhere that costs money.
+    pub own: bool,
+    /// Whether the answer may come as one event.
+    pub whole: bool,
+    /// Which backends may.
+    pub choice: OwnChoice,
     /// What the server is told of the trace that it is part of.
-    trace: Option<TraceHeaders>,
+    pub trace: Option<TraceHeaders>,
 }
 
 /// What comes of work.
@@ -54,7 +63,7 @@ pub enum BackendEvent {
     Output {
         /// The work.
         work: WorkId,
-        /// The event's JSON, at most [`CHUNK_BYTES_MAX`].
+        /// The event's JSON, at most [`CHUNK_BYTES_MAX`], but for an answer in one piece.
         bytes: Vec<u8>,
         /// The text that it delivers.
         text: Vec<u8>,
@@ -167,36 +176,21 @@ impl Backends {
         Ok((Self { backends: backends.into(), merge }, capacity))
     }
 
-    /// Begins work: `model` is to answer `body`, right behind `prefix`. Its events go to `sink`; a full sink holds the backend
-    /// back.
+    /// Begins work. Its events go to `sink`; a full sink holds the backend back.
     #[must_use = "dropping it stops the work"]
-    #[expect(
-        clippy::too_many_arguments,
-        reason = "these are the fields of `Effect::Run`, which is taken apart here only"
-    )]
-    pub fn run(
-        &self,
-        work: WorkId,
-        model: &str,
-        kind: Kind,
-        body: Vec<u8>,
-        prefix: Vec<u8>,
-        own: bool,
-        choice: &OwnChoice,
-        trace: Option<TraceHeaders>,
-        sink: mpsc::Sender<BackendEvent>,
-    ) -> Running {
-        tracing::debug!(work = work.0, model, kind = kind.as_str(), own, prefix = prefix.len(), "work begins");
+    pub fn run(&self, work: Work, sink: mpsc::Sender<BackendEvent>) -> Running {
+        let Work { id, kind, own, whole, .. } = work;
+        let prefix = work.prefix.len();
+        tracing::debug!(work = id.0, model = work.model, kind = kind.as_str(), own, whole, prefix, "work begins");
         let (backends, merge) = (Arc::clone(&self.backends), Arc::clone(&self.merge));
-        let wanted = Wanted {
-            own,
-            owned_only: choice.owned_only,
-            backends: choice.backends.clone(),
-            token_price_max: choice.token_price_max,
-        };
-        let work = Work { id: work, model: model.to_owned(), kind, body, prefix, trace };
         let task = tokio::spawn(async move {
-            let out = Out { work: work.id, kind, sink, meter: Mutex::default() };
+            let out = Out { work: id, kind, sink, meter: Mutex::default() };
+            let wanted = Wanted {
+                own,
+                owned_only: work.choice.owned_only,
+                backends: work.choice.backends.clone(),
+                token_price_max: work.choice.token_price_max,
+            };
             let result = match merge.pick(&work.model, &wanted) {
                 Some((index, _busy)) => match &backends[index] {
                     Backend::Embedded(engine) => engine.run(work, &out).await,
@@ -237,7 +231,15 @@ impl Out {
             return Err(BackendError::Failed("an event is over 256 KiB".into()));
         }
         self.charge(|meter| meter.event(&bytes, text.len())).await?;
-        let event = BackendEvent::Output { work: self.work, bytes, text };
+        self.send(BackendEvent::Output { work: self.work, bytes, text }).await
+    }
+
+    /// The answer of own work in one piece: it stays within this node, and no frame need hold it.
+    async fn whole(&self, bytes: Vec<u8>, text: Vec<u8>) -> Result<(), BackendError> {
+        self.send(BackendEvent::Output { work: self.work, bytes, text }).await
+    }
+
+    async fn send(&self, event: BackendEvent) -> Result<(), BackendError> {
         self.sink.send(event).await.map_err(|_| BackendError::Failed("nobody listens".into()))
     }
 
@@ -261,8 +263,7 @@ impl Out {
     async fn charge(&self, count: impl FnOnce(&mut Meter) -> Option<Credits>) -> Result<(), BackendError> {
         let cost = self.meter.lock().expect("nothing panics while it counts").as_mut().and_then(count);
         let Some(cost) = cost else { return Ok(()) };
-        let event = BackendEvent::Charged { work: self.work, cost };
-        self.sink.send(event).await.map_err(|_| BackendError::Failed("nobody listens".into()))
+        self.send(BackendEvent::Charged { work: self.work, cost }).await
     }
 
     async fn end(&self, result: Result<String, BackendError>) {

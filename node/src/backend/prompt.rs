@@ -28,12 +28,13 @@ fn chooses_model(name: &str) -> bool {
     name != "model" && CHOOSES_MODEL.contains(&folded.as_str())
 }
 
-/// The body to send for `model`, and what it is.
+/// The body to send for `model`, and what it is. With `in_one`, chunks with choices are asked for in one piece.
 pub(super) fn for_upstream(
     kind: Kind,
     model: &str,
     body: &[u8],
     prefix: &[u8],
+    in_one: bool,
 ) -> Result<(Vec<u8>, String), BackendError> {
     let row = endpoint(kind);
     if !prefix.is_empty() && !matches!(row.answer, Answer::Choices(_)) {
@@ -48,7 +49,7 @@ pub(super) fn for_upstream(
         return Ok((body, content_type));
     }
     let body = match row.answer {
-        Answer::Choices(choices) => for_choices(choices, model, body, prefix)?,
+        Answer::Choices(choices) => for_choices(choices, model, body, prefix, in_one)?,
         Answer::Events(_) | Answer::Whole(_) => {
             let mut fields = Fields::parse(body).map_err(|error| rejected("body", &error.to_string()))?;
             let mut touched = fields.remove_where(chooses_model);
@@ -68,12 +69,23 @@ pub(super) fn for_upstream(
 
 /// The body of a chat or a completion. With a `prefix`, a chat gets it as the begun answer, in the form that vLLM, SGLang and llama.cpp
 /// understand (`continue_final_message`); a completion gets it behind its prompt.
-fn for_choices(choices: Choices, model: &str, body: &[u8], prefix: &[u8]) -> Result<Vec<u8>, BackendError> {
+fn for_choices(
+    choices: Choices,
+    model: &str,
+    body: &[u8],
+    prefix: &[u8],
+    in_one: bool,
+) -> Result<Vec<u8>, BackendError> {
     let mut fields = Fields::parse(body).map_err(|error| rejected("body", &error.to_string()))?;
     let mut touched = fields.remove_where(chooses_model);
     if fields.read::<String>("model").as_deref() != Some(model) {
         fields.set("model", raw(model));
         touched = true;
+    }
+    if in_one && prefix.is_empty() {
+        fields.remove("stream");
+        fields.remove("stream_options");
+        return Ok(fields.to_bytes());
     }
     if prefix.is_empty() {
         return Ok(if touched { with_stream(fields).to_bytes() } else { for_backend(body, fields) });
@@ -138,7 +150,7 @@ mod tests {
             (Kind::Chat, r#"{"a":1,"a":2}"#.into(), "", Err(400)),
         ];
         for (kind, body, prefix, want) in cases {
-            let got = for_upstream(kind, "m", body.as_bytes(), prefix.as_bytes());
+            let got = for_upstream(kind, "m", body.as_bytes(), prefix.as_bytes(), false);
             let got = got.map(|(bytes, _)| String::from_utf8(bytes).expect("JSON")).map_err(|error| match error {
                 BackendError::Rejected { status, .. } => status,
                 BackendError::Busy { .. } | BackendError::Answered { .. } | BackendError::Failed(_) => 0,
@@ -165,14 +177,14 @@ mod tests {
         for (sent, got) in cases {
             let separator = if sent.contains(": ") { ", " } else { "," };
             let sent = format!("{{{sent}{separator}{stream}}}");
-            let (body, _) = for_upstream(Kind::Completion, "cheap", sent.as_bytes(), b"").expect(&sent);
+            let (body, _) = for_upstream(Kind::Completion, "cheap", sent.as_bytes(), b"", false).expect(&sent);
             assert_eq!(String::from_utf8_lossy(&body), format!("{{{got}{separator}{stream}}}"), "{sent}");
         }
         let sent = format!(r#"{{"prompt":"a",{stream}}}"#);
-        let (named, _) = for_upstream(Kind::Completion, "cheap", sent.as_bytes(), b"").expect(&sent);
+        let (named, _) = for_upstream(Kind::Completion, "cheap", sent.as_bytes(), b"", false).expect(&sent);
         assert_eq!(String::from_utf8_lossy(&named), format!(r#"{{"prompt":"a",{stream},"model":"cheap"}}"#));
         let sent = r#"{"model":"dear","prompt":"a"}"#;
-        let (behind, _) = for_upstream(Kind::Completion, "cheap", sent.as_bytes(), b"b").expect(sent);
+        let (behind, _) = for_upstream(Kind::Completion, "cheap", sent.as_bytes(), b"b", false).expect(sent);
         assert_eq!(String::from_utf8_lossy(&behind), format!(r#"{{"model":"cheap","prompt":"ab",{stream}}}"#));
     }
 
@@ -190,9 +202,9 @@ mod tests {
             (Kind::Message, r#"{"model":"m", "stream":true}"#, r#"{"model":"m", "stream":true}"#),
         ];
         for (kind, sent, want) in cases {
-            let (body, content_type) = for_upstream(kind, "m", sent.as_bytes(), b"").expect(sent);
+            let (body, content_type) = for_upstream(kind, "m", sent.as_bytes(), b"", false).expect(sent);
             assert_eq!((String::from_utf8_lossy(&body).as_ref(), &*content_type), (want, "application/json"));
-            assert!(for_upstream(kind, "m", sent.as_bytes(), b"so far").is_err());
+            assert!(for_upstream(kind, "m", sent.as_bytes(), b"so far", false).is_err());
         }
         let part = |name: &str, value: &str| {
             format!("--x\r\nContent-Disposition: form-data; name=\"{name}\"\r\n\r\n{value}\r\n")
@@ -205,7 +217,7 @@ mod tests {
             "--x--".into(),
         ]
         .concat();
-        let (body, content_type) = for_upstream(Kind::Transcription, "m", sent.as_bytes(), b"").expect("a form");
+        let (body, content_type) = for_upstream(Kind::Transcription, "m", sent.as_bytes(), b"", false).expect("a form");
         let form = Form::parse(&body).expect("a form");
         assert_eq!(
             (form.text("model"), form.text("Model"), form.text("language")),

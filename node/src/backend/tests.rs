@@ -1,6 +1,6 @@
 //! Backends over a small OpenAI-compatible server, and the embedded engine with the guide model.
 
-use super::{BackendEvent, Backends, Running};
+use super::{BackendEvent, Backends, Running, Work};
 use crate::openai::text_of_event;
 use crate::telemetry::TraceHeaders;
 use serde_json::{Value, json};
@@ -111,7 +111,12 @@ fn run(
 ) -> (Running, mpsc::Receiver<BackendEvent>) {
     let (sink, events) = mpsc::channel(8);
     let (body, prefix) = (body.as_bytes().to_vec(), prefix.as_bytes().to_vec());
-    (backends.run(WorkId(7), model, kind, body, prefix, true, &OwnChoice::default(), None, sink), events)
+    (backends.run(work(model, kind, body, prefix), sink), events)
+}
+
+fn work(model: &str, kind: Kind, body: Vec<u8>, prefix: Vec<u8>) -> Work {
+    let choice = OwnChoice::default();
+    Work { id: WorkId(7), model: model.into(), kind, body, prefix, own: true, whole: false, choice, trace: None }
 }
 
 /// The events' bytes and text until the end, and the end.
@@ -176,8 +181,7 @@ async fn a_server_is_told_of_the_trace_it_is_part_of() {
         let (sink, events) = mpsc::channel(8);
         let body = BODY.as_bytes().to_vec();
         let trace = trace.then_some(headers);
-        let _running =
-            backends.run(WorkId(7), "mine", Kind::Chat, body, Vec::new(), true, &OwnChoice::default(), trace, sink);
+        let _running = backends.run(Work { trace, ..work("mine", Kind::Chat, body, Vec::new()) }, sink);
         all(events).await.2.expect_err("500");
         let (head, _) = server.requests.recv().await.expect("a request");
         let told = head
@@ -195,6 +199,59 @@ async fn a_strangers_body_is_made_a_stream() {
     let (head, body) = server.requests.recv().await.expect("a request");
     assert!(head.starts_with("POST /v1/completions HTTP/1.1\r\n"), "{head}");
     assert_eq!(body, r#"{"prompt":"ab","stream":true,"model":"mine","stream_options":{"include_usage":true}}"#);
+}
+
+#[tokio::test]
+async fn an_answer_in_one_piece_is_asked_for_as_such() {
+    const WHOLE: &str = concat!(
+        "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n",
+        r#"{"id":"x","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"Hi."},"finish_reason":"length","x":1.50}],"usage":{"prompt_tokens":3}}"#
+    );
+    const PIECE: &str = r#"{"id":"x","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"role":"assistant","content":"Hi."},"finish_reason":"length","x":1.50}],"usage":{"prompt_tokens":3}}"#;
+    // Some servers stream whatever they are asked for.
+    const STREAM: &str = concat!(
+        "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\ndata: ",
+        r#"{"choices":[{"index":0,"delta":{"content":"Hi."},"finish_reason":"length"}]}"#,
+        "\n\ndata: [DONE]\n\n"
+    );
+    const EVENT: &str = r#"{"choices":[{"index":0,"delta":{"content":"Hi."},"finish_reason":"length"}]}"#;
+    let failed = |why: &str| Err(BackendError::Failed(why.into()));
+    let json = "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n";
+    let cut = format!("{json}content-length: 900\r\n\r\n{{\"choices\":[");
+    let error = format!("{json}\r\n{{\"error\":{{\"code\":5}}}}");
+    let none = format!("{json}\r\n{{}}");
+    for (answer, events, text, want) in [
+        (WHOLE, vec![PIECE], "Hi.", Ok("length".to_owned())),
+        (STREAM, vec![EVENT], "Hi.", Ok("length".to_owned())),
+        (cut.leak(), vec![], "", failed("the answer broke off: end of file before message length reached")),
+        (error.leak(), vec![], "", failed("{\"code\":5}")),
+        (none.leak(), vec![], "", failed("the server sent an answer that is none of OpenAI's")),
+    ] {
+        let mut server = Server::start(Script::Say(answer)).await;
+        let (backends, _capacity) = start(section(&server.url, &["m"])).await;
+        let (sink, outputs) = mpsc::channel(8);
+        let work = Work { whole: true, ..work("m", Kind::Chat, BODY.as_bytes().to_vec(), Vec::new()) };
+        let _running = backends.run(work, sink);
+        let (seen, said, end) = all(outputs).await;
+        assert_eq!((seen, said.as_str(), end), (events.into_iter().map(str::to_owned).collect(), text, want));
+        let (_, body) = server.requests.recv().await.expect("a request");
+        let asked = BODY.replace(r#","stream":true,"stream_options":{"include_usage":true}"#, "");
+        assert_eq!(body, asked.replace("far-model", "m"));
+    }
+}
+
+#[tokio::test]
+async fn what_costs_money_is_streamed_however_it_is_wanted() {
+    let mut server = Server::start(Script::Say("HTTP/1.1 500 x\r\nconnection: close\r\n\r\n")).await;
+    let BackendSection::OpenAi(mut priced) = section(&server.url, &["m"]) else { unreachable!("it is a server") };
+    priced.price = Some(serde_json::from_value(json!({"input": 1.0, "output": 2.0})).expect("a price"));
+    let (backends, _capacity) = start(BackendSection::OpenAi(priced)).await;
+    let (sink, outputs) = mpsc::channel(8);
+    let body = br#"{"prompt":"a"}"#.to_vec();
+    let _running = backends.run(Work { whole: true, ..work("m", Kind::Completion, body, Vec::new()) }, sink);
+    all(outputs).await.2.expect_err("500");
+    let (_, body) = server.requests.recv().await.expect("a request");
+    assert_eq!(body, r#"{"prompt":"a","model":"m","stream":true,"stream_options":{"include_usage":true}}"#);
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 //! Invariant: this node connects to the configured URL and nowhere else: no redirects, no proxies from the environment,
 //! and of a client's request nothing but the body.
 
-use super::answer::{named_events, whole};
+use super::answer::{in_one_piece, named_events, whole};
 use super::connection::{BadSetting, below, connection};
 use super::merge::Merge;
 use super::meter::Meter;
@@ -90,7 +90,10 @@ impl Upstream {
     /// Has the server do work; gives the finish reason.
     pub(super) async fn run(&self, work: Work, out: &Out) -> Result<String, BackendError> {
         let shared = &*self.shared;
-        let (body, content_type) = for_upstream(work.kind, shared.names.theirs(&work.model), &work.body, &work.prefix)?;
+        // What costs money is counted as it comes: whoever leaves owes what came until then.
+        let in_one = work.whole && shared.price.is_none();
+        let model = shared.names.theirs(&work.model);
+        let (body, content_type) = for_upstream(work.kind, model, &work.body, &work.prefix, in_one)?;
         let place = tokio::time::timeout(PLACE_WAIT, shared.places.acquire());
         let Ok(place) = place.await else { return Err(BackendError::Busy { retry_after_ms: None }) };
         let _place = place.expect("the semaphore is never closed");
@@ -117,21 +120,19 @@ impl Upstream {
             return Err(refusal(response).await);
         }
         out.begun().await?;
-        if let Answer::Whole(_) = row.answer {
-            return whole(response, out).await;
-        }
         let is_stream = response
             .headers()
             .get(CONTENT_TYPE)
             .and_then(|value| value.to_str().ok())
             .is_some_and(|kind| kind.trim_start().to_ascii_lowercase().starts_with("text/event-stream"));
-        if !is_stream {
-            return Err(BackendError::Failed("the server did not answer with a stream of events".into()));
-        }
         match row.answer {
-            Answer::Events(_) => named_events(response, out).await,
-            Answer::Choices(choices) => relay(choices, response, out).await,
             Answer::Whole(_) => whole(response, out).await,
+            Answer::Events(_) if is_stream => named_events(response, out).await,
+            Answer::Choices(choices) if is_stream => relay(choices, response, out).await,
+            Answer::Choices(choices) if in_one => in_one_piece(choices, response, out).await,
+            Answer::Events(_) | Answer::Choices(_) => {
+                Err(BackendError::Failed("the server did not answer with a stream of events".into()))
+            }
         }
     }
 }

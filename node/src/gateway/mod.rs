@@ -46,7 +46,7 @@ pub use store::Shared;
 pub use watch::Arrival;
 
 use crate::audit::AuditLog;
-use crate::jobs::{Jobs, JobsFull};
+use crate::jobs::{Beside, Jobs, JobsFull};
 use crate::keystore;
 use crate::metrics::{Metrics, TurnedAway};
 use crate::openai::request::UNITS_PER_TOKEN;
@@ -376,6 +376,7 @@ impl Gateway {
             stream: request.stream,
             include_usage: request.include_usage,
         };
+        caller.direct(&mut request.routing.preferences)?;
         let mut state = None;
         let mut recording = None;
         let wish = hints.wish;
@@ -397,8 +398,7 @@ impl Gateway {
                 recording = Some(Recording::new(Arc::clone(&inner.cache), name));
             }
         }
-        let mut preferences = request.routing.preferences.clone();
-        caller.direct(&mut preferences)?;
+        let preferences = request.routing.preferences.clone();
         let mut id = new_job()?;
         if plan.is_some() {
             id = Attempts::first_id(id);
@@ -424,6 +424,8 @@ impl Gateway {
             target_ms: preferences.preferred_max_latency_ms.or(caller.target_ms()),
             preferences,
             own,
+            // At the edge, a client gets the events as they come.
+            whole: translate && !request.stream,
         };
         let (money, tokens) = match &plan {
             None => (policy::cost_max(&inner.policies, &job, &on_offer)?, policy::tokens_max(&job)),
@@ -435,15 +437,15 @@ impl Gateway {
         let (trace, to_servers) = inner.telemetry.trace(arrival.parent.clone(), id);
         let kinds = (endpoint_asked, kind);
         let watch = Watch::new(arrival, &inner.telemetry, caller, id, kinds, &model, request.stream, trace, body);
-        let aside = reservation.aside();
+        let beside = Beside { aside: reservation.aside(), trace: to_servers };
         let submitted = match plan {
-            None => inner.jobs.submit(job, aside, to_servers).map(Underway::One),
+            None => inner.jobs.submit(job, beside).map(Underway::One),
             Some(plan) => {
                 let mut seed = [0; 32];
                 // Without random bytes the draws are those of one seed: still a choice that the weights allow.
                 let _ = getrandom::fill(&mut seed);
                 let jobs = inner.jobs.clone();
-                let attempts = plan.begin(jobs, job, caller, session, hints, money, aside, to_servers, seed);
+                let attempts = plan.begin(jobs, job, caller, session, hints, money, beside, seed);
                 attempts.map(|attempts| Underway::Course(Box::new(attempts)))
             }
         };

@@ -163,7 +163,9 @@ impl Whole {
                         self.function_call.get_or_insert_default().add_function(&function);
                     }
                 }
-                name if TEXTS.contains(&name) => self.add_text(name, value),
+                name if TEXTS.contains(&name) && (name == "content" || value.get() != "null") => {
+                    self.add_text(name, value)
+                }
                 name => keep(&mut self.message, name, value),
             }
         }
@@ -252,7 +254,10 @@ impl Whole {
             message.set("function_call", call.function().to_raw());
         }
         for (name, value) in self.message.iter() {
-            message.set(name, value.to_owned());
+            // A text that was `null` at first may have come later.
+            if message.raw(name).is_none() || !TEXTS.contains(&name) {
+                message.set(name, value.to_owned());
+            }
         }
         message
     }

@@ -18,7 +18,8 @@ pub struct Endpoint {
 /// The form of an endpoint's answers as they travel between nodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Answer {
-    /// A stream of chunks with `choices`, ended by `[DONE]`. Always asked for as a stream.
+    /// A stream of chunks with `choices`, ended by `[DONE]`. Asked for as a stream, but for an answer of own hardware that its
+    /// client wants [in one piece](super::one_piece).
     Choices(Choices),
     /// A stream of events that name their `type`. Always asked for as a stream.
     Events(Events),

@@ -57,6 +57,15 @@ impl<'a> Fields<'a> {
         }
     }
 
+    /// Gives a field another name, unless there is one of that name; whether it did.
+    pub fn rename(&mut self, name: &str, to: &str) -> bool {
+        if self.0.iter().any(|(key, _)| key == to) {
+            return false;
+        }
+        let found = self.0.iter_mut().find(|(key, _)| key == name);
+        found.map(|(key, _)| to.clone_into(key)).is_some()
+    }
+
     /// Takes `name` out; whether it was there.
     pub fn remove(&mut self, name: &str) -> bool {
         let before = self.0.len();

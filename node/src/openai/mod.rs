@@ -11,6 +11,7 @@ pub mod inputs;
 pub mod measure;
 pub mod messages;
 pub mod named;
+pub mod one_piece;
 pub mod parts;
 pub mod preference;
 pub mod request;

@@ -330,7 +330,9 @@ impl Consumer {
             names: active.job.prefix.clone(),
             output_max: active.job.output_max.saturating_sub(active.delivered.len() as u64),
             continuable: active.job.continuable,
+            whole: active.job.whole && active.delivered.is_empty(),
         };
+        let whole = start.whole;
         let work = cx.own.start(cx.now, start);
         let reason = match (active.queued_until, active.last) {
             (Some(_), _) if active.first.is_none() => Reason::OwnQueued,
@@ -345,6 +347,7 @@ impl Consumer {
             body: active.job.body.clone(),
             prefix: active.delivered.clone(),
             own: true,
+            whole,
             choice: active.job.own.clone(),
             job: Some(id),
         });

@@ -207,6 +207,7 @@ impl Provider {
             names: serving.names.clone(),
             output_max: serving.output_max(),
             continuable: serving.open.continuable,
+            whole: false,
         };
         let work = cx.own.start(cx.now, start);
         serving.stage = Stage::Running(work);
@@ -226,6 +227,7 @@ impl Provider {
             body: serving.open.body.clone(),
             prefix: serving.open.prefix.clone(),
             own: false,
+            whole: false,
             choice: crate::job::OwnChoice::default(),
             job: None,
         });

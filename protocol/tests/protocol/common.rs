@@ -43,6 +43,7 @@ pub fn job(id: u8) -> Job {
         alternatives: Vec::new(),
         preferences: spillway_protocol::Preferences::default(),
         own: spillway_protocol::OwnChoice::default(),
+        whole: false,
         target_ms: None,
     }
 }

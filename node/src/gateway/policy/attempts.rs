@@ -5,13 +5,10 @@
 use super::Policies;
 use super::plan::job_for;
 use crate::gateway::error::ApiError;
-use crate::jobs::{JobEvent, JobHandle, Jobs, JobsFull};
-use crate::records::Aside;
-use crate::telemetry::TraceHeaders;
+use crate::jobs::{Beside, JobEvent, JobHandle, Jobs, JobsFull};
 use spillway_ledger::{Credits, JobId};
 use spillway_protocol::policy::{Course, Effect, End, Event, Limit, NodeId};
 use spillway_protocol::{Considered, Failure, Job, Leg, Outcome, Prefer, Reason};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long an attempt that was stopped may take to say what it cost.
@@ -29,9 +26,8 @@ pub struct Attempts {
     base: Job,
     /// What was set aside, and what of it attempts that are over have used.
     most: Credits,
-    /// What is kept with the first promise to pay for any of them.
-    aside: Option<Arc<Aside>>,
-    trace: Option<TraceHeaders>,
+    /// What goes with each of them.
+    beside: Beside,
     spent: Credits,
     legs: Vec<Leg>,
     /// Who was weighed for the last attempt that asked the market.
@@ -85,8 +81,7 @@ impl Attempts {
         jobs: Jobs,
         base: Job,
         most: Credits,
-        aside: Option<Arc<Aside>>,
-        trace: Option<TraceHeaders>,
+        beside: Beside,
     ) -> Result<Self, JobsFull> {
         let now = policies.now();
         course.handle(now, Event::Begin, &mut policies.0.breakers.lock().expect("no holder panics"));
@@ -96,8 +91,7 @@ impl Attempts {
             jobs,
             base,
             most,
-            aside,
-            trace,
+            beside,
             spent: Credits::ZERO,
             legs: Vec::new(),
             considered: Vec::new(),
@@ -152,7 +146,7 @@ impl Attempts {
             let waited = u32::try_from(self.begun.elapsed().as_millis()).unwrap_or(u32::MAX);
             job.target_ms = Some(target_ms.saturating_sub(waited).max(1));
         }
-        let handle = self.jobs.submit(job, self.aside.clone(), self.trace.clone())?;
+        let handle = self.jobs.submit(job, self.beside.clone())?;
         self.current = Some(Current { handle, target, attempt, since: Instant::now(), stopped: None });
         Ok(())
     }
@@ -169,7 +163,7 @@ impl Attempts {
             return;
         }
         (job.id, job.prefer) = (JobId(id), Prefer::Own);
-        let Ok(mut handle) = self.jobs.submit(job, None, None) else { return };
+        let Ok(mut handle) = self.jobs.submit(job, Beside::default()) else { return };
         tokio::spawn(async move {
             let _permit = permit;
             let read = async { while let Some(JobEvent::Placed { .. } | JobEvent::Chunk(_)) = handle.next().await {} };

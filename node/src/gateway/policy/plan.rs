@@ -6,14 +6,12 @@ use super::{Attempts, Hints, Policies};
 use crate::gateway::error::ApiError;
 use crate::gateway::keys::Caller;
 use crate::gateway::tokens_of;
-use crate::jobs::{Jobs, JobsFull, MarketModel};
+use crate::jobs::{Beside, Jobs, JobsFull, MarketModel};
 use crate::openai::endpoint::Encoding;
 use crate::openai::fields::{Fields, raw};
 use crate::openai::form::Form;
 use crate::openai::request::UNITS_PER_TOKEN_MAX;
 use crate::openai::{Request, endpoint};
-use crate::records::Aside;
-use crate::telemetry::TraceHeaders;
 use serde_json::value::to_raw_value;
 use spillway_ledger::{Credits, Price, Usage};
 use spillway_protocol::policy::{Course, Place, Policy, Target};
@@ -117,13 +115,12 @@ impl Plan {
         session: Option<&str>,
         hints: &Hints,
         most: Credits,
-        aside: Option<Arc<Aside>>,
-        trace: Option<TraceHeaders>,
+        beside: Beside,
         seed: [u8; 32],
     ) -> Result<Attempts, JobsFull> {
         let facts = facts(caller, base.kind, &base.body, &base.model, session, &hints.metadata);
         let course = Course::new(self.policy, &self.scope, facts, seed);
-        Attempts::begin(self.policies, course, jobs, base, most, aside, trace)
+        Attempts::begin(self.policies, course, jobs, base, most, beside)
     }
 }
 
@@ -178,6 +175,8 @@ pub(super) fn job_for(base: &Job, target: &Target) -> Result<Job, ApiError> {
         }
         Place::Network => job.preferences.ignore.push("own".into()),
     }
+    // Its limits are for pieces as they come.
+    job.whole &= target.timeouts.first.is_none() && target.timeouts.between.is_none();
     if target.model.is_none() && target.overrides.is_empty() {
         return Ok(job);
     }

@@ -101,6 +101,31 @@ async fn keys_share_answers_only_where_their_project_says_so() {
 }
 
 #[tokio::test]
+async fn no_key_gets_an_answer_that_it_may_not_ask_for() {
+    let world = World::with(terms()).await;
+    let keys = &world.gateway.0.keys;
+    let project = keys.create_project(Terms { name: "shared".into(), ..terms() }).await.expect("a project");
+    let member = Terms { name: "any".into(), project: Some(project.id.parse().expect("an id")), ..Terms::default() };
+    let barred = Terms { name: "barred".into(), providers_only: vec!["aabbccdd".into()], ..member.clone() };
+    let mut secrets = Vec::new();
+    for terms in [member, barred] {
+        secrets.push(keys.create(terms).await.expect("a key").1.to_string());
+    }
+    for (rest, status, states) in
+        [("", 200, ["miss", "miss"]), (r#","provider":{"only":["own"]}"#, 403, ["miss", "none"])]
+    {
+        let body = format!(r#"{{"model":"plain","messages":[{{"role":"user","content":"hi"}}]{rest}}}"#);
+        for (index, (secret, state)) in secrets.iter().zip(states).enumerate() {
+            let url = world.url("/v1/chat/completions");
+            let response = world.client.post(url).bearer_auth(secret).body(body.clone()).send().await;
+            let response = response.expect("an answer");
+            assert_eq!(response.status(), if index == 0 { 200 } else { status }, "{rest}");
+            assert_eq!(header(response.headers(), "x-spillway-cache").unwrap_or("none"), state, "{rest}");
+        }
+    }
+}
+
+#[tokio::test]
 async fn what_is_no_whole_answer_is_not_given_again() {
     let world = World::with(terms()).await;
     for (model, status) in [("legs", 200), ("broken", 502), ("full", 429), ("reject", 422)] {

@@ -96,7 +96,7 @@ impl Market {
                         let (leave, left) = oneshot::channel();
                         waiting.lock().expect("no panic").insert(request.job.id, leave);
                         let _ = saw_job.send(request.job.clone());
-                        let _ = saw_trace.send(request.trace.clone());
+                        let _ = saw_trace.send(request.beside.trace.clone());
                         tokio::spawn(play(*request, left, Arc::clone(&released), log.clone()));
                     }
                     Command::ClientLeft(job) => {
