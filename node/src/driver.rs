@@ -2,7 +2,7 @@
 //! Invariants: effects are carried out in order; what is to be kept is on disk before anything later in the same drain
 //! leaves this node; no queue here grows without bound.
 
-use crate::backend::{BackendEvent, Backends, Running, Work};
+use crate::backend::{self, BackendEvent, Backends, Running, Work};
 use crate::books::{BookEvent, Books};
 use crate::jobs::{Beside, Command, JobEvent, JobRequest, Jobs};
 use crate::market_view::market_view;
@@ -12,6 +12,7 @@ use crate::peers::PeerCache;
 use crate::records::{self, Aside};
 use crate::telemetry::TraceHeaders;
 use anyhow::Context as _;
+use futures::future::BoxFuture;
 use spillway_ledger::store::{Batch, Store};
 use spillway_ledger::{Action, Applied, Digest, JobId, NodeId, Signed, decode, encode};
 use spillway_protocol::discovery::{self, Judgement, Token};
@@ -711,7 +712,7 @@ impl Driver {
             Effect::Run { work: id, model, kind, body, prefix, own, whole, choice, job } => {
                 let trace = job.and_then(|job| self.clients.get(&job)?.trace.clone());
                 let work = Work { id, model, kind, body, prefix, own, whole, choice, trace };
-                let running = self.parts.backends.run(work, backend_sink(self.inbox.clone()));
+                let running = self.parts.backends.run(work, ToInbox(self.inbox.clone()));
                 self.work.insert(id, running);
             }
             Effect::Stop(work) => {
@@ -796,23 +797,20 @@ impl Driver {
     }
 }
 
-fn backend_sink(inbox: mpsc::Sender<Inbox>) -> mpsc::Sender<BackendEvent> {
-    // One hop, so that backends know nothing of the driver; its bound is the backends' backpressure.
-    let (sink, mut events) = mpsc::channel(64);
-    tokio::spawn(async move {
-        while let Some(event) = events.recv().await {
-            let event = match event {
-                BackendEvent::Output { work, bytes, text } => Event::Output { work, bytes, text },
-                BackendEvent::Charged { work, cost } => Event::Charged { work, cost },
-                BackendEvent::Finished { work, finish } => Event::Finished { work, finish },
-                BackendEvent::Failed { work, error } => Event::BackendFailed { work, error },
-            };
-            if inbox.send(Inbox::Event(event)).await.is_err() {
-                return;
-            }
-        }
-    });
-    sink
+/// What backends tell; a full inbox holds them back.
+#[derive(Debug)]
+struct ToInbox(mpsc::Sender<Inbox>);
+
+impl backend::Sink for ToInbox {
+    fn send(&self, event: BackendEvent) -> BoxFuture<'_, Result<(), backend::Gone>> {
+        let event = match event {
+            BackendEvent::Output { work, bytes, text } => Event::Output { work, bytes, text },
+            BackendEvent::Charged { work, cost } => Event::Charged { work, cost },
+            BackendEvent::Finished { work, finish } => Event::Finished { work, finish },
+            BackendEvent::Failed { work, error } => Event::BackendFailed { work, error },
+        };
+        Box::pin(async { self.0.send(Inbox::Event(event)).await.map_err(|_| backend::Gone) })
+    }
 }
 
 async fn read(id: StreamId, peer: NodeId, mut reader: FrameReader, inbox: mpsc::Sender<Inbox>) {

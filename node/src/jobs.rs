@@ -93,7 +93,7 @@ struct Shared {
 #[derive(Clone, Debug, Default)]
 pub struct MarketView {
     /// By model.
-    pub models: Vec<MarketModel>,
+    pub models: Arc<[MarketModel]>,
     /// Models of own backends none of which answers.
     pub resting: Vec<String>,
     /// By provider.
@@ -357,8 +357,8 @@ impl Jobs {
 
     /// What can be asked for now.
     #[must_use]
-    pub fn models(&self) -> Vec<MarketModel> {
-        self.shared.market.read().expect("no holder panics").models.clone()
+    pub fn models(&self) -> Arc<[MarketModel]> {
+        Arc::clone(&self.shared.market.read().expect("no holder panics").models)
     }
 
     /// Whether a model is an own backend's that does not answer now, and nobody else's.

@@ -1,15 +1,13 @@
 //! A server's answers that are no stream of chunks with choices: events that name their type, and answers as a whole.
 //! Invariant: an answer that a server did not finish never ends as if it had.
 
-use super::upstream::{ERROR_BYTES_MAX, in_words, more_events};
+use super::upstream::{ERROR_BYTES_MAX, Incoming, content_type_of, more_events};
 use super::{Out, cut};
 use crate::openai::SseParser;
 use crate::openai::aggregate::GATHERED_BYTES_MAX;
 use crate::openai::endpoint::Choices;
 use crate::openai::one_piece::{NoAnswer, as_event};
 use crate::openai::parts::{BODY_BYTES_MAX, body, head};
-use reqwest::Response;
-use reqwest::header::CONTENT_TYPE;
 use serde::Deserialize;
 use serde_json::value::RawValue;
 use spillway_protocol::BackendError;
@@ -19,14 +17,11 @@ use std::borrow::Cow;
 const WHOLE_BYTES_MAX: usize = 64 << 20;
 
 /// Passes an answer on as it is; gives the finish reason.
-pub(super) async fn whole(mut response: Response, out: &Out) -> Result<String, BackendError> {
-    let content_type = response.headers().get(CONTENT_TYPE).and_then(|value| value.to_str().ok());
-    let mut first = Some(head(content_type.unwrap_or("application/octet-stream")));
+pub(super) async fn whole(mut response: Incoming, out: &Out) -> Result<String, BackendError> {
+    let mut first = Some(head(content_type_of(&response.response).unwrap_or("application/octet-stream")));
     let mut left = WHOLE_BYTES_MAX;
     loop {
-        let bytes = response.chunk().await;
-        let bytes =
-            bytes.map_err(|error| BackendError::Failed(format!("the answer broke off: {}", in_words(&error))))?;
+        let bytes = response.piece("the answer").await?;
         // Not before the server has said something: a request that it drops at once may be tried elsewhere.
         if let Some(first) = first.take() {
             out.event(first).await?;
@@ -43,10 +38,9 @@ pub(super) async fn whole(mut response: Response, out: &Out) -> Result<String, B
 }
 
 /// Passes on an answer with choices that is no stream, as one event of one; gives the finish reason.
-pub(super) async fn in_one_piece(choices: Choices, mut response: Response, out: &Out) -> Result<String, BackendError> {
-    let broken = |error| BackendError::Failed(format!("the answer broke off: {}", in_words(&error)));
+pub(super) async fn in_one_piece(choices: Choices, mut response: Incoming, out: &Out) -> Result<String, BackendError> {
     let mut bytes = Vec::new();
-    while let Some(piece) = response.chunk().await.map_err(broken)? {
+    while let Some(piece) = response.piece("the answer").await? {
         if bytes.len() + piece.len() > GATHERED_BYTES_MAX {
             return Err(BackendError::Failed("the server's answer is over 32 MiB".into()));
         }
@@ -76,7 +70,7 @@ struct Event<'a> {
 }
 
 /// Passes a stream's events on as they are; gives the finish reason.
-pub(super) async fn named_events(mut response: Response, out: &Out) -> Result<String, BackendError> {
+pub(super) async fn named_events(mut response: Incoming, out: &Out) -> Result<String, BackendError> {
     let (mut parser, mut events, mut finish) = (SseParser::default(), Vec::new(), None);
     loop {
         let ended = more_events(&mut response, &mut parser, &mut events).await?;

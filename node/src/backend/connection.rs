@@ -18,6 +18,12 @@ const IDLE_TLS_MAX: Duration = Duration::from_secs(45);
 /// How often a connection of HTTP/2 is asked whether it lives, while it is in use.
 const PING_EVERY: Duration = Duration::from_secs(20);
 
+/// When, how often and how many times a silent host is asked whether it is there: 30 s after its last word, one that is not is
+/// given up, however long an answer may take.
+const KEEP_ALIVE_AFTER: Duration = Duration::from_secs(15);
+const KEEP_ALIVE_EVERY: Duration = Duration::from_secs(5);
+const KEEP_ALIVE_RETRIES: u32 = 3;
+
 /// A setting that does not hold, and why.
 pub type BadSetting = (&'static str, String);
 
@@ -32,7 +38,9 @@ pub fn connection(server: &ServerSection, folder: &Path) -> Result<(Client, Url)
         .no_proxy()
         .default_headers(headers(server, folder)?)
         .connect_timeout(Duration::from_secs_f64(server.connect_s))
-        .read_timeout(Duration::from_secs_f64(server.silence_s))
+        .tcp_keepalive(KEEP_ALIVE_AFTER)
+        .tcp_keepalive_interval(KEEP_ALIVE_EVERY)
+        .tcp_keepalive_retries(KEEP_ALIVE_RETRIES)
         .pool_max_idle_per_host(server.slots as usize)
         .http2_keep_alive_interval(PING_EVERY)
         .tcp_nodelay(true);

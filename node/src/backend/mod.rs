@@ -18,6 +18,7 @@ mod tests;
 use crate::openai::text_of_event;
 use crate::telemetry::TraceHeaders;
 use embedded::Embedded;
+use futures::future::BoxFuture;
 use merge::{Merge, Wanted};
 use meter::Meter;
 use spillway_ledger::Credits;
@@ -178,13 +179,13 @@ impl Backends {
 
     /// Begins work. Its events go to `sink`; a full sink holds the backend back.
     #[must_use = "dropping it stops the work"]
-    pub fn run(&self, work: Work, sink: mpsc::Sender<BackendEvent>) -> Running {
+    pub fn run(&self, work: Work, sink: impl Sink + 'static) -> Running {
         let Work { id, kind, own, whole, .. } = work;
         let prefix = work.prefix.len();
         tracing::debug!(work = id.0, model = work.model, kind = kind.as_str(), own, whole, prefix, "work begins");
         let (backends, merge) = (Arc::clone(&self.backends), Arc::clone(&self.merge));
         let task = tokio::spawn(async move {
-            let out = Out { work: id, kind, sink, meter: Mutex::default() };
+            let out = Out { work: id, kind, sink: Box::new(sink), meter: Mutex::default() };
             let wanted = Wanted {
                 own,
                 owned_only: work.choice.owned_only,
@@ -209,14 +210,26 @@ impl Backends {
 struct Out {
     work: WorkId,
     kind: Kind,
-    sink: mpsc::Sender<BackendEvent>,
+    sink: Box<dyn Sink>,
     /// Counts what the work costs, where it costs anything.
     meter: Mutex<Option<Meter>>,
 }
 
+/// Where backends' events go.
+pub trait Sink: std::fmt::Debug + Send + Sync {
+    /// Passes an event on, and waits while there is no room for it.
+    fn send(&self, event: BackendEvent) -> BoxFuture<'_, Result<(), Gone>>;
+}
+
+impl Sink for mpsc::Sender<BackendEvent> {
+    fn send(&self, event: BackendEvent) -> BoxFuture<'_, Result<(), Gone>> {
+        Box::pin(async { Self::send(self, event).await.map_err(|_| Gone) })
+    }
+}
+
 /// Nobody listens any more.
 #[derive(Clone, Copy, Debug)]
-struct Gone;
+pub struct Gone;
 
 impl Out {
     /// Passes an event on, with the text that it delivers.
@@ -240,7 +253,7 @@ impl Out {
     }
 
     async fn send(&self, event: BackendEvent) -> Result<(), BackendError> {
-        self.sink.send(event).await.map_err(|_| BackendError::Failed("nobody listens".into()))
+        self.sink.send(event).await.map_err(|Gone| BackendError::Failed("nobody listens".into()))
     }
 
     /// From now on what the work costs is counted.
@@ -275,7 +288,7 @@ impl Out {
             Err(error) => BackendEvent::Failed { work: self.work, error },
         };
         // If nobody listens, nobody needs to know.
-        let _: Result<(), Gone> = self.sink.send(event).await.map_err(|_| Gone);
+        let _: Result<(), Gone> = self.sink.send(event).await;
     }
 }
 

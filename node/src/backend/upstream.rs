@@ -15,6 +15,7 @@ use crate::openai::measure::text_of_parsed;
 use crate::openai::template::Template;
 use crate::openai::{Answer, SseParser, endpoint};
 use crate::telemetry::trace::{TRACEPARENT, TRACESTATE};
+use bytes::Bytes;
 use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName};
 use reqwest::{Client, Response, Url};
 use spillway_ledger::Price;
@@ -51,6 +52,9 @@ struct Shared {
     /// What a million tokens cost, if they cost anything.
     price: Option<Price>,
     check_every: Duration,
+    /// How long it may be silent, and before an answer in one piece.
+    silence: Duration,
+    whole_wait: Duration,
     places: Semaphore,
     /// A work could not reach the server: check it now.
     doubt: Notify,
@@ -76,6 +80,8 @@ impl Upstream {
             slots: section.slots,
             price: (section.price.is_some()).then_some(price),
             check_every: Duration::from_secs_f64(section.check_s),
+            silence: Duration::from_secs_f64(section.silence_s),
+            whole_wait: Duration::from_secs_f64(section.whole_s),
             places: Semaphore::new(section.slots as usize),
             doubt: Notify::new(),
         };
@@ -112,19 +118,20 @@ impl Upstream {
                 request = request.header(TRACESTATE, state);
             }
         }
-        let response = request.send().await.map_err(|error| {
+        let silence = if in_one { shared.whole_wait } else { shared.silence };
+        let response = tokio::time::timeout(silence, request.send()).await;
+        let response = response.map_or_else(|_| Err(LATE.to_owned()), |sent| sent.map_err(|error| in_words(&error)));
+        let response = response.map_err(|why| {
             shared.doubt.notify_one();
-            BackendError::Failed(format!("the server cannot be reached: {}", in_words(&error)))
+            BackendError::Failed(format!("the server cannot be reached: {why}"))
         })?;
         if !response.status().is_success() {
-            return Err(refusal(response).await);
+            return Err(refusal(response, shared.silence).await);
         }
         out.begun().await?;
-        let is_stream = response
-            .headers()
-            .get(CONTENT_TYPE)
-            .and_then(|value| value.to_str().ok())
+        let is_stream = content_type_of(&response)
             .is_some_and(|kind| kind.trim_start().to_ascii_lowercase().starts_with("text/event-stream"));
+        let response = Incoming { response, silence: if is_stream { shared.silence } else { silence } };
         match row.answer {
             Answer::Whole(_) => whole(response, out).await,
             Answer::Events(_) if is_stream => named_events(response, out).await,
@@ -137,14 +144,36 @@ impl Upstream {
     }
 }
 
+const LATE: &str = "no answer in time";
+
+/// What a response says that it is.
+pub(super) fn content_type_of(response: &Response) -> Option<&str> {
+    response.headers().get(CONTENT_TYPE)?.to_str().ok()
+}
+
+/// An answer on its way.
+pub(super) struct Incoming {
+    pub(super) response: Response,
+    /// How long nothing may come.
+    silence: Duration,
+}
+
+impl Incoming {
+    /// The next piece; `None` at the end. What broke off is called `what`.
+    pub(super) async fn piece(&mut self, what: &str) -> Result<Option<Bytes>, BackendError> {
+        let piece = tokio::time::timeout(self.silence, self.response.chunk()).await;
+        let piece = piece.map_or_else(|_| Err(LATE.to_owned()), |read| read.map_err(|error| in_words(&error)));
+        piece.map_err(|why| BackendError::Failed(format!("{what} broke off: {why}")))
+    }
+}
+
 /// Reads the next piece of a stream into the events that it completes; whether that was the last.
 pub(super) async fn more_events(
-    response: &mut Response,
+    response: &mut Incoming,
     parser: &mut SseParser,
     events: &mut Vec<Vec<u8>>,
 ) -> Result<bool, BackendError> {
-    let bytes = response.chunk().await;
-    let bytes = bytes.map_err(|error| BackendError::Failed(format!("the stream broke off: {}", in_words(&error))))?;
+    let bytes = response.piece("the stream").await?;
     let ended = bytes.is_none();
     match bytes {
         Some(bytes) => parser.push(&bytes, events).map_err(|error| BackendError::Failed(error.to_string()))?,
@@ -154,7 +183,7 @@ pub(super) async fn more_events(
 }
 
 /// Passes the stream's events on as they are; gives the finish reason.
-async fn relay(choices: Choices, mut response: Response, out: &Out) -> Result<String, BackendError> {
+async fn relay(choices: Choices, mut response: Incoming, out: &Out) -> Result<String, BackendError> {
     let mut parser = SseParser::default();
     let mut finish = None;
     let mut events = Vec::new();
@@ -201,15 +230,19 @@ fn retry_after_ms(headers: &HeaderMap) -> Option<u64> {
 }
 
 /// What an error status means for the job.
-async fn refusal(mut response: Response) -> BackendError {
+async fn refusal(mut response: Response, wait: Duration) -> BackendError {
     let status = response.status().as_u16();
     let retry_after_ms = retry_after_ms(response.headers());
     let mut body = Vec::new();
-    while body.len() < ERROR_BYTES_MAX
-        && let Ok(Some(bytes)) = response.chunk().await
-    {
-        body.extend_from_slice(&bytes[..bytes.len().min(ERROR_BYTES_MAX - body.len())]);
-    }
+    let read = async {
+        while body.len() < ERROR_BYTES_MAX
+            && let Ok(Some(bytes)) = response.chunk().await
+        {
+            body.extend_from_slice(&bytes[..bytes.len().min(ERROR_BYTES_MAX - body.len())]);
+        }
+    };
+    // What came of it in time will do.
+    let _ = tokio::time::timeout(wait, read).await;
     let message = cut(String::from_utf8_lossy(&body).into_owned(), ERROR_BYTES_MAX);
     match status {
         429 => BackendError::Busy { retry_after_ms },

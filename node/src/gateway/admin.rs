@@ -284,7 +284,7 @@ async fn list_jobs(
 }
 
 async fn market(_: Operator, State(gateway): State<Gateway>) -> Response<Body> {
-    json_response(&json!({"offers": gateway.0.jobs.offers(), "models": gateway.0.jobs.models()}))
+    json_response(&json!({"offers": gateway.0.jobs.offers(), "models": &*gateway.0.jobs.models()}))
 }
 
 async fn status(_: Operator, State(gateway): State<Gateway>) -> Result<Response<Body>, ApiError> {

@@ -203,7 +203,9 @@ impl Watch {
         let first_us = self.first.map(|first| micros(first - self.arrival.at));
         let cells = self.cells();
         cells.duration[Status::of(status) as usize].observe(total_us);
-        if let Some(first_us) = first_us {
+        // An answer that came in one piece has no first text before its last.
+        let in_pieces = self.last > self.first;
+        if let Some(first_us) = first_us.filter(|_| self.stream || in_pieces) {
             cells.first.observe(first_us);
         }
         if cost > Credits::ZERO {
@@ -211,7 +213,7 @@ impl Watch {
         }
         if let Some(tokens) = &self.tokens {
             cells.add_tokens(tokens);
-            if let (Some(first), Some(last), true) = (self.first, self.last, tokens.output > 1) {
+            if let (Some(first), Some(last), true) = (self.first, self.last, in_pieces && tokens.output > 1) {
                 cells.per_token.observe(micros(last - first) / (tokens.output - 1));
             }
         }

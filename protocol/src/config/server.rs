@@ -54,6 +54,9 @@ pub struct ServerSection {
     /// Seconds that it may say nothing: a long prompt on slow hardware takes minutes until the first token.
     #[serde(default = "default_silence_s")]
     pub silence_s: f64,
+    /// Seconds that an answer with choices may take that is asked for in one piece: its server says nothing until it is whole.
+    #[serde(default = "default_whole_s")]
+    pub whole_s: f64,
     /// Seconds between two looks at whether it answers and what it has.
     #[serde(default = "default_check_s")]
     pub check_s: f64,
@@ -80,6 +83,10 @@ const fn default_silence_s() -> f64 {
     300.0
 }
 
+const fn default_whole_s() -> f64 {
+    WAIT_MAX_S
+}
+
 const fn default_check_s() -> f64 {
     10.0
 }
@@ -102,6 +109,7 @@ impl ServerSection {
             http2: false,
             connect_s: default_connect_s(),
             silence_s: default_silence_s(),
+            whole_s: default_whole_s(),
             check_s: default_check_s(),
         }
     }
@@ -145,9 +153,12 @@ impl ServerSection {
         {
             return fail("rename", "more than 256, or one that is no model's name");
         }
-        for (field, seconds) in
-            [("connect_s", self.connect_s), ("silence_s", self.silence_s), ("check_s", self.check_s)]
-        {
+        for (field, seconds) in [
+            ("connect_s", self.connect_s),
+            ("silence_s", self.silence_s),
+            ("whole_s", self.whole_s),
+            ("check_s", self.check_s),
+        ] {
             if !(seconds > 0.0 && seconds <= WAIT_MAX_S) {
                 return fail(field, "not above 0 and at most 3600 seconds");
             }
