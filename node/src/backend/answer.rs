@@ -6,7 +6,7 @@ use super::{Out, cut};
 use crate::openai::SseParser;
 use crate::openai::aggregate::GATHERED_BYTES_MAX;
 use crate::openai::endpoint::Choices;
-use crate::openai::one_piece::{NoAnswer, as_event};
+use crate::openai::one_piece::{self, NoAnswer};
 use crate::openai::parts::{BODY_BYTES_MAX, body, head};
 use serde::Deserialize;
 use serde_json::value::RawValue;
@@ -37,7 +37,7 @@ pub(super) async fn whole(mut response: Incoming, out: &Out) -> Result<String, B
     }
 }
 
-/// Passes on an answer with choices that is no stream, as one event of one; gives the finish reason.
+/// Passes on an answer with choices that is no stream; gives the finish reason.
 pub(super) async fn in_one_piece(choices: Choices, mut response: Incoming, out: &Out) -> Result<String, BackendError> {
     let mut bytes = Vec::new();
     while let Some(piece) = response.piece("the answer").await? {
@@ -46,11 +46,11 @@ pub(super) async fn in_one_piece(choices: Choices, mut response: Incoming, out: 
         }
         bytes.extend_from_slice(&piece);
     }
-    let answer = as_event(choices, &bytes).map_err(|error| match error {
+    let answer = one_piece::read(choices, bytes).map_err(|error| match error {
         NoAnswer::Error(error) => BackendError::Failed(cut(error, ERROR_BYTES_MAX)),
         NoAnswer::Unknown => BackendError::Failed("the server sent an answer that is none of OpenAI's".into()),
     })?;
-    out.whole(answer.event, answer.text).await?;
+    out.whole(answer.json, answer.text).await?;
     Ok(answer.finish)
 }
 

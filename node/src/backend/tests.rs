@@ -207,7 +207,7 @@ async fn an_answer_in_one_piece_is_asked_for_as_such() {
         "HTTP/1.1 200 OK\r\ncontent-type: application/json\r\nconnection: close\r\n\r\n",
         r#"{"id":"x","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"Hi."},"finish_reason":"length","x":1.50}],"usage":{"prompt_tokens":3}}"#
     );
-    const PIECE: &str = r#"{"id":"x","object":"chat.completion.chunk","choices":[{"index":0,"delta":{"role":"assistant","content":"Hi."},"finish_reason":"length","x":1.50}],"usage":{"prompt_tokens":3}}"#;
+    const PIECE: &str = r#"{"id":"x","object":"chat.completion","choices":[{"index":0,"message":{"role":"assistant","content":"Hi."},"finish_reason":"length","x":1.50}],"usage":{"prompt_tokens":3}}"#;
     // Some servers stream whatever they are asked for.
     const STREAM: &str = concat!(
         "HTTP/1.1 200 OK\r\ncontent-type: text/event-stream\r\nconnection: close\r\n\r\ndata: ",

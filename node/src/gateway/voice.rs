@@ -4,13 +4,14 @@
 use super::answer::Detail;
 use super::error::ApiError;
 use super::job::{AdmittedJob, Translation};
-use crate::openai::endpoint::{Answer, Events, endpoint};
+use crate::openai::endpoint::{Answer, Choices, Events, endpoint};
+use crate::openai::fields::Fields;
 use crate::openai::messages::MessagesAnswer;
 use crate::openai::named::Named;
 use crate::openai::responses::ResponsesAnswer;
 use crate::openai::sse::{DONE, frame, named_frame};
 use crate::openai::stitch::CannotContinue;
-use crate::openai::{Aggregate, Stitch};
+use crate::openai::{Aggregate, Stitch, one_piece};
 use bytes::Bytes;
 use spillway_ledger::Credits;
 use spillway_protocol::Kind;
@@ -32,13 +33,17 @@ pub(super) struct Voice {
     asked: Kind,
     /// Whether usage goes at a stream's end.
     usage: bool,
+    /// How chunks have their choices, where the backend's answer is made of them.
+    choices: Option<Choices>,
+    /// Nothing came yet.
+    fresh: bool,
     form: Form,
 }
 
 #[derive(Debug)]
 enum Form {
     /// Chunks with choices, as they came.
-    Choices { stitch: Stitch, whole: Box<Aggregate> },
+    Choices { stitch: Stitch, whole: Box<Aggregate>, one_piece: Option<Vec<u8>> },
     /// Events with a type, as they came.
     Named(Box<Named>),
     /// Made of a chat's chunks.
@@ -59,7 +64,8 @@ impl Voice {
         let stitch = |choices| Stitch::new(choices, &format!("chatcmpl-{id}"), created_s, &asked.model);
         let form = match (endpoint(asked.kind).answer, &asked.translation) {
             (Answer::Choices(choices), None) => {
-                Form::Choices { stitch: stitch(choices), whole: Box::new(Aggregate::new(choices)) }
+                let whole = Box::new(Aggregate::new(choices));
+                Form::Choices { stitch: stitch(choices), whole, one_piece: None }
             }
             (Answer::Choices(choices), Some(Translation::Responses(echo))) => {
                 let answer = ResponsesAnswer::new(echo.clone(), &id, created_s, &asked.model);
@@ -72,7 +78,11 @@ impl Voice {
             (Answer::Events(events), _) => Form::Named(Box::new(Named::new(events))),
             (Answer::Whole(_), _) => unreachable!("a whole answer is passed on as it is"),
         };
-        Self { asked: asked.endpoint, usage: asked.include_usage, form }
+        let choices = match endpoint(asked.kind).answer {
+            Answer::Choices(choices) => Some(choices),
+            Answer::Events(_) | Answer::Whole(_) => None,
+        };
+        Self { asked: asked.endpoint, usage: asked.include_usage, choices, fresh: true, form }
     }
 
     /// The job was placed, for the first time or anew.
@@ -87,6 +97,11 @@ impl Voice {
 
     /// The frames of a backend's event.
     pub(super) fn chunk(&mut self, bytes: Vec<u8>, out: &mut VecDeque<Bytes>) {
+        // An answer in one piece comes alone.
+        let bytes = match self.choices {
+            Some(choices) if std::mem::take(&mut self.fresh) => one_piece::as_event(choices, bytes),
+            Some(_) | None => bytes,
+        };
         match &mut self.form {
             Form::Choices { stitch, .. } => out.extend(stitch.event(bytes).map(|event| frame(&event))),
             Form::Named(named) => out.extend(named.event(&bytes).map(|name| named_frame(&name, &bytes))),
@@ -135,7 +150,21 @@ impl Voice {
     /// Keeps a backend's event for the answer in one piece.
     pub(super) fn gather(&mut self, bytes: Vec<u8>) -> Result<(), ApiError> {
         match &mut self.form {
-            Form::Choices { stitch, whole } => {
+            Form::Choices { one_piece, .. }
+                if self.fresh && self.choices.is_some_and(|choices| one_piece::is_answer(choices, &bytes)) =>
+            {
+                self.fresh = false;
+                *one_piece = Some(bytes);
+                Ok(())
+            }
+            Form::Choices { stitch, whole, one_piece } => {
+                self.fresh = false;
+                if let (Some(first), Some(choices)) = (one_piece.take(), self.choices)
+                    && let Some(event) = stitch.event(one_piece::as_event(choices, first))
+                {
+                    // It was the last event of a completion, or the first of several.
+                    whole.push(&event).map_err(too_long)?;
+                }
                 stitch.event(bytes).map_or(Ok(()), |event| whole.push(&event)).map_err(too_long)
             }
             Form::Named(named) => named.gather(&bytes).map_err(too_long),
@@ -150,7 +179,17 @@ impl Voice {
     /// The answer in one piece.
     pub(super) fn whole(self, finish: &str, bill: Bill<'_>) -> Result<Vec<u8>, ApiError> {
         match self.form {
-            Form::Choices { mut stitch, mut whole } => {
+            Form::Choices { mut stitch, one_piece: Some(json), .. } => {
+                let mut answer = Fields::parse(&json).map_err(|_| {
+                    ApiError::new(502, "upstream_error", "the backend's answer names a field twice, or has too many")
+                })?;
+                if let Some(usage) = answer.raw("usage").filter(|usage| usage.get().starts_with('{')) {
+                    stitch.reported(usage.to_owned());
+                }
+                answer.set("usage", stitch.usage(bill.cost, bill.detail));
+                Ok(answer.to_bytes())
+            }
+            Form::Choices { mut stitch, mut whole, one_piece: None } => {
                 if let Some(event) = stitch.finish(finish) {
                     whole.push(&event).map_err(too_long)?;
                 }

@@ -7,7 +7,8 @@ use super::{Gateway, Inner};
 use crate::jobs::{JobEvent, JobLog, Report};
 use crate::metrics::series::NO_MODEL;
 use crate::metrics::{Cells, Series, Status};
-use crate::openai::{Tokens, text_of_event};
+use crate::openai::endpoint::{Answer, endpoint};
+use crate::openai::{Tokens, one_piece, text_of_event};
 use crate::telemetry::{Access, Content, Door, Parent, Telemetry, Trace};
 use axum::http::HeaderMap;
 use spillway_ledger::{Credits, JobId, NodeId, Usage};
@@ -141,7 +142,11 @@ impl Watch {
                     self.tokens = Some(tokens);
                 }
                 if let Some(content) = &mut self.content {
-                    Content::add(&mut content.answer, &text_of_event(self.kind, bytes));
+                    let text = match endpoint(self.kind).answer {
+                        Answer::Choices(choices) => one_piece::text(choices, bytes),
+                        Answer::Events(_) | Answer::Whole(_) => text_of_event(self.kind, bytes),
+                    };
+                    Content::add(&mut content.answer, &text);
                 }
             }
             JobEvent::Ended(_) => {}

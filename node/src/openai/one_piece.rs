@@ -1,18 +1,20 @@
-//! An answer with choices that a server gave in one piece, as the one event of a stream.
-//! Invariant: nothing that the server said is lost; gathered again, it is the answer that it was.
+//! An answer with choices that a server gave in one piece: passed on as it is, and as the one event of a stream where one is wanted.
+//! Invariant: nothing that the server said is lost.
 
 use super::endpoint::Choices;
-use super::event::Event;
+use super::event::{Choice, Delta, Event, INDEX_MAX};
 use super::fields::{Fields, raw};
 use super::measure::text_of_parsed;
+use serde::Deserialize;
 use serde_json::value::RawValue;
+use std::borrow::Cow;
 
-/// An answer as one event.
+/// An answer in one piece.
 #[derive(Debug)]
 pub struct OnePiece {
-    /// The event's JSON.
-    pub event: Vec<u8>,
-    /// The text that it delivers.
+    /// Its JSON, such as [`is_answer`] tells.
+    pub json: Vec<u8>,
+    /// The text that it delivers, counted as that of a stream.
     pub text: Vec<u8>,
     /// Why it ended: what the first choice says.
     pub finish: String,
@@ -29,51 +31,129 @@ pub enum NoAnswer {
     Unknown,
 }
 
-/// The event that an answer is.
+/// As much of an answer as this node reads.
+#[derive(Deserialize)]
+struct Answer<'a> {
+    #[serde(borrow, default)]
+    object: Option<Cow<'a, str>>,
+    #[serde(borrow, default)]
+    error: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    choices: Vec<Whole<'a>>,
+}
+
+#[derive(Deserialize)]
+struct Whole<'a> {
+    #[serde(default)]
+    index: u32,
+    #[serde(borrow, default)]
+    message: Option<Delta<'a>>,
+    #[serde(borrow, default)]
+    text: Option<&'a RawValue>,
+    #[serde(borrow, default)]
+    finish_reason: Option<&'a RawValue>,
+}
+
+const CHAT: &str = "chat.completion";
+
+impl<'a> Answer<'a> {
+    fn parse(json: &'a [u8]) -> Option<Self> {
+        serde_json::from_slice(json).ok()
+    }
+
+    /// The choices as an event has them; `None` if they are not of this kind.
+    fn event(self, kind: Choices) -> Option<Event<'a>> {
+        let choice = |whole: Whole<'a>| {
+            let Whole { index, message, text, finish_reason } = whole;
+            match kind {
+                Choices::Chat => Some(Choice { index, delta: message?, text: None, finish_reason }),
+                Choices::Completion => {
+                    Some(Choice { index, delta: Delta::default(), text: Some(text?), finish_reason })
+                }
+            }
+        };
+        let choices: Option<Vec<_>> = self.choices.into_iter().map(choice).collect();
+        let holds =
+            |choices: &Vec<Choice<'_>>| !choices.is_empty() && choices.iter().all(|choice| choice.index <= INDEX_MAX);
+        choices.filter(holds).map(|choices| Event { choices, usage: None, error: None })
+    }
+}
+
+/// Reads what a server answered.
 ///
 /// # Errors
-/// If it is none.
-pub fn as_event(kind: Choices, answer: &[u8]) -> Result<OnePiece, NoAnswer> {
-    let mut fields = Fields::parse(answer).map_err(|_| NoAnswer::Unknown)?;
-    if let Some(error) = fields.get("error") {
-        return Err(NoAnswer::Error(error.to_owned()));
+/// If it is no answer.
+pub fn read(kind: Choices, json: Vec<u8>) -> Result<OnePiece, NoAnswer> {
+    let answer = Answer::parse(&json).ok_or(NoAnswer::Unknown)?;
+    if let Some(error) = answer.error.filter(|error| error.get() != "null") {
+        return Err(NoAnswer::Error(error.get().to_owned()));
     }
-    let event = match kind {
-        Choices::Completion => answer.to_vec(),
-        Choices::Chat => {
-            let choices = chunked(fields.raw("choices").ok_or(NoAnswer::Unknown)?)?;
-            fields.set("object", raw("chat.completion.chunk"));
-            fields.set("choices", choices);
-            fields.to_bytes()
+    let is_named = kind == Choices::Completion || answer.object.as_deref() == Some(CHAT);
+    let event = answer.event(kind).ok_or(NoAnswer::Unknown)?;
+    let finish = event.choices.first().and_then(Choice::finish).unwrap_or_else(|| "stop".into());
+    let text = text_of_parsed(kind, &event);
+    let named = (!is_named).then(|| {
+        let mut fields = Fields::parse(&json).map_err(|_| NoAnswer::Unknown)?;
+        fields.set("object", raw(CHAT));
+        Ok(fields.to_bytes())
+    });
+    let json = named.transpose()?.unwrap_or(json);
+    Ok(OnePiece { json, text, finish })
+}
+
+/// Whether this is an answer in one piece, and no event of a stream. A completion's event that ends it is both.
+#[must_use]
+pub fn is_answer(kind: Choices, json: &[u8]) -> bool {
+    Answer::parse(json).is_some_and(|answer| match kind {
+        Choices::Chat => answer.object.as_deref() == Some(CHAT),
+        Choices::Completion => {
+            let is_over = |choice: &Whole<'_>| choice.finish_reason.is_some();
+            !answer.choices.is_empty() && answer.choices.iter().all(is_over)
         }
-    };
-    let parsed = Event::parse(&event).ok_or(NoAnswer::Unknown)?;
-    let finish = parsed.choices.first().ok_or(NoAnswer::Unknown)?.finish();
-    let text = text_of_parsed(kind, &parsed);
-    Ok(OnePiece { text, finish: finish.unwrap_or_else(|| "stop".into()), event })
+    })
+}
+
+/// The text of an answer, or of an event.
+#[must_use]
+pub fn text(kind: Choices, json: &[u8]) -> Vec<u8> {
+    let whole = Answer::parse(json).and_then(|answer| answer.event(kind)).map(|event| text_of_parsed(kind, &event));
+    whole.unwrap_or_else(|| super::measure::text_of_chunk(kind, json))
+}
+
+/// An answer as the one event of a stream. An event is one already.
+#[must_use]
+pub fn as_event(kind: Choices, json: Vec<u8>) -> Vec<u8> {
+    if kind == Choices::Completion || !is_answer(kind, &json) {
+        return json;
+    }
+    let event = Fields::parse(&json).ok().and_then(|mut fields| {
+        let choices = chunked(fields.raw("choices")?)?;
+        fields.set("object", raw("chat.completion.chunk"));
+        fields.set("choices", choices);
+        Some(fields.to_bytes())
+    });
+    event.unwrap_or(json)
 }
 
 /// Each choice with its message as its delta.
-fn chunked(choices: &RawValue) -> Result<Box<RawValue>, NoAnswer> {
-    let mut choices: Vec<Fields<'_>> = serde_json::from_str(choices.get()).map_err(|_| NoAnswer::Unknown)?;
+fn chunked(choices: &RawValue) -> Option<Box<RawValue>> {
+    let mut choices: Vec<Fields<'_>> = serde_json::from_str(choices.get()).ok()?;
     for choice in &mut choices {
-        if !choice.rename("message", "delta") {
-            return Err(NoAnswer::Unknown);
-        }
+        choice.rename("message", "delta");
         let delta = choice.get("delta").unwrap_or("{}");
         if delta.contains("\"tool_calls\"") {
             let delta = numbered(delta)?;
             choice.set("delta", delta);
         }
     }
-    Ok(raw(&choices))
+    Some(raw(&choices))
 }
 
 /// A message whose tool calls say which they are, as those of a stream do.
-fn numbered(message: &str) -> Result<Box<RawValue>, NoAnswer> {
-    let mut message = Fields::parse(message.as_bytes()).map_err(|_| NoAnswer::Unknown)?;
+fn numbered(message: &str) -> Option<Box<RawValue>> {
+    let mut message = Fields::parse(message.as_bytes()).ok()?;
     if let Some(calls) = message.get("tool_calls") {
-        let mut calls: Vec<Fields<'_>> = serde_json::from_str(calls).map_err(|_| NoAnswer::Unknown)?;
+        let mut calls: Vec<Fields<'_>> = serde_json::from_str(calls).ok()?;
         for (index, call) in calls.iter_mut().enumerate() {
             if call.get("index").is_none() {
                 call.set("index", raw(&index));
@@ -82,7 +162,7 @@ fn numbered(message: &str) -> Result<Box<RawValue>, NoAnswer> {
         let calls = raw(&calls);
         message.set("tool_calls", calls);
     }
-    Ok(message.to_raw())
+    Some(message.to_raw())
 }
 
 #[cfg(test)]
@@ -92,13 +172,13 @@ mod tests {
     use serde_json::Value;
     use spillway_ledger::Credits;
 
-    /// An answer as a client gets it that way.
+    /// An answer as the event that it is, gathered again.
     fn through(kind: Choices, answer: &str) -> Value {
-        let piece = as_event(kind, answer.as_bytes()).expect("an answer");
+        let event = as_event(kind, answer.as_bytes().to_vec());
         let (mut stitch, mut whole) = (Stitch::new(kind, "id", 1, "m"), Aggregate::new(kind));
         stitch.leg().expect("the first");
-        whole.push(&stitch.event(piece.event).expect("for the client")).expect("short");
-        assert!(stitch.finish(&piece.finish).is_none(), "the event has said it");
+        whole.push(&stitch.event(event).expect("for the client")).expect("short");
+        assert!(stitch.finish("stop").is_none(), "the event has said it");
         let usage = stitch.usage(Credits::ZERO, None::<&()>);
         serde_json::from_slice(&whole.finish(usage)).expect("JSON")
     }
@@ -133,7 +213,13 @@ mod tests {
             ),
         ] {
             let answer = format!("{answer},{usage}}}");
-            let piece = as_event(kind, answer.as_bytes()).expect("an answer");
+            let piece = read(kind, answer.clone().into_bytes()).expect("an answer");
+            assert!(is_answer(kind, &piece.json) && piece.json == answer.as_bytes());
+            let event = as_event(kind, piece.json);
+            assert!(kind == Choices::Completion || !is_answer(kind, &event));
+            let is_same = |json: &[u8]| super::text(kind, json) == piece.text;
+            assert!(is_same(&event) && is_same(answer.as_bytes()));
+            assert_eq!(crate::openai::measure::text_of_chunk(kind, &event), piece.text, "it counts as a stream does");
             assert_eq!((String::from_utf8(piece.text).expect("text").as_str(), piece.finish.as_str()), (text, finish));
             let want: Value = serde_json::from_str(&answer).expect("JSON");
             assert_eq!(through(kind, &answer), want);
@@ -158,7 +244,13 @@ mod tests {
             (Choices::Chat, r#"{"choices":[{"index":4096,"message":{"content":"a"}}]}"#, NoAnswer::Unknown),
             (Choices::Completion, r#"{"choices":[]}"#, NoAnswer::Unknown),
         ] {
-            assert_eq!(as_event(kind, bytes.as_bytes()).expect_err("none"), want, "{bytes}");
+            assert_eq!(read(kind, bytes.as_bytes().to_vec()).expect_err("none"), want, "{bytes}");
         }
+        let event = br#"{"object":"chat.completion.chunk","choices":[{"index":0,"delta":{"content":"a"}}]}"#;
+        assert!(!is_answer(Choices::Chat, event));
+        assert_eq!(as_event(Choices::Chat, event.to_vec()), event);
+        // A server that does not name what it sends has it named.
+        let unnamed = read(Choices::Chat, br#"{"choices":[{"message":{"content":"a"}}]}"#.to_vec()).expect("an answer");
+        assert!(is_answer(Choices::Chat, &unnamed.json) && unnamed.text == b"a" && unnamed.finish == "stop");
     }
 }

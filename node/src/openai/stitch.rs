@@ -203,6 +203,11 @@ impl Stitch {
         usage.to_raw()
     }
 
+    /// The usage that a server reported in an answer that is no stream.
+    pub fn reported(&mut self, usage: Box<RawValue>) {
+        self.usage = Some((usage, 0));
+    }
+
     /// The event that carries usage at a stream's end.
     #[must_use]
     pub fn usage_event(&self, usage: Box<RawValue>) -> Vec<u8> {

@@ -31,8 +31,11 @@ pub const SHARES: [u32; 4] = [0, 3, 10, 15];
 /// Names of one owner.
 const NAMES: u32 = 1000;
 /// Where Sybils serve as well as others: gateways, and honest providers. A gateway's jobs go to a few providers that it knows, so
-/// that what counts is how many gateways choose, and there must be enough to choose of either kind.
-const CHOOSING: (u32, u32) = (20, 200);
+/// that what counts is how many gateways choose, and there must be enough to choose of either kind. How many jobs each has matters
+/// little: they are one gateway's choice.
+const CHOOSING: (u32, u32) = (400, 200);
+/// Jobs a minute of each gateway where Sybils serve, and where they lie.
+const PER_MINUTE: (u64, u64) = (1, 30);
 /// Where Sybils lie: gateways, and honest providers, one in a hundred.
 const DECEIVED: (u32, u32) = (4, 10);
 /// When Sybils come to a market that has served for a while, in seconds.
@@ -294,7 +297,8 @@ impl Crowd {
     pub fn scenario(&self) -> Scenario {
         let (gateways, honest) = self.among;
         let mut fleets = vec![consumer("gateway", gateways, None), provider("honest", honest, 400_000, None)];
-        let mut all = vec![clients("gateway", u64::from(gateways) * if self.lies() { 30 } else { 12 })];
+        let mut all =
+            vec![clients("gateway", u64::from(gateways) * if self.lies() { PER_MINUTE.1 } else { PER_MINUTE.0 })];
         let them = provider("adversary", self.names, self.price_output_micro, Some(self.kind));
         fleets.push(Fleet { starts_s: self.comes_s, ..them });
         if self.washers > 0 {

@@ -80,7 +80,7 @@ impl Market {
             addresses: Vec::new(),
         };
         let offers = vec![offer(9_000_000), offer(2_000_000)];
-        let models = MODELS.iter().map(|id| model(id)).collect();
+        let models: Vec<_> = MODELS.iter().map(|id| model(id)).collect();
         jobs.set_market(MarketView { models: models.into(), offers, ..MarketView::default() });
         let (saw_job, seen_jobs) = mpsc::unbounded_channel();
         let (saw_trace, seen_traces) = mpsc::unbounded_channel();
