@@ -157,7 +157,8 @@ impl Reputation {
             standing.served = standing.served.saturating_add(1);
             standing.ban = BAN_FIRST;
         }
-        if bans {
+        // What befell several jobs at once is one incident, and counts once.
+        if bans && now >= standing.banned_until {
             standing.banned_until = now.after(standing.ban);
             standing.ban = (standing.ban * 2).min(BAN_MAX);
         }
@@ -341,6 +342,22 @@ mod tests {
         reputation.record(now, peer(1), Experience::Served);
         reputation.record(now, peer(1), Experience::Stalled);
         assert!(!reputation.is_banned(now.after(Duration::from_secs(15)), &peer(1)));
+    }
+
+    #[test]
+    fn what_befalls_many_jobs_at_once_bans_once() {
+        let mut reputation = Reputation::default();
+        let mut now = Now::from_ms(1_000);
+        for seconds in [15, 30] {
+            let before = reputation.score(&peer(1), Score::Availability);
+            for _ in 0..20 {
+                reputation.record(now, peer(1), Experience::Stalled);
+                reputation.record(now.after(Duration::from_secs(2)), peer(1), Experience::Disputed);
+            }
+            assert_eq!(reputation.banned_until(now, &peer(1)), Some(now.after(Duration::from_secs(seconds))));
+            assert!(reputation.score(&peer(1), Score::Availability) < before, "each counts for its standing");
+            now = now.after(Duration::from_secs(seconds));
+        }
     }
 
     #[test]

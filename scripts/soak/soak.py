@@ -23,9 +23,11 @@ from plot import plot  # noqa: E402
 from run import Node  # noqa: E402
 
 # Requests a second: the first to be tried, and how each next one compares.
-RATE_FIRST, RATE_STEP = 50.0, 1.3
+RATE_FIRST, RATE_STEP = 150.0, 1.3
 # How long each is tried, in seconds.
 RATE_TRIED_S = 10
+# How long a client stalls, as the load generator has it: so much later the last one ends at any rate.
+STALL_S = 8
 # What is too slow: the 99th percentile of the time to a stream's first event, in milliseconds.
 SATURATED_MS = 250
 SAMPLE_EVERY_S = 5
@@ -139,7 +141,7 @@ class Soak:
             refused = sum((total or {}).get("failed", {}).values())
             self.note({"tried": {"rate": round(rate, 1), "first_p99_ms": p99, "failed": refused, "why": why}})
             print(f"at {rate:.0f}/s: first event p99 {p99} ms, {refused} refused {why}", flush=True)
-            if p99 is None or p99 > SATURATED_MS or refused > total["begun"] / 100 or total["second"] > RATE_TRIED_S * 1.5:
+            if p99 is None or p99 > SATURATED_MS or refused > total["begun"] / 100 or total["second"] > RATE_TRIED_S * 1.5 + STALL_S:
                 return last
             rate, last = rate * RATE_STEP, rate
 

@@ -182,6 +182,66 @@ impl Book {
         Ok(())
     }
 
+    /// Copies with one figure off each, and which part of [`Book::check`] is to find it; of a book in which every kind of row is.
+    #[cfg(test)]
+    pub(crate) fn falsified(&self) -> Vec<(&'static str, Self)> {
+        let session = *self.sessions.keys().next().expect("a session");
+        let account = self.sessions[&session].state.consumer;
+        let more = |amount: &mut Credits| *amount = Credits::new(amount.micro() + 1);
+        let less = |amount: &mut Credits| *amount = Credits::new(amount.micro() - 1);
+        let paid = |share: u64| {
+            move |book: &mut Self| {
+                let state = &mut book.sessions.get_mut(&session).expect("the session").state;
+                state.settled = state.deposit;
+                state.paid_provider = Credits::new(state.deposit.micro() * share / 10_000);
+            }
+        };
+        let row = |change: &dyn Fn(&mut AccountState)| {
+            let mut book = self.clone();
+            change(&mut book.accounts.get_mut(&account).expect("the account").state);
+            book
+        };
+        let with = |change: &dyn Fn(&mut Self)| {
+            let mut book = self.clone();
+            change(&mut book);
+            book
+        };
+        vec![
+            (
+                "session",
+                with(&|book| {
+                    let state = &mut book.sessions.get_mut(&session).expect("it").state;
+                    state.paid_provider = Credits::new(state.settled.micro() + 1);
+                }),
+            ),
+            ("session", with(&paid(6_990))),
+            ("session", with(&paid(10_010))),
+            (
+                "session",
+                with(&|book| {
+                    let state = &mut book.sessions.get_mut(&session).expect("it").state;
+                    state.settled = Credits::new(state.deposit.micro() + 1);
+                    state.paid_provider = state.settled;
+                }),
+            ),
+            // Seven tenths are enough, and all is not too much; then other sums are off.
+            ("total", with(&paid(7_000))),
+            ("total", with(&paid(10_000))),
+            ("counts", row(&|state| state.open_sessions += 1)),
+            ("counts", row(&|state| state.open_sessions -= 1)),
+            ("counts", row(&|state| state.payouts += 1)),
+            ("total", row(&|state| more(&mut state.bond))),
+            ("total", row(&|state| less(&mut state.unbonding))),
+            ("total", with(&|book| more(&mut book.totals.locked))),
+            ("total", with(&|book| less(&mut book.totals.payouts))),
+            ("total", with(&|book| more(&mut book.totals.bonded))),
+            ("supply", row(&|state| more(&mut state.balance))),
+            ("supply", row(&|state| less(&mut state.balance))),
+            ("supply", with(&|book| more(&mut book.totals.minted))),
+            ("supply", with(&|book| more(&mut book.totals.burned))),
+        ]
+    }
+
     /// Everything the book remembers, hashes aside.
     #[cfg(test)]
     pub(crate) fn contents(&self) -> String {

@@ -120,6 +120,20 @@ fn rules_for_elect() {
         let twice = if decides { E::NothingToElect } else { E::AlreadyVoted };
         check("a second vote", &book, &again, at, Err(twice));
     }
+    let under_way: Vec<_> =
+        book.elections().map(|(election, votes, decided)| (election.at, election.member, votes, decided)).collect();
+    assert_eq!(under_way, [(9, true, 3, true)]);
+    // Another is voted on, for later: it stays when this one is over, also if no block has that very height.
+    let mut later = book.clone();
+    for voter in &keys[..3] {
+        let entry = elect(&later, voter, keys[3].public(), false, 20);
+        later.apply(&entry, 2, START_MS).expect("votes");
+    }
+    for (height, size, left) in [(8, 4, 2), (12, 5, 1), (25, 4, 0)] {
+        later.begin_block(height, START_MS);
+        assert_eq!((later.validators_at(height).keys().len(), later.elections().count()), (size, left), "{height}");
+        later.check().expect("the book holds");
+    }
     let (old, five) = (cast.genesis.first_validators(), cast.genesis.first_validators().with(new.public(), true));
     assert_eq!((book.validators_at(8), book.validators_at(9)), (old, five.clone()));
     for height in [8, 9, 10] {
@@ -149,6 +163,43 @@ fn the_last_validator_stays() {
     let out = Action::Elect { validator: cast.authority.public(), member: false, at: 9 };
     let out = act(&cast, &book, &cast.authority, out);
     check("the last one", &book, &out, (2, START_MS), Err(ApplyError::CommitteeSize));
+
+    // Nor do its lies cost it the place: there would be nobody to go on.
+    let mut cast = cast;
+    (cast.authority, cast.genesis.committee) = (key(20), vec![key(20).public()]);
+    let mut book = rich(&cast);
+    for (number, height) in [(0, 1), (1, 1)] {
+        let entry = match number {
+            0 => cast.transfer(&cast.consumer, 0, cast.authority.account(), 1_000),
+            _ => act(&cast, &book, &cast.authority, Action::Bond { amount: credits(1_000) }),
+        };
+        book.apply(&entry, height, START_MS).expect("valid");
+    }
+    let [a, b] = [b"a", b"b"].map(|block| Signed::sign(wire::vote(&cast, block), &cast.authority).to_wire());
+    let show = Action::Evidence { evidence: Evidence::Votes { first: a, second: b } };
+    let Ok(Applied::Punished { removed, slashed, .. }) =
+        book.apply(&act(&cast, &book, &cast.stranger, show), 3, START_MS)
+    else {
+        panic!("shown")
+    };
+    assert!(!removed && slashed == credits(1_000));
+    assert!(book.validators_at(4).contains(&cast.authority.public()));
+}
+
+#[test]
+fn a_committee_has_at_most_128() {
+    let mut cast = cast();
+    let mut keys: Vec<SecretKey> = (100..228).map(key).collect();
+    keys.sort_by_key(SecretKey::public);
+    cast.genesis.committee = keys.iter().map(SecretKey::public).collect();
+    let mut book = rich(&cast);
+    let new = key(30);
+    book.apply(&cast.transfer(&cast.consumer, 0, new.account(), 1_000), 1, START_MS).expect("pays");
+    book.apply(&act(&cast, &book, &new, Action::Bond { amount: credits(1_000) }), 1, START_MS).expect("bonds");
+    let elect = |validator: PublicKey, member| Action::Elect { validator, member, at: 9 };
+    let vote = |validator, member| act(&cast, &book, &keys[0], elect(validator, member));
+    check("a 129th", &book, &vote(new.public(), true), (2, START_MS), Err(ApplyError::CommitteeSize));
+    check("one of 128 out", &book, &vote(keys[1].public(), false), (2, START_MS), Ok(()));
 }
 
 #[test]

@@ -165,6 +165,42 @@ fn a_validator_keeps_its_bond() {
 }
 
 #[test]
+fn a_figure_that_is_off_is_found() {
+    let cast = cast();
+    let mut book = Book::new(&cast.genesis);
+    let act = |book: &Book, action| cast.signed(&cast.consumer, book.nonce(&cast.consumer.account()), action);
+    book.apply(&cast.mint(0, cast.consumer.account(), 10_000), 1, START_MS).expect("mints");
+    let session = cast.session(book.nonce(&cast.consumer.account()));
+    for action in [
+        cast.open_action(1_000),
+        Action::Bond { amount: credits(400) },
+        Action::Unbond { amount: credits(150) },
+        Action::PayoutRequest { amount: credits(70), payee: Digest::of("test", &[b"payee"]) },
+    ] {
+        let entry = act(&book, action);
+        book.apply(&entry, 2, START_MS).expect("valid");
+    }
+    // With a price cap of 1 and 2 a unit, a claim is what the usage allows; the rest of the deposit stays locked.
+    book.apply(&cast.settle(0, session, 8, 8, false), 3, START_MS).expect("settles");
+    assert_eq!(book.height(), 3);
+    let known: Vec<_> = book.sessions().map(|(id, state)| (*id, state.deposit, state.settled)).collect();
+    assert_eq!(known, [(session, credits(1_000), credits(8))]);
+    assert_eq!(encode(book.session(&session).expect("known")).len(), SessionState::BYTES_MAX, "no part of it varies");
+    book.check().expect("the book holds");
+    for (number, (part, falsified)) in book.falsified().into_iter().enumerate() {
+        let found = match falsified.check() {
+            Ok(()) => "nothing",
+            Err(Violation::Session(id)) if id == session => "session",
+            Err(Violation::Counts(account)) if account == cast.consumer.account() => "counts",
+            Err(Violation::Total { .. }) => "total",
+            Err(Violation::Conservation { .. }) => "supply",
+            Err(other) => panic!("{number}: {other}"),
+        };
+        assert_eq!(found, part, "{number}");
+    }
+}
+
+#[test]
 fn rules_for_payouts() {
     use ApplyError as E;
     let cast = cast();

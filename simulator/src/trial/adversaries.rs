@@ -33,9 +33,9 @@ const NAMES: u32 = 1000;
 /// Where Sybils serve as well as others: gateways, and honest providers. A gateway's jobs go to a few providers that it knows, so
 /// that what counts is how many gateways choose, and there must be enough to choose of either kind. How many jobs each has matters
 /// little: they are one gateway's choice.
-const CHOOSING: (u32, u32) = (400, 200);
+const CHOOSING: (u32, u32) = (100, 200);
 /// Jobs a minute of each gateway where Sybils serve, and where they lie.
-const PER_MINUTE: (u64, u64) = (1, 30);
+const PER_MINUTE: (u64, u64) = (3, 30);
 /// Where Sybils lie: gateways, and honest providers, one in a hundred.
 const DECEIVED: (u32, u32) = (4, 10);
 /// When Sybils come to a market that has served for a while, in seconds.
