@@ -350,7 +350,7 @@ mod tests {
         let mut now = Now::from_ms(1_000);
         for seconds in [15, 30] {
             let before = reputation.score(&peer(1), Score::Availability);
-            for _ in 0..20 {
+            for _ in 0..3 {
                 reputation.record(now, peer(1), Experience::Stalled);
                 reputation.record(now.after(Duration::from_secs(2)), peer(1), Experience::Disputed);
             }

@@ -87,6 +87,7 @@ impl Voice {
 
     /// The job was placed, for the first time or anew.
     pub(super) fn leg(&mut self) -> Result<(), CannotContinue> {
+        self.unfold();
         match &mut self.form {
             Form::Choices { stitch, .. } | Form::Responses { stitch, .. } | Form::Messages { stitch, .. } => {
                 stitch.leg()
@@ -147,8 +148,20 @@ impl Voice {
         }
     }
 
+    /// What looked like an answer in one piece has more behind it: it was a completion's last event, but for usage.
+    fn unfold(&mut self) {
+        if let (Form::Choices { stitch, whole, one_piece }, Some(choices)) = (&mut self.form, self.choices)
+            && let Some(first) = one_piece.take()
+            && let Some(event) = stitch.event(one_piece::as_event(choices, first))
+        {
+            // It is the first, and within the limit of all.
+            let _ = whole.push(&event);
+        }
+    }
+
     /// Keeps a backend's event for the answer in one piece.
     pub(super) fn gather(&mut self, bytes: Vec<u8>) -> Result<(), ApiError> {
+        self.unfold();
         match &mut self.form {
             Form::Choices { one_piece, .. }
                 if self.fresh && self.choices.is_some_and(|choices| one_piece::is_answer(choices, &bytes)) =>
@@ -157,14 +170,8 @@ impl Voice {
                 *one_piece = Some(bytes);
                 Ok(())
             }
-            Form::Choices { stitch, whole, one_piece } => {
+            Form::Choices { stitch, whole, .. } => {
                 self.fresh = false;
-                if let (Some(first), Some(choices)) = (one_piece.take(), self.choices)
-                    && let Some(event) = stitch.event(one_piece::as_event(choices, first))
-                {
-                    // It was the last event of a completion, or the first of several.
-                    whole.push(&event).map_err(too_long)?;
-                }
                 stitch.event(bytes).map_or(Ok(()), |event| whole.push(&event)).map_err(too_long)
             }
             Form::Named(named) => named.gather(&bytes).map_err(too_long),

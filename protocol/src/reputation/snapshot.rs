@@ -169,8 +169,8 @@ mod tests {
             reputation.record(START, peer(1), Experience::Served);
             reputation.record(START, peer(1), Experience::Paid);
         }
-        for _ in 0..2 {
-            reputation.record(START, peer(2), Experience::Stalled);
+        for seconds in [0, 15] {
+            reputation.record(START.after(Duration::from_secs(seconds)), peer(2), Experience::Stalled);
         }
         reputation.measured_rtt(START, peer(3), Duration::from_millis(20));
         reputation
@@ -194,9 +194,9 @@ mod tests {
         }
         let soon = START.after(Duration::from_secs(20));
         assert!(after.is_banned(soon, &peer(2)) && !after.is_banned(soon.after(Duration::from_secs(30)), &peer(2)));
-        let mut after = after;
-        after.record(soon, peer(2), Experience::Stalled);
-        assert!(after.is_banned(soon.after(Duration::from_secs(59)), &peer(2)), "the next quarantine is the third");
+        let (mut after, later) = (after, soon.after(Duration::from_secs(30)));
+        after.record(later, peer(2), Experience::Stalled);
+        assert!(after.is_banned(later.after(Duration::from_secs(59)), &peer(2)), "the next quarantine is the third");
     }
 
     #[test]
