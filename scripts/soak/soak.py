@@ -23,7 +23,7 @@ from plot import plot  # noqa: E402
 from run import Node  # noqa: E402
 
 # Requests a second: the first to be tried, and how each next one compares.
-RATE_FIRST, RATE_STEP = 150.0, 1.3
+RATE_FIRST, RATE_STEP = 50.0, 1.3
 # How long each is tried, in seconds.
 RATE_TRIED_S = 10
 # How long a client stalls, as the load generator has it: so much later the last one ends at any rate.

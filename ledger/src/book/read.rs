@@ -189,44 +189,30 @@ impl Book {
         let account = self.sessions[&session].state.consumer;
         let more = |amount: &mut Credits| *amount = Credits::new(amount.micro() + 1);
         let less = |amount: &mut Credits| *amount = Credits::new(amount.micro() - 1);
-        let paid = |share: u64| {
-            move |book: &mut Self| {
-                let state = &mut book.sessions.get_mut(&session).expect("the session").state;
-                state.settled = state.deposit;
-                state.paid_provider = Credits::new(state.deposit.micro() * share / 10_000);
-            }
-        };
-        let row = |change: &dyn Fn(&mut AccountState)| {
-            let mut book = self.clone();
-            change(&mut book.accounts.get_mut(&account).expect("the account").state);
-            book
-        };
         let with = |change: &dyn Fn(&mut Self)| {
             let mut book = self.clone();
             change(&mut book);
             book
         };
+        let row = |change: &dyn Fn(&mut AccountState)| {
+            with(&|book| change(&mut book.accounts.get_mut(&account).expect("the account").state))
+        };
+        let paid = |settled: u64, provider: u64| {
+            with(&|book| {
+                let state = &mut book.sessions.get_mut(&session).expect("the session").state;
+                (state.settled, state.paid_provider) = (Credits::new(settled), Credits::new(provider));
+            })
+        };
+        let SessionState { deposit, settled, .. } = self.sessions[&session].state;
+        let (deposit, settled) = (deposit.micro(), settled.micro());
         vec![
-            (
-                "session",
-                with(&|book| {
-                    let state = &mut book.sessions.get_mut(&session).expect("it").state;
-                    state.paid_provider = Credits::new(state.settled.micro() + 1);
-                }),
-            ),
-            ("session", with(&paid(6_990))),
-            ("session", with(&paid(10_010))),
-            (
-                "session",
-                with(&|book| {
-                    let state = &mut book.sessions.get_mut(&session).expect("it").state;
-                    state.settled = Credits::new(state.deposit.micro() + 1);
-                    state.paid_provider = state.settled;
-                }),
-            ),
+            ("session", paid(settled, settled + 1)),
+            ("session", paid(deposit, deposit * 699 / 1_000)),
+            ("session", paid(deposit, deposit + 1)),
+            ("session", paid(deposit + 1, deposit + 1)),
             // Seven tenths are enough, and all is not too much; then other sums are off.
-            ("total", with(&paid(7_000))),
-            ("total", with(&paid(10_000))),
+            ("total", paid(deposit, deposit * 7 / 10)),
+            ("total", paid(deposit, deposit)),
             ("counts", row(&|state| state.open_sessions += 1)),
             ("counts", row(&|state| state.open_sessions -= 1)),
             ("counts", row(&|state| state.payouts += 1)),
