@@ -43,7 +43,8 @@ pub(super) struct Upstream {
 #[derive(Debug)]
 struct Shared {
     client: Client,
-    base: Url,
+    /// Of each endpoint, in the order of [`Kind::ALL`].
+    urls: Vec<Url>,
     models_url: Url,
     endpoints: Vec<Kind>,
     models: Vec<String>,
@@ -72,8 +73,8 @@ impl Upstream {
         endpoints.dedup();
         let shared = Shared {
             client,
+            urls: Kind::ALL.iter().map(|kind| below(&base, endpoint(*kind).path)).collect(),
             models_url: below(&base, "models"),
-            base,
             endpoints,
             models: section.models.clone(),
             names: Names::new(&section.rename),
@@ -108,7 +109,7 @@ impl Upstream {
             out.meter(Meter::new(price, body.len()));
         }
         let mut request =
-            shared.client.post(below(&shared.base, row.path)).header(CONTENT_TYPE, content_type).body(body);
+            shared.client.post(shared.urls[work.kind as usize].clone()).header(CONTENT_TYPE, content_type).body(body);
         if work.kind == Kind::Message {
             request = request.header("anthropic-version", ANTHROPIC_VERSION);
         }
