@@ -34,6 +34,9 @@ const NAMES: u32 = 1000;
 /// that what counts is how many gateways choose, and there must be enough to choose of either kind. How many jobs each has matters
 /// little: they are one gateway's choice.
 const CHOOSING: (u32, u32) = (100, 200);
+/// How often a setting of these is played for a seed, for the same reason: more gateways in one market cost more than a
+/// second market.
+const CHOOSING_RUNS: u64 = 4;
 /// Jobs a minute of each gateway where Sybils serve, and where they lie.
 const PER_MINUTE: (u64, u64) = (3, 30);
 /// Where Sybils lie: gateways, and honest providers, one in a hundred.
@@ -249,6 +252,8 @@ pub struct Crowd {
     pub comes_s: u64,
     /// Until when clients ask, in seconds.
     pub duration_s: u64,
+    /// Runs for each seed.
+    pub runs: u64,
 }
 
 impl Crowd {
@@ -265,8 +270,9 @@ impl Crowd {
             among: CHOOSING,
             comes_s: 0,
             duration_s: DURATION_S,
+            runs: CHOOSING_RUNS,
         };
-        let lies = Self { among: DECEIVED, ..same.clone() };
+        let lies = Self { among: DECEIVED, runs: 1, ..same.clone() };
         [
             same.clone(),
             Self { what: "and buy of themselves, for a history", washers: 10, ..same.clone() },
@@ -274,6 +280,7 @@ impl Crowd {
                 what: "serve as well, but come when others have served for a minute",
                 comes_s: LATE_S,
                 duration_s: LATE_S + DURATION_S,
+                runs: 1,
                 ..same
             },
             Self { what: "refuse what they quote, at the honest price", kind: FalseCapacity, ..lies.clone() },
@@ -464,29 +471,48 @@ fn credits(micro: f64) -> f64 {
     micro / 1e6
 }
 
-/// Plays scenarios over seeds, as many at once as there are cores. What was before a scenario's moment, in seconds, does not
-/// count. Gives a tally for each scenario.
-fn played(
-    scenarios: &[(Scenario, u64)],
-    seeds: &Range<u64>,
-    progress: impl Fn(&str) + Sync,
-) -> (Vec<Tally>, Vec<Failure>) {
-    let count = seeds.end.saturating_sub(seeds.start);
+/// What is played for each seed.
+struct Play {
+    scenario: Scenario,
+    /// What was before this moment, in seconds, does not count.
+    from_s: u64,
+    /// How often.
+    runs: u64,
+}
+
+impl Play {
+    const fn once(scenario: Scenario) -> Self {
+        Self { scenario, from_s: 0, runs: 1 }
+    }
+
+    fn of(crowd: &Crowd) -> Self {
+        Self { scenario: crowd.scenario(), from_s: crowd.comes_s, runs: crowd.runs }
+    }
+}
+
+/// Plays scenarios over seeds, as many at once as there are cores. Gives a tally for each.
+fn played(plays: &[Play], seeds: &Range<u64>, progress: impl Fn(&str) + Sync) -> (Vec<Tally>, Vec<Failure>) {
+    let runs = plays.iter().enumerate().flat_map(|(at, play)| {
+        seeds.clone().flat_map(move |seed| (0..play.runs).map(move |run| (at, seed, run)))
+    });
+    let runs: Vec<_> = runs.collect();
     let play = |task: u64| {
-        let ((scenario, from_s), seed) = (&scenarios[(task / count) as usize], seeds.start + task % count);
-        progress(&format!("{}, seed {seed}", scenario.name));
-        let run = Simulation::new(seed).scenario(scenario.clone()).observe();
+        let (at, seed, run) = runs[task as usize];
+        let Play { scenario, from_s, .. } = &plays[at];
+        progress(&format!("{}, seed {seed}, run {run}", scenario.name));
+        // The first run of a seed is that of the seed alone.
+        let run = Simulation::new(seed ^ (run << 32)).scenario(scenario.clone()).observe();
         let failure = run.report.violations.first().map(|violation| {
             let failure = Failure::of("adversaries", seed, violation);
             Failure { what: format!("{}: {}", scenario.name, failure.what), ..failure }
         });
         (Tally::of(&run, START.after(Duration::from_secs(*from_s))), failure)
     };
-    let mut tallies: Vec<Tally> = scenarios.iter().map(|_| Tally::default()).collect();
+    let mut tallies: Vec<Tally> = plays.iter().map(|_| Tally::default()).collect();
     let mut failures = Vec::new();
-    let runs = parallel::each(0..scenarios.len() as u64 * count, play, |_| {});
-    for (task, (tally, failure)) in runs.into_iter().enumerate() {
-        tallies[task / count as usize].merge(tally);
+    let shown = parallel::each(0..runs.len() as u64, play, |_| {});
+    for ((at, ..), (tally, failure)) in runs.iter().zip(shown) {
+        tallies[*at].merge(tally);
         failures.extend(failure);
     }
     (tallies, failures)
@@ -520,7 +546,7 @@ fn row(adversary: Adversary, bad: u32, tally: &Tally) -> Row {
 /// Plays one kind at one share.
 #[must_use]
 pub fn one(adversary: Adversary, bad: u32, duration_s: u64, seeds: Range<u64>) -> (Row, Vec<Failure>) {
-    let (tallies, failures) = played(&[(among(adversary, bad, duration_s), 0)], &seeds, |_| {});
+    let (tallies, failures) = played(&[Play::once(among(adversary, bad, duration_s))], &seeds, |_| {});
     (row(adversary, bad, &tallies[0]), failures)
 }
 
@@ -564,30 +590,30 @@ pub fn many_names(
     seeds: Range<u64>,
     progress: impl Fn(&str) + Sync,
 ) -> (Vec<SybilRow>, Vec<Failure>) {
-    let scenarios: Vec<_> = crowds.iter().map(|crowd| (crowd.scenario(), crowd.comes_s)).collect();
-    let (tallies, failures) = played(&scenarios, &seeds, progress);
+    let plays: Vec<_> = crowds.iter().map(Play::of).collect();
+    let (tallies, failures) = played(&plays, &seeds, progress);
     (crowds.iter().zip(&tallies).map(|(crowd, tally)| sybil_row(crowd, tally)).collect(), failures)
 }
 
 /// Plays the trial: 1,000 names of one owner, and every kind at every share.
 pub fn adversaries(seeds: Range<u64>, progress: impl Fn(&str) + Sync) -> Adversaries {
     let crowds = Crowd::all();
-    let mut scenarios: Vec<_> = crowds.iter().map(|crowd| (crowd.scenario(), crowd.comes_s)).collect();
+    let mut plays: Vec<_> = crowds.iter().map(Play::of).collect();
     // Which row is of which scenario: without any adversary, all kinds of a side are the same run.
     let mut places = Vec::new();
     for kinds in [Adversary::PROVIDERS, Adversary::CONSUMERS] {
-        let none = scenarios.len();
-        scenarios.push((among(kinds[0], 0, DURATION_S), 0));
+        let none = plays.len();
+        plays.push(Play::once(among(kinds[0], 0, DURATION_S)));
         for adversary in kinds {
             for bad in SHARES {
                 if bad > 0 {
-                    scenarios.push((among(adversary, bad, DURATION_S), 0));
+                    plays.push(Play::once(among(adversary, bad, DURATION_S)));
                 }
-                places.push((adversary, bad, if bad > 0 { scenarios.len() - 1 } else { none }));
+                places.push((adversary, bad, if bad > 0 { plays.len() - 1 } else { none }));
             }
         }
     }
-    let (tallies, failures) = played(&scenarios, &seeds, progress);
+    let (tallies, failures) = played(&plays, &seeds, progress);
     let sybils: Vec<_> = crowds.iter().zip(&tallies).map(|(crowd, tally)| sybil_row(crowd, tally)).collect();
     let rows: Vec<_> = places.into_iter().map(|(kind, bad, place)| row(kind, bad, &tallies[place])).collect();
     let bounds = bounds(&rows).into_iter().chain(sybil_bounds(&sybils)).collect();
