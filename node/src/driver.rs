@@ -186,10 +186,16 @@ pub async fn drive(
         reputation_at: Instant::now(),
     };
     driver.begin(&restored);
-    driver.drain()?;
+    driver.drain().await?;
     tokio::pin!(stop);
+    // Kept over the turns: most leave the time to wake as it was.
+    let alarm = tokio::time::sleep_until(driver.wake_at().into());
+    tokio::pin!(alarm);
     loop {
-        let wake = driver.wake_at();
+        let wake = driver.wake_at().into();
+        if alarm.deadline() != wake {
+            alarm.as_mut().reset(wake);
+        }
         tokio::select! {
             () = &mut stop => {
                 driver.leave().await;
@@ -211,12 +217,12 @@ pub async fn drive(
             }
             Some(command) = driver.parts.commands.recv() => driver.command(command),
             Ok(()) = driver.parts.capacity.changed() => driver.capacity_changed(),
-            () = tokio::time::sleep_until(wake.into()) => {
+            () = &mut alarm => {
                 driver.handle(Event::Tick);
                 driver.discover(discovery::Event::Tick);
             }
         }
-        driver.drain()?;
+        driver.drain().await?;
         driver.renew_view();
         if driver.reputation_at.elapsed() >= REPUTATION_EVERY {
             driver.reputation_at = Instant::now();
@@ -648,7 +654,7 @@ impl Driver {
     // ---- effects ----
 
     /// Carries out what the market asks for: first all that must be on disk, then the rest in order.
-    fn drain(&mut self) -> anyhow::Result<()> {
+    async fn drain(&mut self) -> anyhow::Result<()> {
         loop {
             let mut effects = Vec::new();
             let mut batch = Batch::new();
@@ -664,9 +670,10 @@ impl Driver {
                 effects.push(effect);
             }
             if !batch.is_empty() {
-                let store = &self.parts.store;
-                tokio::task::block_in_place(|| store.commit(batch))
-                    .context("node.redb: what is owed cannot be kept")?;
+                // Elsewhere: the thread that waits for the disk would have to hand all other tasks to another one first.
+                let store = Arc::clone(&self.parts.store);
+                let kept = tokio::task::spawn_blocking(move || store.commit(batch)).await;
+                kept.context("node.redb")?.context("node.redb: what is owed cannot be kept")?;
             }
             if effects.is_empty() {
                 return Ok(());

@@ -10,7 +10,7 @@ use spillway_ledger::{Account, Credits, JobId, NodeId, Price, Usage};
 use spillway_protocol::router::Sort;
 use spillway_protocol::router::preference::DataCollection;
 use spillway_protocol::{Considered, Job, Kind, Outcome, Reason, Route};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::sync::{Arc, Mutex, RwLock};
 use std::time::SystemTime;
 use tokio::sync::mpsc;
@@ -285,7 +285,7 @@ pub struct LegLog {
 
 #[derive(Debug, Default)]
 struct Log {
-    by_id: BTreeMap<JobId, JobLog>,
+    by_id: HashMap<JobId, Box<JobLog>>,
     order: VecDeque<JobId>,
 }
 
@@ -352,7 +352,7 @@ impl Jobs {
     /// What is remembered of a job; at most the last 10,000 are.
     #[must_use]
     pub fn log(&self, job: JobId) -> Option<JobLog> {
-        self.shared.log.lock().expect("no holder panics").by_id.get(&job).cloned()
+        self.shared.log.lock().expect("no holder panics").by_id.get(&job).map(|entry| (**entry).clone())
     }
 
     /// What can be asked for now.
@@ -487,7 +487,7 @@ fn wishes(job: &Job) -> Option<String> {
 
 impl Log {
     fn insert(&mut self, id: JobId, entry: JobLog) {
-        if self.by_id.insert(id, entry).is_none() {
+        if self.by_id.insert(id, Box::new(entry)).is_none() {
             self.order.push_back(id);
         }
         while self.order.len() > LOG_MAX {

@@ -30,8 +30,9 @@ fn leaf_key(session: &SessionId, index: u32) -> Vec<u8> {
     [LEAF, session.0.as_bytes(), &index.to_be_bytes()].concat()
 }
 
-/// Adds a record to what is to be kept. The order of an earning session's receipts is kept beside it, for good: without
-/// it, no receipt could be shown to lie under a settlement's root once the session is over.
+/// Adds a record to what is to be kept. An earning session's receipts are kept beside it and not in it, a row for each: the record is
+/// written several times for each job, and without their order no receipt could be shown to lie under a settlement's root once the
+/// session is over.
 pub fn keep(batch: &mut Batch, record: &Record) {
     let (table, key) = place(record);
     if let Record::Earning(earning) = record {
@@ -45,7 +46,10 @@ pub fn keep(batch: &mut Batch, record: &Record) {
         Record::PayingOver(_) | Record::EarningOver(_) => {
             batch.delete(table, key);
         }
-        Record::Paying(_) | Record::Earning(_) | Record::Spending(_) | Record::Receipt { .. } => {
+        Record::Earning(earning) => {
+            batch.put(table, key, Record::Earning(earning.without_receipts()).to_bytes());
+        }
+        Record::Paying(_) | Record::Spending(_) | Record::Receipt { .. } => {
             batch.put(table, key, record.to_bytes());
         }
     }
@@ -56,7 +60,17 @@ pub fn keep(batch: &mut Batch, record: &Record) {
 /// # Errors
 /// If the store cannot be read. A record that cannot be understood is an error, too: money hangs on it.
 pub fn restore(store: &Store) -> anyhow::Result<Vec<Record>> {
-    read_all(store, Table::Sessions)
+    let mut records = read_all(store, Table::Sessions)?;
+    for record in &mut records {
+        if let Record::Earning(earning) = record {
+            let kept = leaves(store, &earning.session)?;
+            // Earlier versions kept them in the record, and before that there only.
+            if kept.len() >= earning.receipts.len() {
+                earning.receipts = kept;
+            }
+        }
+    }
+    Ok(records)
 }
 
 /// The digests of a session's receipts, in the order they were signed: the leaves under its settlements' roots. Empty
@@ -235,7 +249,7 @@ mod tests {
             restore(&store)
                 .expect("readable")
                 .iter()
-                .all(|record| matches!(record, Record::Earning(earning) if earning.session == other))
+                .all(|record| matches!(record, Record::Earning(it) if it.session == other && it.receipts == all[..1]))
         );
         assert_eq!(leaves(&store, &session).expect("readable"), all);
         assert_eq!(leaves(&store, &other).expect("readable"), all[..1]);

@@ -9,6 +9,9 @@ use std::time::Duration;
 
 /// A job is not opened on a session that ends sooner than this.
 pub(crate) const EXPIRY_MARGIN: Duration = Duration::from_secs(600);
+/// Jobs of one session at the most: so many receipts one settlement's root stands for, and its provider has to keep. One that had so many
+/// is settled for the last time and gives way to another.
+pub(crate) const SESSION_JOBS_MAX: usize = 4096;
 /// The next leg is expected to set aside what the last ones did on average, the newest weighing one in so many.
 const SMOOTHING: u64 = 8;
 /// At most ten vouchers a second and session.
@@ -91,6 +94,8 @@ pub(crate) struct PayingSession {
     last_signed: Option<Now>,
     /// What a leg here sets aside, smoothed; zero before the first.
     need: Credits,
+    /// Legs that left something to pay, since this node started.
+    paid: usize,
     /// No top-up before this: the ledger has just refused one.
     top_up_from: Now,
     #[cfg(feature = "sabotage")]
@@ -108,6 +113,7 @@ impl PayingSession {
             legs: BTreeMap::new(),
             last_signed: None,
             need: Credits::ZERO,
+            paid: 0,
             top_up_from: Now(0),
             #[cfg(feature = "sabotage")]
             overdrawn: false,
@@ -134,6 +140,25 @@ impl PayingSession {
     /// Whether a leg may still begin here, as far as time goes.
     pub(crate) fn is_open(&self, now: Now) -> bool {
         now.after(EXPIRY_MARGIN).ms() < self.record.expires_ms
+    }
+
+    /// How many legs may still begin here, as far as their number goes.
+    pub(crate) fn room(&self) -> usize {
+        SESSION_JOBS_MAX.saturating_sub(self.paid.saturating_add(self.legs.len()))
+    }
+
+    /// Whether a leg may still begin here, if there is money for it.
+    pub(crate) fn takes_jobs(&self, now: Now) -> bool {
+        self.is_open(now) && self.room() > 0
+    }
+
+    /// Its provider says that it takes no more jobs. Says whether that may be: each job begins with a voucher, also before a restart.
+    pub(crate) fn fill(&mut self, now: Now) -> bool {
+        let may_be = !self.is_open(now) || self.record.sequence >= SESSION_JOBS_MAX as u64;
+        if may_be {
+            self.paid = SESSION_JOBS_MAX;
+        }
+        may_be
     }
 
     /// Whether the ledger has ended it.
@@ -187,7 +212,7 @@ impl PayingSession {
     pub(crate) fn fits(&self, now: Now, provider: &Account, price: &Price, worst: Credits) -> bool {
         self.record.provider == *provider
             && price.within(&self.record.price_cap)
-            && self.is_open(now)
+            && self.takes_jobs(now)
             && worst <= self.available()
     }
 
@@ -229,6 +254,9 @@ impl PayingSession {
         let Some(leg) = self.legs.remove(job) else { return (Usage::default(), Credits::ZERO) };
         let nothing = (Usage::default(), Credits::ZERO);
         let usage = leg.usage();
+        if how != LegEnd::Void {
+            self.paid = self.paid.saturating_add(1);
+        }
         let (usage, cost) = match how {
             LegEnd::Void => return nothing,
             LegEnd::Agreed => {

@@ -60,6 +60,27 @@ pub struct Earning {
     pub receipts: Vec<Digest>,
 }
 
+impl Earning {
+    /// The record as it is kept where receipts are kept one by one.
+    #[must_use]
+    pub fn without_receipts(&self) -> Self {
+        Self {
+            session: self.session,
+            consumer: self.consumer,
+            voucher_key: self.voucher_key,
+            deposit: self.deposit,
+            price_cap: self.price_cap,
+            expires_ms: self.expires_ms,
+            voucher: self.voucher.clone(),
+            vouched: self.vouched,
+            spent: self.spent,
+            usage: self.usage,
+            settled: self.settled,
+            receipts: Vec::new(),
+        }
+    }
+}
+
 /// How far a job of this node's own client has come, for budgets and `explain`.
 #[derive(Clone, Debug, PartialEq, Eq, wincode::SchemaRead, wincode::SchemaWrite)]
 pub struct Spending {

@@ -30,6 +30,13 @@ pub struct Arguments {
     command: Command,
 }
 
+impl Arguments {
+    /// How many threads wait and decide; `None` for one on each core.
+    pub fn threads(&self) -> Option<usize> {
+        if let Command::Up(arguments) = &self.command { Some(arguments.threads()) } else { None }
+    }
+}
+
 /// How a command ended that did not end in an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {

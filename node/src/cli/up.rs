@@ -22,6 +22,21 @@ pub(crate) struct UpArguments {
     /// Stop when standard input closes, as it does when the program that started this node ends
     #[arg(long)]
     until_stdin_closes: bool,
+    /// Threads for connections, the gateway and the market; by default one for every four cores. Engines and disks have their own
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
+    threads: Option<u16>,
+}
+
+/// Cores for one thread. What a second thread takes off the first costs more than it brings while one is not busy: half as much
+/// processor time again for each request. `docs/performance.md`.
+const CORES_PER_THREAD: usize = 4;
+
+impl UpArguments {
+    /// How many threads wait and decide.
+    pub(super) fn threads(&self) -> usize {
+        let cores = || std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
+        self.threads.map_or_else(|| (cores() / CORES_PER_THREAD).max(1), usize::from)
+    }
 }
 
 fn log_to_stderr(json: bool) {

@@ -13,8 +13,6 @@ use axum::Router;
 use axum::body::Body;
 use axum::extract::{RawQuery, Request, State};
 use axum::http::{HeaderMap, HeaderValue, Response, header};
-use axum::middleware::{Next, from_fn};
-use axum::response::IntoResponse;
 use axum::routing::{MethodRouter, get, post};
 use http_body_util::BodyExt;
 use serde_json::json;
@@ -30,16 +28,15 @@ const DRAIN_BYTES_MAX: usize = 32 << 20;
 /// How long that may take.
 const DRAIN_WAIT: Duration = Duration::from_secs(5);
 
-/// Every route. `local` is whether the server listens on loopback only; then it answers to loopback names only.
-pub(super) fn router(gateway: Gateway, local: bool) -> Router {
-    let router = routes()
+/// Every route.
+pub(super) fn router(gateway: Gateway) -> Router {
+    routes()
         .router
         .fallback(async || ApiError::new(404, "not_found", "there is no such route"))
         .method_not_allowed_fallback(async || {
             ApiError::new(405, "method_not_allowed", "the route takes another method")
         })
-        .with_state(gateway);
-    if local { router.layer(from_fn(answer_to_loopback)) } else { router }
+        .with_state(gateway)
 }
 
 /// Routes and their paths: the description of the API is compared with them.
@@ -70,7 +67,9 @@ impl Routes {
 pub(super) fn routes() -> Routes {
     let mut routes = Routes::default();
     for kind in Kind::ALL {
-        let handler = async move |State(gateway): State<Gateway>, request: Request| job(&gateway, kind, request).await;
+        // Large, and moved by each layer around it unless it is boxed.
+        let handler =
+            async move |State(gateway): State<Gateway>, request: Request| Box::pin(job(&gateway, kind, request)).await;
         routes = routes.route(&format!("/v1/{}", endpoint(kind).path), post(handler));
     }
     let routes = routes
@@ -83,13 +82,6 @@ pub(super) fn routes() -> Routes {
         .route("/v1/messages/count_tokens", post(count_tokens))
         .route("/api/v1/generation", get(show_generation));
     admin::routes(routes)
-}
-
-async fn answer_to_loopback(request: Request, next: Next) -> Response<Body> {
-    match guard::host(request.headers()) {
-        Ok(()) => next.run(request).await,
-        Err(error) => error.into_response(),
-    }
 }
 
 /// Reads a body of at most `limit` bytes.

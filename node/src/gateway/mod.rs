@@ -63,7 +63,7 @@ use spillway_ledger::store::Store;
 use spillway_ledger::{Credits, Digest, JobId, Price};
 use spillway_protocol::job::BODY_BYTES_MAX;
 use spillway_protocol::{Job, Kind, OwnChoice, Prefer, Reason};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -132,7 +132,7 @@ struct Inner {
 
 #[derive(Default)]
 struct Owners {
-    by_job: BTreeMap<JobId, KeyId>,
+    by_job: HashMap<JobId, KeyId>,
     order: VecDeque<JobId>,
 }
 
@@ -217,7 +217,7 @@ impl Gateway {
         let listener = tokio::net::TcpListener::bind(address).await.map_err(fail)?;
         let bound = listener.local_addr().map_err(fail)?;
         self.0.telemetry.serves_at(bound);
-        Ok(Serving::start(listener, bound, http::router(self.clone(), bound.ip().is_loopback())))
+        Ok(Serving::start(listener, bound, http::router(self.clone())))
     }
 
     /// Takes no more jobs; those under way go on. Readiness turns false.

@@ -1,8 +1,12 @@
 //! The listening socket: takes connections, bounds them, and drains them at the end.
-//! Invariant: at most [`CONNECTIONS_MAX`] connections are open; each sends its headers within [`HEADER_WAIT`].
+//! Invariant: at most [`CONNECTIONS_MAX`] connections are open; each sends its headers within [`HEADER_WAIT`]. On loopback only
+//! requests to loopback names are answered.
 
+use super::guard;
 use super::stall::{NoStall, WRITE_WAIT};
 use axum::Router;
+use axum::response::IntoResponse;
+use futures::future::{Either, ready};
 use hyper::server::conn::http1;
 use hyper::service::{Service, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -38,7 +42,7 @@ pub struct Serving {
 impl Serving {
     pub(super) fn start(listener: TcpListener, address: SocketAddr, router: Router) -> Self {
         let (stop, stopped) = watch::channel(false);
-        let task = tokio::spawn(accept(listener, router, stopped));
+        let task = tokio::spawn(accept(listener, address.ip().is_loopback(), router, stopped));
         Self { address, stop, task }
     }
 
@@ -59,7 +63,7 @@ impl Serving {
     }
 }
 
-async fn accept(listener: TcpListener, router: Router, mut stopped: watch::Receiver<bool>) {
+async fn accept(listener: TcpListener, local: bool, router: Router, mut stopped: watch::Receiver<bool>) {
     let room = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     // Dropped with this task, which ends its connections.
     let mut connections = JoinSet::new();
@@ -77,7 +81,7 @@ async fn accept(listener: TcpListener, router: Router, mut stopped: watch::Recei
             (permit, Ok((stream, from))) => {
                 let (router, stopped) = (router.clone(), stopped.clone());
                 connections.spawn(async move {
-                    serve(stream, from, router, stopped).await;
+                    serve(stream, from, local, router, stopped).await;
                     drop(permit);
                 });
             }
@@ -91,7 +95,8 @@ async fn accept(listener: TcpListener, router: Router, mut stopped: watch::Recei
     while connections.join_next().await.is_some() {}
 }
 
-async fn serve(stream: TcpStream, from: SocketAddr, router: Router, mut stopped: watch::Receiver<bool>) {
+/// With `local`, only requests to loopback names are answered.
+async fn serve(stream: TcpStream, from: SocketAddr, local: bool, router: Router, mut stopped: watch::Receiver<bool>) {
     // Without this, small events wait for the client's acknowledgements, 40 ms at a time.
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%error, "Nagle's algorithm stays on");
@@ -102,7 +107,10 @@ async fn serve(stream: TcpStream, from: SocketAddr, router: Router, mut stopped:
         if !request.uri().path().starts_with("/v1/") {
             request.extensions_mut().insert(CameFrom(from));
         }
-        router.call(request)
+        match if local { guard::host(request.headers()) } else { Ok(()) } {
+            Ok(()) => Either::Left(router.call(request)),
+            Err(error) => Either::Right(ready(Ok(error.into_response()))),
+        }
     });
     let connection = http1::Builder::new()
         .timer(TokioTimer::new())

@@ -14,7 +14,7 @@ pub const FIELDS_MAX: usize = 256;
 ///
 /// Two fields of one name are refused: this node and the backend might take different ones for true.
 #[derive(Clone, Debug, Default)]
-pub struct Fields<'a>(Vec<(String, Cow<'a, RawValue>)>);
+pub struct Fields<'a>(Vec<(Cow<'a, str>, Cow<'a, RawValue>)>);
 
 impl<'a> Fields<'a> {
     /// Reads an object; what is within its values is not looked at.
@@ -53,7 +53,7 @@ impl<'a> Fields<'a> {
     pub fn set(&mut self, name: &str, value: Box<RawValue>) {
         match self.0.iter_mut().find(|(key, _)| key == name) {
             Some((_, old)) => *old = Cow::Owned(value),
-            None => self.0.push((name.to_owned(), Cow::Owned(value))),
+            None => self.0.push((Cow::Owned(name.to_owned()), Cow::Owned(value))),
         }
     }
 
@@ -63,7 +63,7 @@ impl<'a> Fields<'a> {
             return false;
         }
         let found = self.0.iter_mut().find(|(key, _)| key == name);
-        found.map(|(key, _)| to.clone_into(key)).is_some()
+        found.map(|(key, _)| *key = Cow::Owned(to.to_owned())).is_some()
     }
 
     /// Takes `name` out; whether it was there.
@@ -88,7 +88,7 @@ impl<'a> Fields<'a> {
 
     /// The fields in order.
     pub fn iter(&self) -> impl Iterator<Item = (&str, &RawValue)> {
-        self.0.iter().map(|(key, value)| (key.as_str(), &**value))
+        self.0.iter().map(|(key, value)| (&**key, &**value))
     }
 
     /// Whether there is none.
@@ -144,12 +144,16 @@ impl Serialize for Fields<'_> {
     }
 }
 
+/// A field's name, borrowed unless it is written with escapes.
+#[derive(serde::Deserialize)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
+
 impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         struct ObjectVisitor;
 
         impl<'de> Visitor<'de> for ObjectVisitor {
-            type Value = Vec<(String, Cow<'de, RawValue>)>;
+            type Value = Vec<(Cow<'de, str>, Cow<'de, RawValue>)>;
 
             fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
                 f.write_str("an object")
@@ -157,7 +161,7 @@ impl<'de: 'a, 'a> Deserialize<'de> for Fields<'a> {
 
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
                 let mut fields: Self::Value = Vec::new();
-                while let Some((name, value)) = map.next_entry::<String, &'de RawValue>()? {
+                while let Some((Name(name), value)) = map.next_entry::<Name<'de>, &'de RawValue>()? {
                     if fields.iter().any(|(other, _)| *other == name) {
                         return Err(A::Error::custom(format_args!("field `{}` occurs twice", shown(&name))));
                     }

@@ -22,7 +22,7 @@ use crate::record::{Paying, Record, Spending};
 use crate::reputation::Experience;
 use crate::router::{Estimate, Gate, OwnView, spill};
 use crate::time::Now;
-use crate::wire::{Abort, Frame, Load, OpenJob, Probe, ProbeReply};
+use crate::wire::{Abort, Frame, Load, OpenJob, Probe, ProbeReply, Refusal};
 use market::Markets;
 use rand::Rng as _;
 use spillway_ledger::{

@@ -21,6 +21,8 @@ const LOOK_EVERY: Duration = Duration::from_secs(10);
 const AHEAD_LIFETIME: Duration = Duration::from_secs(2 * 3600);
 /// How long before a wanted session can take no more jobs its successor is opened.
 const RENEW_BEFORE: Duration = Duration::from_secs(60);
+/// So many jobs before it can take no more, its successor is opened as well.
+const RENEW_BEFORE_JOBS: usize = 512;
 /// After a refusal, how long the ledger is not asked for the same again.
 const AFTER_REFUSAL: Duration = Duration::from_secs(10);
 /// How long the ledger is taken to need before it was ever asked, in milliseconds.
@@ -226,7 +228,10 @@ impl Consumer {
             .iter()
             .filter(|session| {
                 let record = &session.record;
-                record.provider == *provider && price.within(&record.price_cap) && session.may_grow(now)
+                record.provider == *provider
+                    && price.within(&record.price_cap)
+                    && session.takes_jobs(now)
+                    && session.may_grow(now)
             })
             .filter(|session| self.raising(&session.record.session).is_none())
             .max_by_key(|session| session.available())
@@ -292,7 +297,8 @@ impl Consumer {
         let Some(paying) = self.paying.get(&session) else { return };
         let usual = cx.config.deposit;
         let low = paying.low_water(usual);
-        if paying.available() >= low || !paying.may_grow(cx.now) || self.raising(&session).is_some() {
+        let wanted = paying.available() < low && paying.takes_jobs(cx.now) && paying.may_grow(cx.now);
+        if !wanted || self.raising(&session).is_some() {
             return;
         }
         let most = part_of(self.free(cx), cx.config.top_up_percent);
@@ -386,7 +392,9 @@ impl Consumer {
             session.record.provider == provider && price.within(&session.record.price_cap)
         };
         let renew_at = cx.now.after(RENEW_BEFORE.min(usable / 4));
-        let known = self.paying.iter().filter(with).find(|session| session.is_open(renew_at));
+        let lasts =
+            |session: &&crate::paying::PayingSession| session.is_open(renew_at) && session.room() > RENEW_BEFORE_JOBS;
+        let known = self.paying.iter().filter(with).find(lasts);
         if let Some((session, unused)) = known.map(|session| (session.record.session, session.is_unused())) {
             // What nobody has used stays as it is: its share of the money at hand was weighed when it was opened.
             if !unused {

@@ -183,7 +183,7 @@ impl Provider {
             Some(Refusal::OverDeposit)
         } else if !serving.price.within(&record.price_cap) {
             Some(Refusal::BadQuote)
-        } else if cx.now.after(EXPIRY_MARGIN).ms() >= record.expires_ms || record.receipts.len() >= RECEIPTS_MAX {
+        } else if cx.now.after(EXPIRY_MARGIN).ms() >= record.expires_ms || session.is_full() {
             Some(Refusal::SessionExpiring)
         } else if best < first {
             Some(Refusal::Underpaid)

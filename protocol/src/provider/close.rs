@@ -96,7 +96,8 @@ impl Provider {
             session.record.usage = session.record.usage.checked_add(usage).unwrap_or(session.record.usage);
             session.record.receipts.push(digest);
         }
-        let (id, due) = (session.record.session, session.claim_at(cx.config.settle_after));
+        let id = session.record.session;
+        let due = if session.is_full() { cx.now } else { session.claim_at(cx.config.settle_after) };
         self.keep(cx, id);
         cx.timers.set(Alarm::Settle(id), due);
     }
@@ -246,7 +247,8 @@ impl Provider {
     /// without a claim: one that is topped up again and again may never rest. Legs that run are claimed when they are over.
     pub(crate) fn settle_due(&mut self, cx: &mut Context, id: SessionId) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
-        let last = cx.now.after(EXPIRY_MARGIN).ms() >= session.record.expires_ms && session.legs.is_empty();
+        let is_over = cx.now.after(EXPIRY_MARGIN).ms() >= session.record.expires_ms || session.is_full();
+        let last = is_over && session.legs.is_empty();
         let due = session.claim_at(cx.config.settle_after);
         if session.settling.is_some() {
             return;
@@ -300,7 +302,11 @@ impl Provider {
         let more = session.record.spent > session.record.settled;
         session.unclaimed = more.then_some(cx.now);
         let near_end = before(Now::from_ms(session.record.expires_ms), EXPIRY_MARGIN).max(cx.now);
-        let at = if more { cx.now.after(cx.config.settle_after) } else { near_end };
+        let at = match more {
+            _ if session.is_full() => cx.now,
+            true => cx.now.after(cx.config.settle_after),
+            false => near_end,
+        };
         self.keep(cx, id);
         cx.timers.set(Alarm::Settle(id), at);
     }

@@ -12,6 +12,7 @@ use crate::event::{BackendError, Effect, LedgerCommand, ProbeId, StreamId, WorkI
 use crate::job::{Kind, OUTPUT_UNITS_MAX};
 use crate::offer::{QUOTE_LIFETIME, Quote};
 use crate::own::{Start, WorkFor};
+use crate::paying::SESSION_JOBS_MAX;
 use crate::prefix;
 use crate::record::{Earning, Record};
 use crate::selling::{Sell, Slots};
@@ -24,8 +25,6 @@ use spillway_ledger::{
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-/// Receipts of one session; a session that has so many takes no new job.
-const RECEIPTS_MAX: usize = 4096;
 /// Answer bytes held for one job while its consumer does not pay.
 const HELD_BYTES_MAX: usize = 16 << 20;
 /// How long a job may wait for its session, or for a top-up that its vouchers count on, to appear on this node's copy of the ledger.
@@ -155,6 +154,11 @@ struct Early {
 impl EarningSession {
     const fn new(now: Now, record: Earning) -> Self {
         Self { record, legs: Vec::new(), last_active: now, unclaimed: None, early: None, settling: None }
+    }
+
+    /// Whether it has had all jobs that one session may have.
+    fn is_full(&self) -> bool {
+        self.record.receipts.len() >= SESSION_JOBS_MAX
     }
 
     /// When what was delivered is to be claimed: after a rest of `settle_after`, or in use after a few times that long.

@@ -3,7 +3,9 @@
 use crate::common::{World, consumer, job, price, provider};
 use spillway_ledger::{Account, Credits, JobId, SessionId};
 use spillway_protocol::config::{LedgerSection, NetworkSection, ProvideSection, SpendSection, TelemetrySection};
-use spillway_protocol::{Event, Frame, Job, LedgerCommand, MarketConfig, NodeConfig, Prefer, Reason, Record};
+use spillway_protocol::{
+    Event, Frame, Job, LedgerCommand, Load, MarketConfig, NodeConfig, Prefer, Reason, Record, Refusal,
+};
 use std::collections::BTreeMap;
 use std::time::Duration;
 
@@ -508,4 +510,96 @@ fn money_in_flight_is_not_spent_twice() {
     let asked: u64 = opened(&world).iter().map(|(_, deposit)| deposit.micro()).sum();
     assert!(asked <= 3_000, "{:?}", opened(&world));
     assert!(world.nodes[gateway].ended.values().all(|outcome| outcome.result.is_err()));
+}
+
+// ---- how many jobs one takes ----
+
+/// Jobs of one session, as `docs/payments.md` says.
+const SESSION_JOBS_MAX: usize = 4096;
+
+fn numbered(number: usize) -> Job {
+    let mut id = [0; 16];
+    id[..8].copy_from_slice(&(number as u64 + 1).to_le_bytes());
+    Job { id: JobId(id), output_max: 16, ..job(1) }
+}
+
+/// Has a job done at the only provider; its reason, if it failed.
+fn served(world: &mut World, gateway: usize, provider: usize, number: usize) -> Option<Reason> {
+    let job = numbered(number);
+    let id = job.id;
+    world.submit(gateway, job);
+    world.say(provider, "text");
+    world.finish(provider);
+    world.pass(Duration::from_millis(10));
+    // The harness keeps all that went over the wire.
+    world.wire.clear();
+    world.nodes[gateway].ended.remove(&id).expect("it has ended").result.err().map(|failure| failure.reason)
+}
+
+#[test]
+fn a_session_that_has_had_its_jobs_gives_way_to_another_and_is_closed() {
+    let mut world = World::new();
+    let gateway = world.add(1, 0, consumer());
+    let provider = world.add(2, 4, provider(200_000));
+    for number in 0..SESSION_JOBS_MAX + 5 {
+        assert_eq!(served(&mut world, gateway, provider, number), None, "job {number}");
+    }
+    let accounts = opened(&world).len();
+    assert_eq!(accounts, 2, "one after the other");
+    world.pass(SECOND);
+    let lasts =
+        world.asked.iter().filter(|(_, _, command)| matches!(command, LedgerCommand::Settle { last: true, .. }));
+    assert_eq!(lasts.count(), 1, "the first is settled for the last time");
+}
+
+/// A provider counts more than its consumer does after a restart. It is believed where that may be.
+#[test]
+fn a_session_that_its_provider_calls_full_is_left_for_another() {
+    let mut world = World::new();
+    let gateway = world.add(1, 0, consumer());
+    let provider = world.add(2, 4, provider(200_000));
+    for number in 0..SESSION_JOBS_MAX {
+        if number == SESSION_JOBS_MAX - 1 {
+            for node in [gateway, provider] {
+                world.kill(node);
+                world.start(node);
+            }
+            // The provider's last claim stays unanswered, so that the session seems to be there.
+            world.ledger_waits = true;
+        }
+        assert_eq!(served(&mut world, gateway, provider, number), None, "job {number}");
+    }
+    assert_eq!(opened(&world).len(), 1);
+    let id = world.submit(gateway, numbered(SESSION_JOBS_MAX));
+    assert_eq!(opened(&world).len(), 2);
+    world.answer(true);
+    world.say(provider, "text");
+    world.finish(provider);
+    assert!(world.nodes[gateway].ended[&id].result.is_ok());
+}
+
+/// Otherwise one refusal after the other would lock one deposit after the other.
+#[test]
+fn a_session_that_cannot_be_full_is_not_left_whatever_its_provider_says() {
+    let mut world = World::new();
+    let gateway = world.add(1, 0, consumer());
+    let provider = world.add(2, 4, provider(200_000));
+    for number in 0..3 {
+        assert_eq!(served(&mut world, gateway, provider, number), None, "job {number}");
+    }
+    let standing = |world: &World| {
+        let peer = world.nodes[gateway].peer.as_ref().expect("it runs");
+        peer.reputation().lower_bound(&world.nodes[provider].id)
+    };
+    let before = standing(&world);
+    world.muted.push(provider);
+    world.submit(gateway, numbered(3));
+    let ((_, stream), _) = world.streams.iter().find(|((node, _), _)| *node == gateway).expect("a stream");
+    let (stream, peer) = (*stream, world.nodes[provider].id);
+    let load = Load { slots_free: 4, ..Load::default() };
+    let frame = Frame::Refused { refusal: Refusal::SessionExpiring, retry_after_ms: 100, load };
+    world.event(gateway, Event::FrameReceived { stream, peer, frame, text: vec![] });
+    world.pass(SECOND);
+    assert_eq!(opened(&world).len(), 1);
+    assert!(standing(&world) < before);
 }

@@ -492,9 +492,10 @@ impl Play {
 
 /// Plays scenarios over seeds, as many at once as there are cores. Gives a tally for each.
 fn played(plays: &[Play], seeds: &Range<u64>, progress: impl Fn(&str) + Sync) -> (Vec<Tally>, Vec<Failure>) {
-    let runs = plays.iter().enumerate().flat_map(|(at, play)| {
-        seeds.clone().flat_map(move |seed| (0..play.runs).map(move |run| (at, seed, run)))
-    });
+    let runs = plays
+        .iter()
+        .enumerate()
+        .flat_map(|(at, play)| seeds.clone().flat_map(move |seed| (0..play.runs).map(move |run| (at, seed, run))));
     let runs: Vec<_> = runs.collect();
     let play = |task: u64| {
         let (at, seed, run) = runs[task as usize];

@@ -100,7 +100,9 @@ struct Memory {
 pub async fn run(options: &Options, say: impl Fn(&str)) -> Result<Report> {
     let upstream = Upstream::start(options.listen).await?;
     let folder = tempfile::tempdir().context("a temporary folder")?;
-    let plan = Plan::books().with_server(&upstream.base_url(), SLOTS);
+    let mut plan = Plan::books().with_server(&upstream.base_url(), SLOTS);
+    // Each request is logged, as by an operator who keeps an account of them.
+    plan.config.telemetry.access_log = Some("access.jsonl".into());
     let testnet = Testnet::start(&options.binary, folder.path(), &Topology { plans: vec![plan] }).await?;
     let measured = measure(options, &upstream, testnet.node(BOOKS)?, &testnet, say).await;
     let stopped = testnet.stop().await;
