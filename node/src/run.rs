@@ -199,6 +199,7 @@ pub async fn run(
         audit,
         price_max: config.price_max()?,
         cache_bytes: (config.gateway.as_ref().map_or(0, |section| section.cache_mib) as usize) << 20,
+        cache_embedding: config.gateway.as_ref().and_then(|section| section.cache_embedding.clone()),
         job_log: config.gateway.as_ref().is_none_or(|section| section.job_log),
         shared: shared_keys(folder, config.gateway.as_ref())?,
     })

@@ -6,7 +6,7 @@ mod server;
 pub use server::{PriceSection, ServerSection};
 
 use crate::earn::Earn;
-use crate::job::Kind;
+use crate::job::{Kind, MODEL_BYTES_MAX};
 use crate::policy::file::is_name;
 use crate::policy::{Policy, PolicySection};
 use crate::rate::{Rate, credits_of};
@@ -186,6 +186,10 @@ pub struct GatewaySection {
     /// Memory for answers that are given again to keys whose terms say so, in MiB; 0 keeps none.
     #[serde(default = "default_cache_mib")]
     pub cache_mib: u32,
+    /// The model of an own backend whose vectors tell which questions mean the same, for keys whose terms allow one's answer for the
+    /// other. Absent means that only the same request gets an answer again.
+    #[serde(default)]
+    pub cache_embedding: Option<String>,
     /// Where several gateways share keys, budgets and limits: a PostgreSQL URL, without a password. Absent means in this
     /// node's own store.
     #[serde(default)]
@@ -204,6 +208,7 @@ impl Default for GatewaySection {
             listen: default_gateway_listen(),
             job_log: default_job_log(),
             cache_mib: default_cache_mib(),
+            cache_embedding: None,
             store: None,
             store_password_env: None,
             store_password_file: None,
@@ -212,8 +217,11 @@ impl Default for GatewaySection {
 }
 
 impl GatewaySection {
-    /// The first field of the store's that does not hold, and why.
-    fn bad_store(&self) -> Option<(&'static str, &'static str)> {
+    /// The first field that does not hold, and why.
+    fn fault(&self) -> Option<(&'static str, &'static str)> {
+        if self.cache_embedding.as_ref().is_some_and(|name| name.is_empty() || name.len() > MODEL_BYTES_MAX) {
+            return Some(("gateway.cache_embedding", "not a model's name of 1 to 256 bytes"));
+        }
         let Some(url) = &self.store else {
             let alone = "set without gateway.store";
             let env = self.store_password_env.is_some().then_some(("gateway.store_password_env", alone));
@@ -535,7 +543,7 @@ impl NodeConfig {
         if self.network.emulated_rtt_ms > 10_000 {
             return fail("network.emulated_rtt_ms".into(), "more than 10,000");
         }
-        if let Some((field, why)) = self.gateway.as_ref().and_then(GatewaySection::bad_store) {
+        if let Some((field, why)) = self.gateway.as_ref().and_then(GatewaySection::fault) {
             return fail(field.into(), why);
         }
         if let Some((field, why)) = self.telemetry.bad() {
@@ -712,6 +720,16 @@ mod tests {
             let config = NodeConfig { gateway, ..node(ProvideSection::default()) };
             let field = config.validate().err().map(|error| error.field);
             assert_eq!(field.as_deref(), at_fault, "{store:?}");
+        }
+    }
+
+    #[test]
+    fn a_model_that_compares_questions_has_a_name() {
+        for (name, holds) in [("nomic-embed-text".to_owned(), true), (String::new(), false), ("m".repeat(257), false)] {
+            let gateway = Some(GatewaySection { cache_embedding: Some(name.clone()), ..GatewaySection::default() });
+            let config = NodeConfig { gateway, ..node(ProvideSection::default()) };
+            let field = config.validate().err().map(|error| error.field);
+            assert_eq!(field.as_deref(), (!holds).then_some("gateway.cache_embedding"), "{name}");
         }
     }
 

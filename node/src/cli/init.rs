@@ -112,6 +112,7 @@ emulated_rtt_ms = 0           # for test networks: pretends to be this far away
 listen = "127.0.0.1:8080"     # the OpenAI API; port 0 takes a free one
 job_log = true                # keep times and sizes of the last 100,000 jobs, without content: `spillway jobs export`
 cache_mib = 64                # memory for answers that keys with `--cache SECONDS` get again
+# cache_embedding = "nomic-embed-text"      # an embedding model of an own backend: for keys with `--cache-similar`
 # store = "postgres://spillway@db.internal/spillway?sslmode=verify-full"   # share keys, budgets and limits with other gateways
 # store_password_file = "store.password"   # or store_password_env, the environment variable that holds it
 

@@ -76,6 +76,9 @@ pub(super) struct LimitArguments {
     /// For how many seconds an answer is given again to the same request of the key, or of any key of the project
     #[arg(long, value_name = "SECONDS")]
     cache: Option<u32>,
+    /// With --cache: how similar a question must be to get the answer to another one, 0.92 to 1; only the same request, if not given
+    #[arg(long, value_name = "COSINE")]
+    cache_similar: Option<f64>,
     /// The policy that its requests go by where they name none, from `spillway.toml`
     #[arg(long, value_name = "POLICY")]
     policy: Option<String>,
@@ -101,6 +104,7 @@ pub(super) enum Clear {
     ProviderOrder,
     TargetMs,
     Cache,
+    CacheSimilar,
     Policy,
     Label,
     Project,
@@ -124,6 +128,7 @@ impl Clear {
             Self::ProviderOrder => "providers_order",
             Self::TargetMs => "target_ms",
             Self::Cache => "cache_s",
+            Self::CacheSimilar => "cache_similar",
             Self::Policy => "policy",
             Self::Label => "labels",
             Self::Project => "project",
@@ -169,6 +174,9 @@ impl LimitArguments {
             if let Some(number) = number {
                 fields.insert(field.into(), number.into());
             }
+        }
+        if let Some(least) = self.cache_similar {
+            fields.insert("cache_similar".into(), json!(least));
         }
         if let Some(expires) = &self.expires {
             let now = OffsetDateTime::from(SystemTime::now());
@@ -266,7 +274,7 @@ mod tests {
         let all = json!({
             "budget_micro": 0, "budget_day_micro": 0, "budget_week_micro": 0, "budget_month_micro": 0,
             "requests_per_minute": 1, "tokens_per_minute": 1, "concurrency": 1, "expires_ms": 1, "prefer": "any",
-            "models": ["m"], "providers_only": ["own"], "providers_order": ["own"], "target_ms": 1, "cache_s": 1,
+            "models": ["m"], "providers_only": ["own"], "providers_order": ["own"], "target_ms": 1, "cache_s": 1, "cache_similar": 0.95,
             "policy": "p", "labels": {"a": "b"}, "project": "00000000", "name": "test",
         });
         let terms = spillway_node::gateway::Terms::read(all).expect("good terms");

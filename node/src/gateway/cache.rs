@@ -1,14 +1,16 @@
-//! Answers that are given again: the same request by the same key (or project) within the time that its terms allow.
+//! Answers that are given again: the same request by the same key (or project) within the time that its terms allow; where they
+//! allow it, to a question that means the same.
 //! Invariants: nobody gets an answer that another tenant's request made; an answer is kept only if it came whole, from one place; the
 //! kept bytes never exceed [`Cache::new`]'s bound.
 
 use super::holder::{KeyId, ProjectId};
+use super::similar::{Question, Vector, may_share};
 use crate::openai::Request;
 use crate::openai::fields::Fields;
 use crate::openai::{Answer, endpoint};
 use spillway_ledger::{Credits, Digest};
 use spillway_protocol::Kind;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
@@ -17,6 +19,8 @@ use std::time::{Duration, Instant};
 pub const ANSWER_BYTES_MAX: usize = 1 << 20;
 /// What an answer takes beside its bytes, in bytes: its place in the maps.
 const OVERHEAD_BYTES: usize = 256;
+/// Questions with the same around them that are compared with a new one; the oldest goes first.
+const NEIGHBOURS_MAX: usize = 256;
 
 /// Whose answers they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -25,6 +29,17 @@ pub enum Tenant {
     Key(KeyId),
     /// Those of all keys of a project.
     Project(ProjectId),
+}
+
+/// How a key's answers are kept.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Keeping {
+    /// For whom.
+    pub tenant: Tenant,
+    /// For how long they are given again.
+    pub lasts: Duration,
+    /// How similar a question must be to get another's answer; `None` where only the same request does.
+    pub similar: Option<f64>,
 }
 
 /// What the client wishes of the cache: the request header `x-spillway-cache`, or `cache-control` as in RFC 9111.
@@ -68,6 +83,8 @@ impl CacheWish {
 pub enum CacheState {
     /// It was kept, and cost nothing.
     Hit,
+    /// One to a question that means the same was kept, and cost nothing.
+    Similar,
     /// It was not kept, and will be.
     Miss,
     /// It was not looked for, and will be kept.
@@ -82,6 +99,7 @@ impl CacheState {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Hit => "hit",
+            Self::Similar => "similar",
             Self::Miss => "miss",
             Self::Refreshed => "refresh",
             Self::Bypassed => "bypass",
@@ -111,8 +129,10 @@ impl Kept {
 /// What was counted since the start.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct CacheCounts {
-    /// Answers given again.
+    /// Answers given again to the same request.
     pub hits: u64,
+    /// Answers given to another question that means the same.
+    pub similar: u64,
     /// Answers looked for in vain.
     pub misses: u64,
     /// What the answers given again would have cost, in micro-credits.
@@ -129,6 +149,7 @@ pub struct Cache {
     shelf: Mutex<Shelf>,
     bytes_max: usize,
     hits: AtomicU64,
+    similar: AtomicU64,
     misses: AtomicU64,
     saved_micro: AtomicU64,
 }
@@ -136,6 +157,8 @@ pub struct Cache {
 #[derive(Debug, Default)]
 struct Shelf {
     answers: BTreeMap<Digest, Entry>,
+    /// The questions of answers that serve others, too, by what is around them; oldest first.
+    neighbours: BTreeMap<Digest, VecDeque<Neighbour>>,
     /// By when it was last used; the first goes first.
     used: BTreeMap<u64, Digest>,
     next_use: u64,
@@ -147,13 +170,40 @@ struct Entry {
     kept: Arc<Kept>,
     since: Instant,
     used: u64,
+    /// What is around its question, if that has a place among its neighbours.
+    context: Option<Digest>,
+    bytes: usize,
+}
+
+/// A question whose answer is kept.
+#[derive(Debug)]
+struct Neighbour {
+    name: Digest,
+    text: String,
+    vector: Vector,
 }
 
 impl Shelf {
+    /// An answer that is young enough.
+    fn take(&mut self, name: Digest, for_at_most: Duration, now: Instant) -> Option<Arc<Kept>> {
+        let found = self.answers.get(&name).filter(|answer| now.saturating_duration_since(answer.since) < for_at_most);
+        let found = found.map(|answer| Arc::clone(&answer.kept))?;
+        self.touch(name);
+        Some(found)
+    }
+
     fn remove(&mut self, name: &Digest) {
         if let Some(answer) = self.answers.remove(name) {
             self.used.remove(&answer.used);
-            self.bytes -= answer.kept.bytes();
+            self.bytes -= answer.bytes;
+            if let Some(context) = answer.context
+                && let Some(neighbours) = self.neighbours.get_mut(&context)
+            {
+                neighbours.retain(|neighbour| neighbour.name != *name);
+                if neighbours.is_empty() {
+                    self.neighbours.remove(&context);
+                }
+            }
         }
     }
 
@@ -210,6 +260,7 @@ impl Cache {
             shelf: Mutex::default(),
             bytes_max,
             hits: AtomicU64::new(0),
+            similar: AtomicU64::new(0),
             misses: AtomicU64::new(0),
             saved_micro: AtomicU64::new(0),
         }
@@ -217,21 +268,51 @@ impl Cache {
 
     /// The answer of that name, if it was kept less than `for_at_most` before `now`.
     pub fn find(&self, name: Digest, for_at_most: Duration, now: Instant) -> Option<Arc<Kept>> {
-        let mut shelf = self.shelf.lock().expect("no holder panics");
-        let found = shelf.answers.get(&name).filter(|answer| now.saturating_duration_since(answer.since) < for_at_most);
-        let Some(found) = found.map(|answer| Arc::clone(&answer.kept)) else {
-            self.misses.fetch_add(1, Ordering::Relaxed);
-            return None;
-        };
-        shelf.touch(name);
+        let found = self.shelf.lock().expect("no holder panics").take(name, for_at_most, now)?;
         self.hits.fetch_add(1, Ordering::Relaxed);
         self.saved_micro.fetch_add(found.cost.micro(), Ordering::Relaxed);
         Some(found)
     }
 
-    /// Keeps an answer in place of an older one of that name; the least lately used ones make room.
-    pub fn keep(&self, name: Digest, kept: Kept, now: Instant) {
-        let bytes = kept.bytes();
+    /// The answer to the question that is most like this one: as near as `least`, with no guard against it, and kept less than
+    /// `for_at_most` before `now`.
+    pub fn find_similar(
+        &self,
+        (question, vector): (&Question, &Vector),
+        least: f64,
+        for_at_most: Duration,
+        now: Instant,
+    ) -> Option<Arc<Kept>> {
+        let mut shelf = self.shelf.lock().expect("no holder panics");
+        let mut near: Vec<(f32, &Neighbour)> = Vec::new();
+        for neighbour in shelf.neighbours.get(&question.context)? {
+            let similarity = vector.similarity(&neighbour.vector).filter(|near| f64::from(*near) >= least);
+            near.extend(similarity.map(|similarity| (similarity, neighbour)));
+        }
+        near.sort_by(|(a, _), (b, _)| b.total_cmp(a));
+        let names: Vec<Digest> = near
+            .into_iter()
+            .filter(|(_, neighbour)| may_share(&neighbour.text, &question.text))
+            .map(|(_, neighbour)| neighbour.name)
+            .collect();
+        let found = names.into_iter().find_map(|name| shelf.take(name, for_at_most, now))?;
+        self.similar.fetch_add(1, Ordering::Relaxed);
+        self.saved_micro.fetch_add(found.cost.micro(), Ordering::Relaxed);
+        Some(found)
+    }
+
+    /// Counts an answer that was looked for in vain.
+    pub fn missed(&self) {
+        self.misses.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Keeps an answer in place of an older one of that name; the least lately used ones make room. With the `question`, it serves
+    /// those that mean the same, too.
+    pub fn keep(&self, name: Digest, kept: Kept, question: Option<(Question, Vector)>, now: Instant) {
+        let asked = question.as_ref().map_or(0, |(question, vector)| {
+            question.text.len() + vector.bytes() + size_of::<Neighbour>() + OVERHEAD_BYTES
+        });
+        let bytes = kept.bytes() + asked;
         if bytes > self.bytes_max {
             return;
         }
@@ -246,7 +327,15 @@ impl Cache {
         shelf.next_use += 1;
         shelf.used.insert(used, name);
         shelf.bytes += bytes;
-        shelf.answers.insert(name, Entry { kept: Arc::new(kept), since: now, used });
+        let context = question.map(|(Question { context, text }, vector)| {
+            let neighbours = shelf.neighbours.entry(context).or_default();
+            if neighbours.len() == NEIGHBOURS_MAX {
+                neighbours.pop_front();
+            }
+            neighbours.push_back(Neighbour { name, text, vector });
+            context
+        });
+        shelf.answers.insert(name, Entry { kept: Arc::new(kept), since: now, used, context, bytes });
     }
 
     /// What was counted so far.
@@ -255,6 +344,7 @@ impl Cache {
         let shelf = self.shelf.lock().expect("no holder panics");
         CacheCounts {
             hits: self.hits.load(Ordering::Relaxed),
+            similar: self.similar.load(Ordering::Relaxed),
             misses: self.misses.load(Ordering::Relaxed),
             saved_micro: self.saved_micro.load(Ordering::Relaxed),
             bytes: shelf.bytes as u64,
@@ -268,16 +358,17 @@ impl Cache {
 pub struct Recording {
     cache: Arc<Cache>,
     name: Digest,
+    question: Option<(Question, Vector)>,
     places: u32,
     bytes: usize,
     chunks: Vec<Vec<u8>>,
 }
 
 impl Recording {
-    /// Of the answer that is to be kept under `name`.
+    /// Of the answer that is to be kept under `name`; with its `question`, for others that mean the same.
     #[must_use]
-    pub const fn new(cache: Arc<Cache>, name: Digest) -> Self {
-        Self { cache, name, places: 0, bytes: 0, chunks: Vec::new() }
+    pub const fn new(cache: Arc<Cache>, name: Digest, question: Option<(Question, Vector)>) -> Self {
+        Self { cache, name, question, places: 0, bytes: 0, chunks: Vec::new() }
     }
 
     /// The job was placed, for the first time or anew: an answer of several places is not kept.
@@ -302,7 +393,7 @@ impl Recording {
     pub fn end(self, finish: &str, cost: Credits) {
         if self.places == 1 && self.bytes <= ANSWER_BYTES_MAX {
             let kept = Kept { chunks: self.chunks, finish: finish.into(), cost };
-            self.cache.keep(self.name, kept, Instant::now());
+            self.cache.keep(self.name, kept, self.question, Instant::now());
         }
     }
 }
@@ -322,15 +413,16 @@ mod tests {
     fn an_answer_is_found_until_it_is_too_old() {
         let (cache, now) = (Cache::new(1 << 20), Instant::now());
         let minute = Duration::from_secs(60);
-        cache.keep(digest(1), answer(10), now);
+        cache.keep(digest(1), answer(10), None, now);
         assert_eq!(
             cache.find(digest(1), minute, now + minute - Duration::from_millis(1)).as_deref(),
             Some(&answer(10))
         );
         assert_eq!(cache.find(digest(1), minute, now + minute), None);
         assert_eq!(cache.find(digest(2), minute, now), None);
+        cache.missed();
         let counts = cache.counts();
-        assert_eq!((counts.hits, counts.misses, counts.saved_micro, counts.answers), (1, 2, 3, 1));
+        assert_eq!((counts.hits, counts.misses, counts.saved_micro, counts.answers), (1, 1, 3, 1));
     }
 
     #[test]
@@ -339,17 +431,51 @@ mod tests {
         let each = answer(1000).bytes();
         let cache = Cache::new(3 * each);
         for number in 1..=3 {
-            cache.keep(digest(number), answer(1000), now);
+            cache.keep(digest(number), answer(1000), None, now);
         }
         cache.find(digest(1), minute, now).expect("kept");
-        cache.keep(digest(4), answer(1000), now);
+        cache.keep(digest(4), answer(1000), None, now);
         let there: Vec<u8> = (1..=4).filter(|number| cache.find(digest(*number), minute, now).is_some()).collect();
         assert_eq!(there, [1, 3, 4]);
-        cache.keep(digest(3), answer(500), now);
-        cache.keep(digest(9), answer(4 * each), now);
+        cache.keep(digest(3), answer(500), None, now);
+        cache.keep(digest(9), answer(4 * each), None, now);
         let counts = cache.counts();
         assert_eq!(counts.answers, 3, "what is too large displaces nothing");
         assert_eq!(counts.bytes as usize, 2 * each + answer(500).bytes());
+    }
+
+    #[test]
+    fn a_question_gets_the_answer_of_the_nearest_that_may_share_it() {
+        let (now, minute) = (Instant::now(), Duration::from_secs(60));
+        let cache = Cache::new(1 << 20);
+        let question = |context: u8, text: &str| Question { context: digest(context), text: text.into() };
+        let vector = |x: f32, y: f32| Vector::new(vec![x, y]).expect("a direction");
+        let answers = [("what is it", 1.0, 0.0, 1), ("what is that", 1.0, 0.1, 2), ("what is not it", 1.0, 0.01, 3)];
+        for (number, (text, x, y, size)) in (1..).zip(answers) {
+            cache.keep(digest(number), answer(size), Some((question(7, text), vector(x, y))), now);
+        }
+        let find = |context: u8, text: &str, y: f32, least: f64, at: Instant| {
+            let found = cache.find_similar((&question(context, text), &vector(1.0, y)), least, minute, at);
+            found.map(|kept| kept.chunks[0].len())
+        };
+        assert_eq!(find(7, "so what is it", 0.0, 0.95, now), Some(1), "the nearest");
+        assert_eq!(find(7, "so what is it", 0.1, 0.95, now), Some(2));
+        assert_eq!(find(7, "so what is not it", 0.0, 0.95, now), Some(3), "those nearer are not its like");
+        assert_eq!(find(7, "so what is it", 0.1, 0.9999, now), Some(2));
+        assert_eq!(find(7, "so what is it", 1.0, 0.95, now), None, "none is near");
+        assert_eq!(find(8, "so what is it", 0.0, 0.95, now), None, "another context");
+        assert_eq!(find(7, "so what is it", 0.0, 0.95, now + minute), None, "too old");
+        assert_eq!((cache.counts().similar, cache.counts().saved_micro), (4, 12));
+        // What goes leaves no trace.
+        let before = cache.counts().bytes;
+        cache.keep(digest(1), answer(1), None, now);
+        assert_eq!(find(7, "so what is it", 0.0, 0.9999, now), None);
+        assert!(cache.counts().bytes < before);
+        for number in [1, 2, 3] {
+            cache.shelf.lock().expect("no panic").remove(&digest(number));
+        }
+        let shelf = cache.shelf.lock().expect("no panic");
+        assert_eq!((shelf.bytes, shelf.neighbours.len(), shelf.used.len()), (0, 0, 0));
     }
 
     #[test]
@@ -357,7 +483,7 @@ mod tests {
         let minute = Duration::from_secs(60);
         let case = |play: &dyn Fn(&mut Recording)| {
             let cache = Arc::new(Cache::new(4 << 20));
-            let mut recording = Recording::new(Arc::clone(&cache), digest(1));
+            let mut recording = Recording::new(Arc::clone(&cache), digest(1), None);
             play(&mut recording);
             recording.end("stop", Credits::new(1));
             cache.find(digest(1), minute, Instant::now()).map(|kept| kept.chunks.concat())

@@ -147,8 +147,7 @@ impl AdmittedJob {
         };
         let chunks = kept.chunks.iter().cloned().map(JobEvent::Chunk);
         let events = Underway::Kept(id, chunks.chain([JobEvent::Ended(outcome)]).collect());
-        let job = Self::new(asked, events, reservation, None, watch, jobs, metrics);
-        job.with_cache(Some(CacheState::Hit), None)
+        Self::new(asked, events, reservation, None, watch, jobs, metrics)
     }
 
     /// With what the cache has to do with it.

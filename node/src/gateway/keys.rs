@@ -3,7 +3,7 @@
 //! what the keys of a project have together the project's.
 
 use super::budget::{Amount, Rates, Refused, Window};
-use super::cache::Tenant;
+use super::cache::{Keeping, Tenant};
 use super::error::ApiError;
 pub use super::holder::{Holder, KeyId, ProjectId};
 use super::store::{
@@ -112,15 +112,15 @@ impl Caller {
         self.project.as_ref().map_or(price, |project| project.terms.lower(price))
     }
 
-    /// For how long its answers are kept, and with whom it shares them; the key's own word comes before its project's.
+    /// How its answers are kept, and with whom it shares them; the key's own word comes before its project's.
     #[must_use]
-    pub fn cache(&self) -> Option<(Tenant, Duration)> {
-        let lasts = |seconds: u32| Duration::from_secs(u64::from(seconds));
-        if let Some(seconds) = self.key.terms.cache_s {
-            return Some((Tenant::Key(self.id), lasts(seconds)));
-        }
-        let seconds = self.project.as_ref()?.terms.cache_s?;
-        Some((Tenant::Project(self.key.terms.project?), lasts(seconds)))
+    pub fn cache(&self) -> Option<Keeping> {
+        let keeping = |tenant, terms: &Terms| {
+            let lasts = Duration::from_secs(u64::from(terms.cache_s?));
+            Some(Keeping { tenant, lasts, similar: terms.cache_similar })
+        };
+        let own = keeping(Tenant::Key(self.id), &self.key.terms);
+        own.or_else(|| keeping(Tenant::Project(self.key.terms.project?), &self.project.as_ref()?.terms))
     }
 
     /// The time to first text that jobs ask for, in milliseconds.

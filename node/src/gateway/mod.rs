@@ -22,6 +22,7 @@ mod openapi;
 pub mod policy;
 pub mod rate_headers;
 pub mod server;
+pub mod similar;
 pub mod stall;
 pub mod store;
 mod surface;
@@ -46,9 +47,10 @@ pub use store::Shared;
 pub use watch::Arrival;
 
 use crate::audit::AuditLog;
-use crate::jobs::{Beside, Jobs, JobsFull};
+use crate::jobs::{Beside, JobEvent, Jobs, JobsFull};
 use crate::keystore;
 use crate::metrics::{Metrics, TurnedAway};
+use crate::openai::parts::Part;
 use crate::openai::request::UNITS_PER_TOKEN;
 use crate::openai::{Request, endpoint};
 use crate::records;
@@ -59,15 +61,16 @@ use day_log::DayLogError;
 use job::Underway;
 use keys::KeyId;
 use policy::{Attempts, Plan};
+use similar::{Question, Vector};
 use spillway_ledger::store::Store;
 use spillway_ledger::{Credits, Digest, JobId, Price};
 use spillway_protocol::job::BODY_BYTES_MAX;
-use spillway_protocol::{Job, Kind, OwnChoice, Prefer, Reason};
+use spillway_protocol::{Job, Kind, OwnChoice, Prefer, Preferences, Reason};
 use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 use subtle::ConstantTimeEq;
 use watch::Watch;
 use zeroize::Zeroizing;
@@ -76,6 +79,9 @@ use zeroize::Zeroizing;
 pub const ADMIN_TOKEN_FILE: &str = "admin.token";
 /// Jobs whose key is remembered, so that the key's owner may ask about them; as many as the job log keeps.
 const OWNERS_MAX: usize = 10_000;
+
+/// How long a question's vector may take; a client waits for it.
+const VECTOR_WAIT: Duration = Duration::from_secs(2);
 
 /// A price that is no limit.
 const UNLIMITED: Credits = Credits::new(u64::MAX);
@@ -102,6 +108,8 @@ pub struct Parts<'a> {
     pub job_log: bool,
     /// How many bytes of answers are kept to be given again.
     pub cache_bytes: usize,
+    /// The own model whose vectors tell which questions mean the same.
+    pub cache_embedding: Option<String>,
     /// Where requests may be sent, and by which rules.
     pub policies: Policies,
     /// What each job may have cost by the vouchers signed for it, or did cost: the node's `Record::Spending`, as a crash left
@@ -124,6 +132,7 @@ struct Inner {
     policies: Policies,
     day_log: Option<DayLog>,
     cache: Arc<Cache>,
+    cache_embedding: Option<String>,
     admin_hash: Digest,
     owners: Mutex<Owners>,
     stopping: AtomicBool,
@@ -201,6 +210,7 @@ impl Gateway {
             policies: parts.policies,
             day_log,
             cache,
+            cache_embedding: parts.cache_embedding,
             admin_hash: admin_hash(&token),
             owners: Mutex::default(),
             stopping: AtomicBool::new(false),
@@ -380,14 +390,28 @@ impl Gateway {
         let mut state = None;
         let mut recording = None;
         let wish = hints.wish;
-        if let Some((tenant, lasts)) = caller.cache().or_else(|| hints.cache_of(caller)) {
-            let name = cache::name(tenant, endpoint_asked, &request, &hints.way(caller));
-            let kept = match wish {
-                CacheWish::Use => inner.cache.find(name, lasts, Instant::now()),
-                CacheWish::Refresh | CacheWish::Bypass => None,
-            };
-            if let Some(kept) = kept {
-                return self.again(caller, asked, &kept, body, arrival).await;
+        if let Some(keeping) = caller.cache().or_else(|| hints.cache_of(caller)) {
+            let (tenant, way) = (keeping.tenant, hints.way(caller));
+            let name = cache::name(tenant, endpoint_asked, &request, &way);
+            if wish == CacheWish::Use
+                && let Some(kept) = inner.cache.find(name, keeping.lasts, Instant::now())
+            {
+                return self.again(caller, asked, CacheState::Hit, &kept, body, arrival).await;
+            }
+            let mut question = None;
+            if let (Some(least), true) = (keeping.similar, wish != CacheWish::Bypass)
+                && let Some(asks) = Question::of(tenant, endpoint_asked, &request, &way)
+                && let Some(vector) = self.vector_of(&asks.text).await
+            {
+                let found = (wish == CacheWish::Use)
+                    .then(|| inner.cache.find_similar((&asks, &vector), least, keeping.lasts, Instant::now()));
+                if let Some(kept) = found.flatten() {
+                    return self.again(caller, asked, CacheState::Similar, &kept, body, arrival).await;
+                }
+                question = Some((asks, vector));
+            }
+            if wish == CacheWish::Use {
+                inner.cache.missed();
             }
             state = Some(match wish {
                 CacheWish::Use => CacheState::Miss,
@@ -395,7 +419,7 @@ impl Gateway {
                 CacheWish::Bypass => CacheState::Bypassed,
             });
             if wish != CacheWish::Bypass {
-                recording = Some(Recording::new(Arc::clone(&inner.cache), name));
+                recording = Some(Recording::new(Arc::clone(&inner.cache), name, question));
             }
         }
         let preferences = request.routing.preferences.clone();
@@ -462,11 +486,59 @@ impl Gateway {
         Ok(job.with_cache(state, recording))
     }
 
+    /// A question's vector by the model that is configured for it, on own hardware that costs nothing; `None` without one, or if it does
+    /// not answer in time.
+    async fn vector_of(&self, text: &str) -> Option<Vector> {
+        let inner = &*self.0;
+        let model = inner.cache_embedding.as_ref()?;
+        let body = serde_json::to_vec(&serde_json::json!({"model": model, "input": text})).expect("text is JSON");
+        let request = Request::parse(Kind::Embedding, &body).ok()?;
+        let free = Price { input: Credits::ZERO, cached: Credits::ZERO, output: Credits::ZERO };
+        let job = Job {
+            id: new_job().ok()?,
+            model: model.clone(),
+            kind: Kind::Embedding,
+            prefix: Vec::new(),
+            body: request.body,
+            output_max: request.output_max,
+            continuable: false,
+            // What a client asks goes nowhere for this.
+            prefer: Prefer::Own,
+            price_max: free,
+            alternatives: Vec::new(),
+            target_ms: None,
+            preferences: Preferences::default(),
+            own: OwnChoice { backends: Vec::new(), owned_only: true, token_price_max: None },
+            whole: false,
+        };
+        let mut handle = inner.jobs.submit(job, Beside::default()).ok()?;
+        let answer = async {
+            let mut answer = Vec::new();
+            loop {
+                match handle.next().await? {
+                    JobEvent::Chunk(part) => match Part::read(&part)? {
+                        Part::Body(bytes) if answer.len() + bytes.len() <= cache::ANSWER_BYTES_MAX => {
+                            answer.extend_from_slice(bytes);
+                        }
+                        Part::Body(_) => return None,
+                        Part::Head(_) => {}
+                    },
+                    JobEvent::Ended(outcome) => return outcome.result.is_ok().then_some(answer),
+                    JobEvent::Placed { .. } => {}
+                }
+            }
+        };
+        // Dropped, the handle tells the market that nobody waits any more.
+        let answer = tokio::time::timeout(VECTOR_WAIT, answer).await.ok()??;
+        Vector::read(&answer)
+    }
+
     /// A kept answer as a job of its own, which counts as a request and costs nothing.
     async fn again(
         &self,
         caller: &Caller,
         asked: Asked,
+        state: CacheState,
         kept: &cache::Kept,
         body: &[u8],
         arrival: Arrival,
@@ -479,7 +551,9 @@ impl Gateway {
         let trace = inner.telemetry.trace(arrival.parent.clone(), id).0;
         let kinds = (asked.endpoint, asked.kind);
         let watch = Watch::new(arrival, &inner.telemetry, caller, id, kinds, &asked.model, asked.stream, trace, body);
-        Ok(AdmittedJob::again(id, asked, kept, reservation, watch, inner.jobs.clone(), Arc::clone(&inner.metrics)))
+        let job =
+            AdmittedJob::again(id, asked, kept, reservation, watch, inner.jobs.clone(), Arc::clone(&inner.metrics));
+        Ok(job.with_cache(Some(state), None))
     }
 
     fn is_stopping(&self) -> bool {

@@ -2,6 +2,7 @@
 //! Invariant: it has every route and every method of the router, and no other; a test compares the two.
 
 use super::budget::PER_MINUTE_MAX;
+use super::similar::SIMILAR_MIN;
 use super::terms::{CACHE_S_MAX, LABELS_MAX, MODELS_MAX, NAME_BYTES_MAX};
 use crate::openai::endpoint::{Answer, Encoding, endpoint};
 use serde_json::{Map, Value, json};
@@ -429,6 +430,7 @@ fn terms() -> Value {
         "price_max": {"type": ["object", "null"], "properties": {"input": count, "cached": count, "output": count}},
         "target_ms": {"type": ["integer", "null"], "minimum": 1, "maximum": u32::MAX},
         "cache_s": {"type": ["integer", "null"], "minimum": 1, "maximum": CACHE_S_MAX},
+        "cache_similar": {"type": ["number", "null"], "minimum": SIMILAR_MIN, "maximum": 1},
         "policy": {"type": ["string", "null"], "minLength": 1, "maxLength": 64, "pattern": "^[A-Za-z0-9._-]+$"},
         "labels": {"type": "object", "maxProperties": LABELS_MAX, "additionalProperties": {"type": "string"}},
     })

@@ -4,6 +4,7 @@
 use super::budget::{Limits, PER_MINUTE_MAX};
 use super::error::ApiError;
 use super::holder::ProjectId;
+use super::similar::SIMILAR_MIN;
 use serde::{Deserialize, Serialize};
 use serde_json::{Map, Value};
 use spillway_ledger::{Credits, Price};
@@ -105,6 +106,10 @@ pub struct Terms {
     /// project's keys. `None` keeps no answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub cache_s: Option<u32>,
+    /// How similar (the cosine of their vectors) a question must be to one that was answered to get its answer, where answers are kept.
+    /// `None` gives them to the same request only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cache_similar: Option<f64>,
     /// The policy that its requests go by where they name none.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub policy: Option<String>,
@@ -148,6 +153,12 @@ impl Terms {
         }
         if self.cache_s.is_some_and(|seconds| seconds == 0 || seconds > CACHE_S_MAX) {
             return Err(bad("cache_s", format!("not between 1 and {CACHE_S_MAX}")));
+        }
+        if self.cache_similar.is_some_and(|least| !(SIMILAR_MIN..=1.0).contains(&least)) {
+            return Err(bad("cache_similar", format!("not between {SIMILAR_MIN} and 1")));
+        }
+        if self.cache_similar.is_some() && self.cache_s.is_none() {
+            return Err(bad("cache_similar", "set without cache_s"));
         }
         for (field, list) in [("providers_only", &self.providers_only), ("providers_order", &self.providers_order)] {
             let preferences = Preferences { only: list.clone(), ..Preferences::default() };
@@ -299,6 +310,10 @@ mod tests {
             (Terms { tokens_per_minute: Some(PER_MINUTE_MAX + 1), ..good() }, Some("tokens_per_minute")),
             (Terms { target_ms: Some(0), ..good() }, Some("target_ms")),
             (Terms { cache_s: Some(0), ..good() }, Some("cache_s")),
+            (Terms { cache_s: Some(9), cache_similar: Some(0.92), ..good() }, None),
+            (Terms { cache_s: Some(9), cache_similar: Some(0.91), ..good() }, Some("cache_similar")),
+            (Terms { cache_s: Some(9), cache_similar: Some(f64::NAN), ..good() }, Some("cache_similar")),
+            (Terms { cache_similar: Some(0.95), ..good() }, Some("cache_similar")),
             (Terms { cache_s: Some(CACHE_S_MAX + 1), ..good() }, Some("cache_s")),
             (Terms { providers_only: many(33), ..good() }, Some("providers_only")),
             (Terms { providers_order: vec![String::new()], ..good() }, Some("providers_order")),

@@ -60,7 +60,7 @@ impl Collector for Kept {
         let counts = self.0.counts();
         let help = "Requests of keys whose answers are kept, by whether there was one";
         let mut lookups = encoder.encode_descriptor("cache_lookups", help, None, MetricType::Counter)?;
-        for (result, count) in [("hit", counts.hits), ("miss", counts.misses)] {
+        for (result, count) in [("hit", counts.hits), ("similar", counts.similar), ("miss", counts.misses)] {
             lookups.encode_family(&[("result", result)])?.encode_counter::<NoLabelSet, _, u64>(&count, None)?;
         }
         let help = "Credits that answers given again would have cost";

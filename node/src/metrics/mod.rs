@@ -403,7 +403,8 @@ mod tests {
             cost: Credits::new(1_250_000),
         };
         assert!(cache.find(name, Duration::from_secs(1), now).is_none());
-        cache.keep(name, kept, now);
+        cache.missed();
+        cache.keep(name, kept, None, now);
         assert!(cache.find(name, Duration::from_secs(1), now).is_some());
         metrics.watch_cache(cache);
         metrics
@@ -451,6 +452,7 @@ mod tests {
             r#"spillway_audit_unsent_records{sink="siem_log"} 3"#,
             "spillway_peers_connected 3",
             r#"spillway_cache_lookups_total{result="hit"} 1"#,
+            r#"spillway_cache_lookups_total{result="similar"} 0"#,
             r#"spillway_cache_lookups_total{result="miss"} 1"#,
             "spillway_cache_saved_credits_total 1.25",
             "spillway_cache_answers 1",

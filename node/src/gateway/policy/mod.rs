@@ -11,9 +11,10 @@ pub mod portkey;
 pub use attempts::Attempts;
 pub(super) use plan::{Plan, cost_max, tokens_max};
 
-use super::cache::{CacheWish, Tenant};
+use super::cache::{CacheWish, Keeping, Tenant};
 use super::error::ApiError;
 use super::keys::Caller;
+use super::similar::SIMILAR_DEFAULT;
 use super::terms::CACHE_S_MAX;
 use crate::backend::connection::below;
 use reqwest::Url;
@@ -86,11 +87,15 @@ pub struct Hints {
 }
 
 impl Hints {
-    /// For how long a key's answers are kept by the word of the request or its policy.
-    pub(super) fn cache_of(&self, caller: &Caller) -> Option<(Tenant, Duration)> {
-        let config = self.cache.as_ref().filter(|config| !config.semantic)?;
+    /// How a key's answers are kept by the word of the request or its policy.
+    pub(super) fn cache_of(&self, caller: &Caller) -> Option<Keeping> {
+        let config = self.cache.as_ref()?;
         let seconds = config.max_age_s.unwrap_or(CACHE_S_DEFAULT).min(u64::from(CACHE_S_MAX));
-        Some((Tenant::Key(caller.id), Duration::from_secs(seconds)))
+        Some(Keeping {
+            tenant: Tenant::Key(caller.id),
+            lasts: Duration::from_secs(seconds),
+            similar: config.semantic.then_some(SIMILAR_DEFAULT),
+        })
     }
 
     /// What decides, beside the request itself, where it goes.

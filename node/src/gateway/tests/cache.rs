@@ -5,6 +5,7 @@ use super::{Terms, World, error_of};
 use axum::http::HeaderMap;
 use reqwest::Response;
 use serde_json::json;
+use spillway_protocol::Prefer;
 
 fn terms() -> Terms {
     Terms { name: "test".into(), cache_s: Some(3600), ..Terms::default() }
@@ -164,6 +165,64 @@ async fn a_portkey_config_asks_for_a_cache_of_its_keys_own() {
     let simple = r#"{"cache":{"mode":"simple","max_age":60}}"#;
     assert_eq!(ask(simple).await.as_deref(), Some("miss"));
     assert_eq!(ask(simple).await.as_deref(), Some("hit"));
-    assert_eq!(ask(r#"{"cache":{"mode":"semantic"}}"#).await, None);
+    let semantic = r#"{"cache":{"mode":"semantic"}}"#;
+    assert_eq!(ask(semantic).await.as_deref(), Some("miss"));
+    assert_eq!(ask(semantic).await.as_deref(), Some("hit"));
     assert_eq!(ask("{}").await, None);
+}
+
+/// A key whose answers serve questions that mean the same.
+fn similar() -> Terms {
+    Terms { cache_similar: Some(0.95), ..terms() }
+}
+
+async fn asked(world: &World, secret: &str, question: &str, wish: &str) -> (Option<String>, String) {
+    let body = json!({"model": "plain", "messages": [{"role": "user", "content": question}]}).to_string();
+    let request = world.client.post(world.url("/v1/chat/completions")).bearer_auth(secret).body(body);
+    told(request.header("x-spillway-cache", wish).send().await.expect("an answer")).await
+}
+
+#[tokio::test]
+async fn a_question_that_means_the_same_gets_the_answer_where_the_key_allows_it() {
+    let mut world = World::with(similar()).await;
+    let own = world.key.clone();
+    let other = world.gateway.0.keys.create(similar()).await.expect("a key").1.to_string();
+    let exact = world.gateway.0.keys.create(terms()).await.expect("a key").1.to_string();
+    for (secret, question, wish, state) in [
+        (&own, "How do I reset my password?", "use", "miss"),
+        (&own, "how can I reset my password", "use", "similar"),
+        (&own, "how can I reset my password", "bypass", "bypass"),
+        (&own, "How do I not reset my password?", "use", "miss"),
+        (&own, "How far do I reset my password?", "use", "miss"),
+        (&own, "How do I reset an unknown password?", "use", "miss"),
+        (&own, "How do I reset my password?", "use", "hit"),
+        (&own, "how could I reset my password", "refresh", "refresh"),
+        (&other, "how can I reset my password", "use", "miss"),
+        (&exact, "How do I reset my password?", "use", "miss"),
+        (&exact, "how can I reset my password", "use", "miss"),
+    ] {
+        assert_eq!(asked(&world, secret, question, wish).await.0.as_deref(), Some(state), "{question}, {wish}");
+    }
+    let counts = world.gateway.0.cache.counts();
+    assert_eq!((counts.hits, counts.similar, counts.misses), (1, 1, 7));
+    let mut vectors = 0;
+    while let Ok(job) = world.market.jobs.try_recv() {
+        if job.model == "vectors" {
+            vectors += 1;
+            assert!(job.prefer == Prefer::Own && job.own.owned_only, "{job:?}");
+        }
+    }
+    assert_eq!(vectors, 7, "not for a hit, a bypass, or a key that wants the same request only");
+}
+
+#[tokio::test]
+async fn an_answer_given_to_another_question_costs_nothing() {
+    let world = World::with(similar()).await;
+    let secret = world.key.clone();
+    let first = asked(&world, &secret, "What is the capital of France?", "use").await;
+    assert_eq!(world.tally().await, (LEG_COST, 0));
+    let second = asked(&world, &secret, "what's the capital of France", "use").await;
+    assert_eq!(second.0.as_deref(), Some("similar"));
+    assert_eq!(second.1, first.1.replace(r#""cost":0.001234"#, r#""cost":0.000000"#));
+    assert_eq!(world.tally().await, (LEG_COST, 0));
 }

@@ -179,6 +179,19 @@ async fn play(request: JobRequest, left: oneshot::Receiver<()>, released: Arc<No
                 }
             }
         }
+        // Whoever says `far` is far from those who do not; `unknown` has no vector.
+        "vectors" => {
+            let says = |word: &str| String::from_utf8_lossy(&job.body).contains(word);
+            if says("unknown") {
+                failure(Reason::UpstreamError, None, None, "it broke")
+            } else {
+                send(place(Route::Own, Reason::OwnFree)).await;
+                send(JobEvent::Chunk(head("application/json"))).await;
+                let vector = if says("far") { "[0.0,1.0]" } else { "[1.0,0.0]" };
+                send(JobEvent::Chunk(body(format!(r#"{{"data":[{{"embedding":{vector}}}]}}"#).as_bytes()))).await;
+                Ok("stop".into())
+            }
+        }
         "broken" => {
             send(place(Route::Network, Reason::ModelNotLocal)).await;
             send(JobEvent::Chunk(HEL.into())).await;

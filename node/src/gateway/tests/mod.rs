@@ -138,6 +138,7 @@ async fn open_telling(
         price_max: PRICE_MAX,
         job_log,
         cache_bytes: 1 << 20,
+        cache_embedding: Some("vectors".into()),
         policies,
         promised: BTreeMap::new(),
         shared,
