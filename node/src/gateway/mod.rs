@@ -72,6 +72,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 use subtle::ConstantTimeEq;
+use tokio::sync::Semaphore;
 use watch::Watch;
 use zeroize::Zeroizing;
 
@@ -80,6 +81,8 @@ pub const ADMIN_TOKEN_FILE: &str = "admin.token";
 /// Jobs whose key is remembered, so that the key's owner may ask about them; as many as the job log keeps.
 const OWNERS_MAX: usize = 10_000;
 
+/// Vectors that are made at once; a request that finds none free goes without, since it was not yet held to its key's limits.
+const VECTORS_MAX: usize = 32;
 /// How long a question's vector may take; a client waits for it.
 const VECTOR_WAIT: Duration = Duration::from_secs(2);
 
@@ -133,6 +136,7 @@ struct Inner {
     day_log: Option<DayLog>,
     cache: Arc<Cache>,
     cache_embedding: Option<String>,
+    vectors: Semaphore,
     admin_hash: Digest,
     owners: Mutex<Owners>,
     stopping: AtomicBool,
@@ -211,6 +215,7 @@ impl Gateway {
             day_log,
             cache,
             cache_embedding: parts.cache_embedding,
+            vectors: Semaphore::new(VECTORS_MAX),
             admin_hash: admin_hash(&token),
             owners: Mutex::default(),
             stopping: AtomicBool::new(false),
@@ -486,11 +491,12 @@ impl Gateway {
         Ok(job.with_cache(state, recording))
     }
 
-    /// A question's vector by the model that is configured for it, on own hardware that costs nothing; `None` without one, or if it does
-    /// not answer in time.
+    /// A question's vector by the model that is configured for it, on own hardware that costs nothing; `None` without one, if it does
+    /// not answer in time, or while too many others wait for theirs.
     async fn vector_of(&self, text: &str) -> Option<Vector> {
         let inner = &*self.0;
         let model = inner.cache_embedding.as_ref()?;
+        let _one = inner.vectors.try_acquire().ok()?;
         let body = serde_json::to_vec(&serde_json::json!({"model": model, "input": text})).expect("text is JSON");
         let request = Request::parse(Kind::Embedding, &body).ok()?;
         let free = Price { input: Credits::ZERO, cached: Credits::ZERO, output: Credits::ZERO };

@@ -226,3 +226,19 @@ async fn an_answer_given_to_another_question_costs_nothing() {
     assert_eq!(second.1, first.1.replace(r#""cost":0.001234"#, r#""cost":0.000000"#));
     assert_eq!(world.tally().await, (LEG_COST, 0));
 }
+
+#[tokio::test]
+async fn while_too_many_wait_for_vectors_a_request_goes_without() {
+    let mut world = World::with(similar()).await;
+    let secret = world.key.clone();
+    {
+        let _all = world.gateway.0.vectors.try_acquire_many(32).expect("all are free");
+        for state in ["miss", "hit"] {
+            assert_eq!(asked(&world, &secret, "What is it?", "use").await.0.as_deref(), Some(state));
+        }
+    }
+    assert_eq!(world.market.jobs.recv().await.expect("the first").model, "plain");
+    assert!(world.market.jobs.try_recv().is_err(), "no vector was made");
+    assert_eq!(asked(&world, &secret, "what is it", "use").await.0.as_deref(), Some("miss"), "the first had none");
+    assert_eq!(asked(&world, &secret, "so what is it", "use").await.0.as_deref(), Some("similar"));
+}
