@@ -317,6 +317,10 @@ impl Driver {
                 if let Event::StreamClosed(stream) = &event {
                     self.close(*stream);
                 }
+                if let Event::Finished { work, .. } | Event::BackendFailed { work, .. } = &event {
+                    // Its handle keeps the memory of its task.
+                    self.work.remove(work);
+                }
                 self.handle(event);
             }
             Inbox::Discovery(event) => self.discover(event),
