@@ -1,13 +1,14 @@
 """Soaks two nodes: a gateway with a backend of its own that buys one model of another node.
 
 Arguments: the `spillway` binary, the load generator, minutes, and the folder for soak.jsonl and soak.svg. First it looks for the rate
-that saturates the gateway, then it keeps half of it up. Ends with 0 if no answer was lost, nothing stayed set aside, and the books
-verify on both nodes. Latency is written down and judged by nobody: this machine may do other things beside.
+that saturates the gateway, then it keeps half of it up. Ends with 0 if no answer was lost, nothing stayed set aside, no memory and
+descriptors went on growing (from 10 minutes on), and the books verify on both nodes. Latency is written down and judged by nobody: this machine may do other things beside.
 """
 
 import json
 import os
 import re
+import statistics
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,9 @@ STALL_S = 8
 # What is too slow: the 99th percentile of the time to a stream's first event, in milliseconds.
 SATURATED_MS = 250
 SAMPLE_EVERY_S = 5
+# How much more of something may be held in the last third than in the middle one, in MiB and descriptors: caches fill in the first.
+GROWTH_JUDGED_FROM_S = 600
+GROWTH_MAX = {"rss_mib": 40, "descriptors": 40}
 PATIENCE_S = 180
 
 
@@ -158,6 +162,21 @@ class Soak:
                 return {"spent_micro": key["spent_micro"]}, f"still there after {PATIENCE_S} s: {still}"
             time.sleep(1)
 
+    def grown(self, seconds):
+        """What went on growing, by the medians of the middle third and of the last one."""
+        if seconds < GROWTH_JUDGED_FROM_S:
+            return []
+        samples = [line["sample"] for line in self.lines if "sample" in line]
+        faults = []
+        for name in ["gateway", "seller"]:
+            for what, most in GROWTH_MAX.items():
+                third = lambda begin, end: statistics.median(  # noqa: E731
+                    sample[name][what] for sample in samples if begin * seconds <= sample["second"] * 3 < end * seconds)
+                middle, last = third(1, 2), third(2, 3)
+                if last - middle > most:
+                    faults.append(f"{what} of the {name} went from {middle:.0f} in the middle third to {last:.0f} in the last")
+        return faults
+
     def counts(self):
         with urllib.request.urlopen(self.origin + "/counts", timeout=60) as response:
             return json.load(response)
@@ -202,6 +221,7 @@ class Soak:
         over.set()
         sampler.join()
         faults += [why] if why else []
+        faults += self.grown(minutes * 60)
         spent, fault = self.settled()
         faults += [fault] if fault else []
         # A moment after the load: what is held by nobody any more.
