@@ -183,7 +183,7 @@ impl Provider {
             Some(Refusal::OverDeposit)
         } else if !serving.price.within(&record.price_cap) {
             Some(Refusal::BadQuote)
-        } else if cx.now.after(EXPIRY_MARGIN).ms() >= record.expires_ms || session.is_full() {
+        } else if session.takes_no_more(cx.now) {
             Some(Refusal::SessionExpiring)
         } else if best < first {
             Some(Refusal::Underpaid)

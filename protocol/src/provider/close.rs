@@ -247,8 +247,7 @@ impl Provider {
     /// without a claim: one that is topped up again and again may never rest. Legs that run are claimed when they are over.
     pub(crate) fn settle_due(&mut self, cx: &mut Context, id: SessionId) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
-        let is_over = cx.now.after(EXPIRY_MARGIN).ms() >= session.record.expires_ms || session.is_full();
-        let last = is_over && session.legs.is_empty();
+        let last = session.takes_no_more(cx.now) && session.legs.is_empty();
         let due = session.claim_at(cx.config.settle_after);
         if session.settling.is_some() {
             return;

@@ -161,6 +161,11 @@ impl EarningSession {
         self.record.receipts.len() >= SESSION_JOBS_MAX
     }
 
+    /// Whether no job may begin on it any more: it nears its end, or has had all its jobs.
+    fn takes_no_more(&self, now: Now) -> bool {
+        now.after(EXPIRY_MARGIN).ms() >= self.record.expires_ms || self.is_full()
+    }
+
     /// When what was delivered is to be claimed: after a rest of `settle_after`, or in use after a few times that long.
     fn claim_at(&self, settle_after: Duration) -> Now {
         let rested = self.last_active.after(settle_after);
