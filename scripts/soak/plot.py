@@ -48,7 +48,7 @@ def plot(lines):
         ("Time to a whole answer", "ms", [("p99", of("whole_ms", "p99")), ("p50", of("whole_ms", "p50"))]),
         ("Resident memory", "MiB", [("gateway", held("gateway", "rss_mib")), ("seller", held("seller", "rss_mib"))]),
         ("Open descriptors", "count", [("gateway", held("gateway", "descriptors")), ("seller", held("seller", "descriptors"))]),
-        ("Load average of the machine", "runnable", [("1 minute", [(one["second"], one["load_1m"]) for one in samples])]),
+        ("The machine's processors", "%", [(name, [(one["second"], one["machine"][name]) for one in samples]) for name in ["idle", "stolen"]]),
     ]
     out, top = [], TOP + 20
     for title, unit, drawn in panels:

@@ -59,6 +59,25 @@ class Watched:
         return {"rss_mib": round(number("VmRSS") / 1024, 1), "threads": number("Threads"), "descriptors": len(os.listdir(f"/proc/{self.pid}/fd")), "cpu_s": round(cpu, 2)}
 
 
+class Machine:
+    """Where the time of all processors went since the last sample, in percent: idle, and taken by the host of a virtual machine."""
+
+    def __init__(self):
+        self.before = self.ticks()
+
+    @staticmethod
+    def ticks():
+        with open("/proc/stat", encoding="utf-8") as file:
+            return [int(field) for field in file.readline().split()[1:9]]
+
+    def sample(self):
+        now = self.ticks()
+        spent = [after - before for after, before in zip(now, self.before)]
+        self.before = now
+        share = lambda ticks: round(100 * ticks / max(1, sum(spent)), 1)  # noqa: E731
+        return {"idle": share(spent[3] + spent[4]), "stolen": share(spent[7])}
+
+
 class Soak:
     def __init__(self, binary, load, folder):
         self.binary, self.load, self.folder = os.path.abspath(binary), os.path.abspath(load), folder
@@ -199,11 +218,12 @@ class Soak:
         print(f"{minutes} minutes at {rate:.0f}/s" + ("" if given else f", half of {most:.0f}/s, which is the most"), flush=True)
         self.note({"rate": round(rate, 1), "saturating": None if given else round(most, 1), "minutes": minutes, "cores": os.cpu_count()})
         over = threading.Event()
+        machine = Machine()
         began = time.monotonic()
 
         def sampling():
             while not over.wait(SAMPLE_EVERY_S):
-                self.note({"sample": {"second": round(time.monotonic() - began), "load_1m": os.getloadavg()[0], **{one.name: one.sample() for one in watched}}})
+                self.note({"sample": {"second": round(time.monotonic() - began), "machine": machine.sample(), **{one.name: one.sample() for one in watched}}})
 
         sampler = threading.Thread(target=sampling, daemon=True)
         sampler.start()
@@ -215,7 +235,7 @@ class Soak:
                     sample = next((line["sample"] for line in reversed(self.lines) if "sample" in line), {})
                 held = {name: (sample[name]["rss_mib"], sample[name]["descriptors"]) for name in ["gateway", "seller"] if name in sample}
                 print(f"{figures['second']:5} s  first p50 {figures['first_ms']['p50']} p99 {figures['first_ms']['p99']} ms, whole p99 "
-                      f"{figures['whole_ms']['p99']} ms; MiB and descriptors {held}; lost {figures['lost']}, failed {figures['failed']}", flush=True)
+                      f"{figures['whole_ms']['p99']} ms; MiB and descriptors {held}; machine {sample.get('machine')} %; lost {figures['lost']}, failed {figures['failed']}", flush=True)
 
         total, why = self.keep_up(rate, round(minutes * 60), tell)
         over.set()
