@@ -283,7 +283,9 @@ impl Consumer {
         {
             waiting.retain(|other| *other != probe);
             let (reason, late) = (*reason, cx.now >= sent.after(cx.config.probe_wait));
-            if waiting.is_empty() || late {
+            // A job on its last look is in no queue: what it finds is its own before any that waits there is woken.
+            let found = free && active.thorough;
+            if waiting.is_empty() || late || found {
                 self.look(cx, id, reason);
             }
         }

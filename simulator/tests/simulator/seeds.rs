@@ -1,6 +1,7 @@
 //! Seeds that failed once, each with what it found. They stay.
 
 use spillway_simulator::Simulation;
+use spillway_simulator::trial::overload;
 
 #[test]
 fn seeds_that_failed_once_pass() {
@@ -60,6 +61,14 @@ fn seeds_that_failed_once_pass() {
         ("faults", 1, "a claim for what a frozen provider delivered on a stream that had ended"),
     ] {
         let report = Simulation::new(seed).named(scenario).run();
+        assert!(report.violations.is_empty(), "{found}: {}", report.failure().unwrap_or_default());
+    }
+}
+
+#[test]
+fn overloads_that_turned_one_away_in_vain_pass() {
+    for (seed, found) in [(921, "what a job found on its last look went to one that waited in the queue")] {
+        let report = Simulation::new(seed).scenario(overload::scenario(seed)).run();
         assert!(report.violations.is_empty(), "{found}: {}", report.failure().unwrap_or_default());
     }
 }
