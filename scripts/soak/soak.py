@@ -2,7 +2,8 @@
 
 Arguments: the `spillway` binary, the load generator, minutes, and the folder for soak.jsonl and soak.svg. First it looks for the rate
 that saturates the gateway, then it keeps half of it up. Ends with 0 if no answer was lost, nothing stayed set aside, no memory and
-descriptors went on growing (from 10 minutes on), and the books verify on both nodes. Latency is written down and judged by nobody: this machine may do other things beside.
+descriptors went on growing (from 10 minutes on), and the books verify on both nodes. Latency is written down and judged by nobody:
+this machine may do other things beside.
 """
 
 import json
@@ -32,8 +33,9 @@ STALL_S = 8
 # What is too slow: the 99th percentile of the time to a stream's first event, in milliseconds.
 SATURATED_MS = 250
 SAMPLE_EVERY_S = 5
-# How much more of something may be held in the last third than in the middle one, in MiB and descriptors: caches fill in the first.
+# From so long a run on growth is judged, in seconds: caches fill in its first third.
 GROWTH_JUDGED_FROM_S = 600
+# How much more of something may be held in the last third than in the middle one, in MiB and descriptors.
 GROWTH_MAX = {"rss_mib": 40, "descriptors": 40}
 PATIENCE_S = 180
 

@@ -263,7 +263,7 @@ impl Provider {
         let Some(voucher) = record.voucher.clone() else { return };
         // The last claim may repeat what is settled: it closes the session and returns the rest to the consumer.
         if claim < record.settled || (claim == record.settled && !last) {
-            let end = before(Now::from_ms(record.expires_ms), EXPIRY_MARGIN);
+            let end = session.nears_end_at();
             if cx.now < end {
                 cx.timers.set(Alarm::Settle(id), end);
             }
@@ -300,7 +300,7 @@ impl Provider {
         // What was delivered while the ledger answered.
         let more = session.record.spent > session.record.settled;
         session.unclaimed = more.then_some(cx.now);
-        let near_end = before(Now::from_ms(session.record.expires_ms), EXPIRY_MARGIN).max(cx.now);
+        let near_end = session.nears_end_at().max(cx.now);
         let at = match more {
             _ if session.is_full() => cx.now,
             true => cx.now.after(cx.config.settle_after),
@@ -324,10 +324,6 @@ impl Provider {
     pub(crate) fn jobs(&self) -> impl Iterator<Item = JobId> {
         self.serving.values().map(|serving| serving.open.job)
     }
-}
-
-fn before(moment: Now, span: Duration) -> Now {
-    Now(moment.0.saturating_sub(u64::try_from(span.as_micros()).unwrap_or(u64::MAX)))
 }
 
 fn millis(span: Duration) -> u32 {
