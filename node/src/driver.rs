@@ -720,9 +720,9 @@ impl Driver {
                     client.end.send(JobEvent::Ended(outcome));
                 }
             }
-            Effect::Run { work: id, model, kind, body, prefix, own, whole, choice, job } => {
+            Effect::Run { work: id, model, kind, body, prefix, own, whole, choice, job, beside } => {
                 let trace = job.and_then(|job| self.clients.get(&job)?.trace.clone());
-                let work = Work { id, model, kind, body, prefix, own, whole, choice, trace };
+                let work = Work { id, model, kind, body, prefix, own, whole, choice, trace, beside };
                 let running = self.parts.backends.run(work, ToInbox(self.inbox.clone()));
                 self.work.insert(id, running);
             }

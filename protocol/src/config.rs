@@ -68,6 +68,8 @@ pub struct MarketConfig {
     pub queue_max: usize,
     /// How long an own job may wait for an own slot.
     pub queue_wait: Duration,
+    /// Whether an own job whose backend is late is given to another own one as well, within a quarter of the idle slots.
+    pub hedge: bool,
     /// How many jobs may be under way at once, own clients' and strangers' each.
     pub jobs_max: usize,
     /// Credits that one second of waiting is worth when price and speed are weighed against each other.
@@ -101,6 +103,7 @@ impl Default for MarketConfig {
             open_wait: Duration::from_secs(5),
             queue_max: 64,
             queue_wait: Duration::from_secs(30),
+            hedge: false,
             jobs_max: 4096,
             second_worth: Credits::new(1_000),
         }
@@ -384,6 +387,8 @@ pub struct SpendSection {
     pub second_worth: f64,
     /// How many own jobs may wait for an own slot.
     pub queue_max: usize,
+    /// Whether an own job whose backend is late is given to another own one as well, within a quarter of the idle slots.
+    pub hedge: bool,
 }
 
 impl Default for SpendSection {
@@ -397,6 +402,7 @@ impl Default for SpendSection {
             top_up_share: 0.5,
             second_worth: 0.001,
             queue_max: 64,
+            hedge: false,
         }
     }
 }
@@ -664,6 +670,7 @@ impl NodeConfig {
             settle_after: Duration::from_secs_f64(self.provide.settle_after_s),
             second_worth: credits("spend.second_worth", self.spend.second_worth)?,
             queue_max: self.spend.queue_max,
+            hedge: self.spend.hedge,
             ..MarketConfig::default()
         })
     }

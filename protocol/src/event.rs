@@ -48,6 +48,8 @@ pub struct Capacity {
     pub slots: u32,
     /// How many of them are at backends that cost money for each request: those are for the owner's jobs alone.
     pub rented: u32,
+    /// How many separate backends that cost nothing share the slots: where there are two, the other can be asked if one is late.
+    pub replicas: u32,
     /// The most that one of its backends costs, per million tokens; nothing for own hardware.
     pub token_price: Price,
     /// Whether it answers.
@@ -315,6 +317,9 @@ pub enum Effect {
         choice: OwnChoice,
         /// The owner's job that it is for; `None` for a stranger's.
         job: Option<JobId>,
+        /// A hedge: the work of the same job that is late. It runs at another backend that costs nothing and has a free slot, or
+        /// fails.
+        beside: Option<WorkId>,
     },
     /// Stop work; nothing that still comes of it counts.
     Stop(WorkId),

@@ -132,6 +132,8 @@ pub enum Reason {
     OwnFree,
     /// It waited in the own queue because nothing better was to be had.
     OwnQueued,
+    /// The own backend that it ran at first was late, and another one answered.
+    OwnHedged,
     /// Every own slot was taken.
     OwnSaturated,
     /// The own backend does not answer.
@@ -168,9 +170,10 @@ pub enum Reason {
 
 impl Reason {
     /// Every code, for documentation and tests.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::OwnFree,
         Self::OwnQueued,
+        Self::OwnHedged,
         Self::OwnSaturated,
         Self::OwnUnhealthy,
         Self::ModelNotLocal,
@@ -195,6 +198,7 @@ impl Reason {
         match self {
             Self::OwnFree => "own_free",
             Self::OwnQueued => "own_queued",
+            Self::OwnHedged => "own_hedged",
             Self::OwnSaturated => "own_saturated",
             Self::OwnUnhealthy => "own_unhealthy",
             Self::ModelNotLocal => "model_not_local",

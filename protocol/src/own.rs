@@ -14,6 +14,8 @@ use std::time::Duration;
 const RATE_UNITS_MAX: u64 = 1024;
 /// The length of an answer before any has ended, in units.
 const ANSWER_DEFAULT: f64 = 512.0;
+/// Of so many idle slots one may hold a hedge.
+const HEDGED: u32 = 4;
 /// What the newest answer weighs in the usual length.
 const ANSWER_WEIGHT: f64 = 0.1;
 
@@ -35,6 +37,8 @@ pub(crate) enum OwnState {
 pub(crate) enum WorkFor {
     /// One of the owner's jobs.
     Owner(spillway_ledger::JobId),
+    /// The same, a second time, beside a backend that is late.
+    Hedge(spillway_ledger::JobId),
     /// A stranger's job, on this stream.
     Stranger(StreamId),
 }
@@ -65,6 +69,7 @@ struct Model {
     /// The usual length of an answer, in units.
     answer: f64,
     own: u32,
+    hedges: u32,
     strangers: u32,
     /// Prompts of running work that has not said anything yet, in uncached units. When the prompt of an answer in one piece was
     /// read is not told: those are left out.
@@ -125,6 +130,11 @@ pub(crate) struct Own {
 
 impl Model {
     const fn running(&self) -> u32 {
+        self.own + self.hedges + self.strangers
+    }
+
+    /// All of it but for hedges.
+    const fn first_hand(&self) -> u32 {
         self.own + self.strangers
     }
 
@@ -139,6 +149,7 @@ impl Model {
     const fn count(&mut self, whose: WorkFor) -> &mut u32 {
         match whose {
             WorkFor::Owner(_) => &mut self.own,
+            WorkFor::Hedge(_) => &mut self.hedges,
             WorkFor::Stranger(_) => &mut self.strangers,
         }
     }
@@ -173,6 +184,7 @@ impl Own {
                 used: Utilisation::default(),
                 answer: ANSWER_DEFAULT,
                 own: 0,
+                hedges: 0,
                 strangers: 0,
                 unread: 0,
                 worked: 0,
@@ -183,7 +195,7 @@ impl Own {
                 model.cached.clear();
             }
             // Counted anew: work outlives a model that was missing from the list for a while.
-            (model.own, model.strangers, model.unread) = (0, 0, 0);
+            (model.own, model.hedges, model.strangers, model.unread) = (0, 0, 0, 0);
             for work in self.work.values().filter(|work| work.model == capacity.model) {
                 *model.count(work.whose) += 1;
                 model.unread += if work.mark.is_none() { work.prompt_uncached } else { 0 };
@@ -206,7 +218,8 @@ impl Own {
         if !model.capacity.healthy {
             return OwnState::Unhealthy;
         }
-        if model.running() < model.capacity.slots { OwnState::Free } else { OwnState::Saturated }
+        // A hedge makes way.
+        if model.first_hand() < model.capacity.slots { OwnState::Free } else { OwnState::Saturated }
     }
 
     /// What a model's slots do now. `None` if strangers cannot have it at all.
@@ -220,7 +233,7 @@ impl Own {
         model.note(now);
         Some(Slots {
             slots: owned,
-            own_running: model.own,
+            own_running: model.own + model.hedges,
             strangers_running: model.strangers,
             own_pending,
             utilisation_percent: model.used.percent(),
@@ -244,6 +257,33 @@ impl Own {
         self.models.get(model).map_or(0, Model::running)
     }
 
+    /// The same, but for hedges.
+    pub(crate) fn first_hand(&self, model: &str) -> u32 {
+        self.models.get(model).map_or(0, Model::first_hand)
+    }
+
+    /// Whether another hedge may run: on separate hardware, for nobody who waits, and within a quarter of what is idle.
+    pub(crate) fn may_hedge(&self, model: &str) -> bool {
+        let waiting = self.waiting.get(model).is_some_and(|waiting| *waiting > 0);
+        self.models.get(model).is_some_and(|model| {
+            let owned = model.capacity.slots.saturating_sub(model.capacity.rented);
+            let idle = owned.saturating_sub(model.first_hand());
+            model.capacity.healthy && model.capacity.replicas > 1 && !waiting && model.hedges < idle / HEDGED
+        })
+    }
+
+    /// The newest hedge, if all slots are taken.
+    pub(crate) fn hedge_in_the_way(&self, name: &str) -> Option<(WorkId, spillway_ledger::JobId)> {
+        let model = self.models.get(name)?;
+        if model.hedges == 0 || model.running() < model.capacity.slots {
+            return None;
+        }
+        self.work.iter().rev().filter(|(_, work)| work.model == name).find_map(|(id, work)| match work.whose {
+            WorkFor::Hedge(job) => Some((*id, job)),
+            WorkFor::Owner(_) | WorkFor::Stranger(_) => None,
+        })
+    }
+
     /// The step model, and what it is to be asked with: the work that runs, and the prompts that are not read yet.
     pub(crate) fn speed(&self, model: &str) -> Option<(&Speed, u32, u64)> {
         self.models.get(model).map(|model| (&model.speed, model.running(), model.unread))
@@ -259,7 +299,7 @@ impl Own {
         self.models.get(model).map(|model| model.cached.hot(HOT_MAX)).unwrap_or_default()
     }
 
-    /// Takes a slot. The caller has seen that one is free.
+    /// Takes a slot. The caller has seen that one is free, or held by a hedge and freed of it.
     pub(crate) fn start(&mut self, now: Now, start: Start<'_>) -> WorkId {
         let id = WorkId(self.next);
         self.next += 1;
@@ -449,6 +489,7 @@ mod tests {
             kinds: vec![Kind::Chat],
             slots,
             rented: 0,
+            replicas: 1,
             token_price: Price::ZERO,
             healthy: true,
         }

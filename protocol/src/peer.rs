@@ -236,26 +236,28 @@ impl Peer {
             Event::Output { work, bytes, text } => {
                 cx.own.output(cx.now, work, text.len() as u64);
                 match cx.own.whose(work) {
-                    Some(WorkFor::Owner(job)) => self.consumer.output(cx, job, work, bytes, &text),
+                    Some(WorkFor::Owner(job) | WorkFor::Hedge(job)) => {
+                        self.consumer.output(cx, job, work, bytes, &text)
+                    }
                     Some(WorkFor::Stranger(stream)) => self.provider.output(cx, stream, bytes, text),
                     None => {} // Late, not wrong.
                 }
             }
             Event::Charged { work, cost } => match cx.own.whose(work) {
                 Some(WorkFor::Owner(job)) => self.consumer.charged(job, work, cost),
-                // A stranger's work never runs where it costs money; and what is late is not wrong.
-                Some(WorkFor::Stranger(_)) | None => {}
+                // Neither hedges nor strangers' work run where it costs money; and what is late is not wrong.
+                Some(WorkFor::Hedge(_) | WorkFor::Stranger(_)) | None => {}
             },
             Event::Finished { work, mut finish } => {
                 truncate(&mut finish, 32);
                 match cx.own.whose(work) {
-                    Some(WorkFor::Owner(job)) => self.consumer.finished(cx, job, work, finish),
+                    Some(WorkFor::Owner(job) | WorkFor::Hedge(job)) => self.consumer.finished(cx, job, work, finish),
                     Some(WorkFor::Stranger(stream)) => self.provider.finished(cx, stream, work, finish),
                     None => {} // Late, not wrong.
                 }
             }
             Event::BackendFailed { work, error } => match cx.own.whose(work) {
-                Some(WorkFor::Owner(job)) => self.consumer.backend_failed(cx, job, work, error),
+                Some(WorkFor::Owner(job) | WorkFor::Hedge(job)) => self.consumer.backend_failed(cx, job, work, error),
                 Some(WorkFor::Stranger(stream)) => self.provider.backend_failed(cx, stream, work, error),
                 None => {} // Late, not wrong.
             },

@@ -969,6 +969,7 @@ const fn is_refusal(reason: Reason, status: Option<u16>) -> bool {
         Reason::OwnSaturated
         | Reason::OwnUnhealthy
         | Reason::OwnQueued
+        | Reason::OwnHedged
         | Reason::OwnFree
         | Reason::ModelNotLocal
         | Reason::LabelForbidsNetwork

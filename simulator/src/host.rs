@@ -232,6 +232,7 @@ impl World {
             kinds: vec![Kind::Chat, Kind::Completion],
             slots: rules.slots,
             rented: 0,
+            replicas: 1,
             token_price: spillway_ledger::Price::ZERO,
             healthy: !self.hosts[host].gpu_down,
         }])

@@ -227,7 +227,7 @@ impl Levels {
         if self.0.back().is_none_or(|(_, last)| *last != count) {
             self.0.push_back((now, count));
         }
-        let old = earlier(now, LEVELS_FOR.as_micros() as u64);
+        let old = now.before(LEVELS_FOR);
         while self.0.get(1).is_some_and(|(since, _)| *since <= old) {
             self.0.pop_front();
         }
@@ -245,10 +245,6 @@ impl Levels {
         let next = self.0.partition_point(|(since, _)| *since <= then);
         next.checked_sub(1).map_or(0, |last| self.0[last].1)
     }
-}
-
-fn earlier(now: Now, micros: u64) -> Now {
-    Now(now.0.saturating_sub(micros))
 }
 
 impl World {
@@ -274,7 +270,7 @@ impl World {
             known.iter().map(|provider| self.network.round_trip_us(gateway, *provider)).max().unwrap_or_default();
         let rounds = (known.len() as u64).div_ceil(PROBES_AT_ONCE);
         let once = rounds * (limit + away);
-        let long_ago = earlier(now, once + PATIENCE_US);
+        let long_ago = now.before(Duration::from_micros(once + PATIENCE_US));
         let answers = |provider: &&HostId| {
             self.network.connected(gateway, **provider)
                 && self.network.can_meet(gateway, **provider)
@@ -289,7 +285,7 @@ impl World {
         let now = self.line.now();
         let host = &self.hosts[gateway];
         let own = host.gpu.as_ref().is_some_and(|gpu| gpu.rules().model == need.model);
-        let moment = earlier(now, 1);
+        let moment = now.before(Duration::from_micros(1));
         if own && host.own_free.held_at(moment) && host.stalled_until < moment && host.gpu_failed < need.submitted {
             return Some(format!("{} has an own slot free", host.name));
         }
@@ -304,7 +300,7 @@ impl World {
             .collect();
         let all: Vec<HostId> = known.iter().map(|(provider, _)| *provider).collect();
         let look = self.look_us(gateway, &all);
-        let then = earlier(now, look);
+        let then = now.before(Duration::from_micros(look));
         if !host.awake.held_at(then) {
             return None;
         }
@@ -344,7 +340,7 @@ impl World {
         };
         // Nothing between the three of them and the ledger has been in trouble.
         let ledger = self.hosts.len();
-        let long_ago = earlier(now, LEDGER_TROUBLE.as_micros() as u64);
+        let long_ago = now.before(LEDGER_TROUBLE);
         let clear = [gateway, provider]
             .iter()
             .all(|host| self.network.connected(*host, ledger) && self.idle.clear_since(*host, ledger) < long_ago);

@@ -1,9 +1,20 @@
 //! How a server is reached: its URL, its key, TLS, and connections that are used again.
-//! Invariant: a key is read once, from where its section says, and is in no error, log or debug output.
+//! Invariants: a key is read once, from where its section says, and is in no error, log or debug output; nothing is followed
+//! elsewhere, and no proxy of the environment is used.
+//!
+//! A server without TLS, as one beside this node mostly is, is spoken to by hyper's own client: reqwest, which the others are reached
+//! by, reads each URL anew on its way through layers that nothing here uses, a twelfth of all that a request costs.
 
-use reqwest::header::{AUTHORIZATION, HeaderMap, HeaderValue};
+use super::in_words;
+use axum::http::header::{ACCEPT, AUTHORIZATION};
+use axum::http::{HeaderMap, HeaderValue, Request, StatusCode, Uri, response};
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper_util::client::legacy;
+use hyper_util::client::legacy::connect::HttpConnector;
+use hyper_util::rt::{TokioExecutor, TokioTimer};
 use reqwest::redirect::Policy;
-use reqwest::{Certificate, Client, Url};
+use reqwest::{Certificate, Url};
 use spillway_protocol::Kind;
 use spillway_protocol::config::ServerSection;
 use std::path::Path;
@@ -27,48 +38,180 @@ const KEEP_ALIVE_RETRIES: u32 = 3;
 /// A setting that does not hold, and why.
 pub type BadSetting = (&'static str, String);
 
-/// A client for a server, and its base URL; files are relative to `folder`.
+/// The connections to one server. They are opened as requests need them, and used again.
+#[derive(Debug)]
+pub struct Connections {
+    way: Way,
+    /// What goes with each request.
+    headers: HeaderMap,
+}
+
+#[derive(Debug)]
+enum Way {
+    Plain(Box<legacy::Client<HttpConnector, Full<Bytes>>>),
+    Tls(reqwest::Client),
+}
+
+/// An answer that has begun.
+#[derive(Debug)]
+pub struct Received {
+    head: response::Parts,
+    body: Body,
+}
+
+#[derive(Debug)]
+enum Body {
+    Plain(hyper::body::Incoming),
+    Tls(reqwest::Body),
+}
+
+impl Connections {
+    /// Sends a request to the server that these connections are to; its URI is absolute.
+    ///
+    /// # Errors
+    /// Why there is no answer, in words and without the URL.
+    pub async fn send(&self, mut request: Request<Bytes>) -> Result<Received, String> {
+        request.headers_mut().extend(self.headers.iter().map(|(name, value)| (name.clone(), value.clone())));
+        let (head, body) = match &self.way {
+            Way::Plain(client) => {
+                let answer = client.request(request.map(Full::new)).await.map_err(|error| in_words(&error))?;
+                let (head, body) = answer.into_parts();
+                (head, Body::Plain(body))
+            }
+            Way::Tls(client) => {
+                let request = reqwest::Request::try_from(request).map_err(|error| in_words(&error))?;
+                let answer = client.execute(request).await.map_err(|error| in_words(&error))?;
+                let (head, body) = axum::http::Response::<reqwest::Body>::from(answer).into_parts();
+                (head, Body::Tls(body))
+            }
+        };
+        Ok(Received { head, body })
+    }
+
+    /// As [`Self::send`], for what has no body.
+    ///
+    /// # Errors
+    /// As [`Self::send`].
+    pub async fn get(&self, uri: &Uri) -> Result<Received, String> {
+        let mut request = Request::new(Bytes::new());
+        request.uri_mut().clone_from(uri);
+        self.send(request).await
+    }
+}
+
+impl Received {
+    /// Its status.
+    #[must_use]
+    pub const fn status(&self) -> StatusCode {
+        self.head.status
+    }
+
+    /// Its headers.
+    #[must_use]
+    pub const fn headers(&self) -> &HeaderMap {
+        &self.head.headers
+    }
+
+    /// The next piece of its body; `None` at the end. Cancel-safe.
+    ///
+    /// # Errors
+    /// Why it broke off, in words.
+    pub async fn chunk(&mut self) -> Result<Option<Bytes>, String> {
+        loop {
+            let frame = match &mut self.body {
+                Body::Plain(body) => body.frame().await.map(|frame| frame.map_err(|error| in_words(&error))),
+                Body::Tls(body) => body.frame().await.map(|frame| frame.map_err(|error| in_words(&error))),
+            };
+            let Some(frame) = frame else { return Ok(None) };
+            // Trailers are nothing that anybody asked for.
+            if let Ok(bytes) = frame?.into_data() {
+                return Ok(Some(bytes));
+            }
+        }
+    }
+
+    /// All of its body, if it is no longer than `max` bytes.
+    ///
+    /// # Errors
+    /// Why it broke off, in words, or that it is longer.
+    pub async fn bytes(&mut self, max: usize) -> Result<Vec<u8>, String> {
+        let mut body = Vec::new();
+        while let Some(bytes) = self.chunk().await? {
+            if body.len() + bytes.len() > max {
+                return Err(format!("its answer is over {} KiB", max >> 10));
+            }
+            body.extend_from_slice(&bytes);
+        }
+        Ok(body)
+    }
+}
+
+/// The connections to a server, and its base URL; files are relative to `folder`.
 ///
 /// # Errors
 /// The setting that does not hold, and why.
-pub fn connection(server: &ServerSection, folder: &Path) -> Result<(Client, Url), BadSetting> {
+pub fn connection(server: &ServerSection, folder: &Path) -> Result<(Connections, Url), BadSetting> {
     let base = base_url(&server.url)?;
-    let mut client = Client::builder()
+    let headers = headers(server, folder)?;
+    let certificates = certificates(server, folder)?;
+    let way = if base.scheme() == "http" {
+        Way::Plain(Box::new(plain(server)))
+    } else {
+        Way::Tls(tls(server, certificates)?)
+    };
+    Ok((Connections { way, headers }, base))
+}
+
+fn plain(server: &ServerSection) -> legacy::Client<HttpConnector, Full<Bytes>> {
+    let mut connector = HttpConnector::new();
+    connector.set_connect_timeout(Some(Duration::from_secs_f64(server.connect_s)));
+    connector.set_keepalive(Some(KEEP_ALIVE_AFTER));
+    connector.set_keepalive_interval(Some(KEEP_ALIVE_EVERY));
+    connector.set_keepalive_retries(Some(KEEP_ALIVE_RETRIES));
+    connector.set_nodelay(true);
+    let mut client = legacy::Client::builder(TokioExecutor::new());
+    client
+        .timer(TokioTimer::new())
+        .pool_timer(TokioTimer::new())
+        .pool_max_idle_per_host(server.slots as usize)
+        .pool_idle_timeout(IDLE_MAX);
+    if server.http2 {
+        client.http2_only(true).http2_keep_alive_interval(PING_EVERY);
+    }
+    client.build(connector)
+}
+
+fn tls(server: &ServerSection, certificates: Vec<Certificate>) -> Result<reqwest::Client, BadSetting> {
+    let client = reqwest::Client::builder()
         .redirect(Policy::none())
         .no_proxy()
-        .default_headers(headers(server, folder)?)
         .connect_timeout(Duration::from_secs_f64(server.connect_s))
         .tcp_keepalive(KEEP_ALIVE_AFTER)
         .tcp_keepalive_interval(KEEP_ALIVE_EVERY)
         .tcp_keepalive_retries(KEEP_ALIVE_RETRIES)
         .pool_max_idle_per_host(server.slots as usize)
         .http2_keep_alive_interval(PING_EVERY)
-        .tcp_nodelay(true);
-    if base.scheme() == "http" {
-        // A machine without certificates can still reach the server beside it.
-        client = client.tls_certs_only([]).pool_idle_timeout(IDLE_MAX);
-        if server.http2 {
-            client = client.http2_prior_knowledge();
-        }
-    } else {
-        client = client.pool_idle_timeout(IDLE_TLS_MAX);
+        .tcp_nodelay(true)
+        .pool_idle_timeout(IDLE_TLS_MAX);
+    let client = if certificates.is_empty() { client } else { client.tls_certs_merge(certificates) };
+    client.build().map_err(|error| ("url", error.to_string()))
+}
+
+/// The authorities that are trusted beside the system's.
+fn certificates(server: &ServerSection, folder: &Path) -> Result<Vec<Certificate>, BadSetting> {
+    let Some(file) = &server.ca_file else { return Ok(Vec::new()) };
+    let path = folder.join(file);
+    let fail = |why: String| ("ca_file", format!("{}: {why}", path.display()));
+    let pem = std::fs::read(&path).map_err(|error| fail(error.to_string()))?;
+    let certificates = Certificate::from_pem_bundle(&pem).map_err(|_| fail("no certificates in PEM".into()))?;
+    if certificates.is_empty() {
+        return Err(fail("no certificates in PEM".into()));
     }
-    if let Some(file) = &server.ca_file {
-        let path = folder.join(file);
-        let fail = |why: String| ("ca_file", format!("{}: {why}", path.display()));
-        let pem = std::fs::read(&path).map_err(|error| fail(error.to_string()))?;
-        let certificates = Certificate::from_pem_bundle(&pem).map_err(|_| fail("no certificates in PEM".into()))?;
-        if certificates.is_empty() {
-            return Err(fail("no certificates in PEM".into()));
-        }
-        client = client.tls_certs_merge(certificates);
-    }
-    let client = client.build().map_err(|error| ("url", error.to_string()))?;
-    Ok((client, base))
+    Ok(certificates)
 }
 
 fn headers(server: &ServerSection, folder: &Path) -> Result<HeaderMap, BadSetting> {
-    let mut headers = HeaderMap::new();
+    let mut headers = HeaderMap::from_iter([(ACCEPT, HeaderValue::from_static("*/*"))]);
     let Some((setting, key)) = key(server, folder)? else { return Ok(headers) };
     let secret = |text: &str| {
         let mut value =
@@ -99,6 +242,15 @@ fn key(server: &ServerSection, folder: &Path) -> Result<Option<(&'static str, Ze
         return Err(("key_file", format!("{}: empty", path.display())));
     }
     Ok(Some(("key_file", key)))
+}
+
+/// A URL as requests have it.
+///
+/// # Panics
+/// Never: what `Url` takes for one with a host, `Uri` does.
+#[must_use]
+pub fn uri(url: &Url) -> Uri {
+    url.as_str().parse().expect("a URL with a host is a URI")
 }
 
 /// A URL that paths can be put below.

@@ -57,6 +57,7 @@ impl Embedded {
             kinds: vec![Kind::Chat, Kind::Completion],
             slots: self.slots,
             rented: 0,
+            replicas: 1,
             token_price: Price::ZERO,
             healthy: true,
         }

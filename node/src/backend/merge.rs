@@ -2,8 +2,8 @@
 //! Invariant: the published list has each model once, and counts every work from its pick to its end.
 
 use spillway_ledger::Price;
-use spillway_protocol::Capacity;
-use std::collections::BTreeMap;
+use spillway_protocol::{Capacity, WorkId};
+use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard};
 use tokio::sync::watch;
 
@@ -21,12 +21,15 @@ struct State {
     served: Vec<Vec<Capacity>>,
     /// Works under way, by backend and model.
     busy: BTreeMap<(usize, String), u32>,
+    /// Where each is.
+    at: HashMap<WorkId, usize>,
 }
 
 /// A work under way at a backend; counted until dropped.
 #[derive(Debug)]
 pub(super) struct Busy<'a> {
     merge: &'a Merge,
+    work: WorkId,
     backend: usize,
     model: String,
 }
@@ -42,6 +45,8 @@ pub(super) struct Wanted {
     pub(super) backends: Vec<String>,
     /// The most that one may cost, per million tokens.
     pub(super) token_price_max: Option<Price>,
+    /// For late work that is to run a second time: what it runs beside, at another backend that costs nothing and has a free slot.
+    pub(super) beside: Option<WorkId>,
 }
 
 impl Wanted {
@@ -67,7 +72,8 @@ impl Merge {
     #[must_use]
     pub(super) fn new(names: Vec<String>) -> (Self, watch::Receiver<Vec<Capacity>>) {
         let (all, receiver) = watch::channel(Vec::new());
-        let state = Mutex::new(State { served: vec![Vec::new(); names.len()], busy: BTreeMap::new() });
+        let state =
+            Mutex::new(State { served: vec![Vec::new(); names.len()], busy: BTreeMap::new(), at: HashMap::new() });
         (Self { names, state, all }, receiver)
     }
 
@@ -94,8 +100,9 @@ impl Merge {
     /// The backend for the next work, of those that are wanted and answer: one with a free slot before one without, one that
     /// costs nothing before one that does, then the one with the most free slots for the model.
     #[must_use]
-    pub(super) fn pick(&self, model: &str, wanted: &Wanted) -> Option<(usize, Busy<'_>)> {
+    pub(super) fn pick(&self, work: WorkId, model: &str, wanted: &Wanted) -> Option<(usize, Busy<'_>)> {
         let mut state = self.state();
+        let taken = wanted.beside.and_then(|beside| state.at.get(&beside).copied());
         let free = |backend: usize, slots: u32| {
             let busy = state.busy.get(&(backend, model.to_owned())).copied().unwrap_or(0);
             i64::from(slots) - i64::from(busy)
@@ -106,11 +113,15 @@ impl Merge {
                 return None;
             }
             let (free, owned) = (free(backend, capacity.slots), capacity.rented == 0);
+            if wanted.beside.is_some() && (taken == Some(backend) || !owned || free <= 0) {
+                return None;
+            }
             Some((free > 0, owned, free, std::cmp::Reverse(backend)))
         });
         let (.., std::cmp::Reverse(backend)) = candidates.max()?;
         *state.busy.entry((backend, model.to_owned())).or_default() += 1;
-        Some((backend, Busy { merge: self, backend, model: model.to_owned() }))
+        state.at.insert(work, backend);
+        Some((backend, Busy { merge: self, work, backend, model: model.to_owned() }))
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -121,6 +132,7 @@ impl Merge {
 impl Drop for Busy<'_> {
     fn drop(&mut self) {
         let mut state = self.merge.state();
+        state.at.remove(&self.work);
         let key = (self.backend, std::mem::take(&mut self.model));
         if let Some(busy) = state.busy.get_mut(&key) {
             *busy -= 1;
@@ -142,6 +154,7 @@ fn merged(served: &[Vec<Capacity>]) -> Vec<Capacity> {
             Some(other) if other.healthy == capacity.healthy => {
                 other.slots = other.slots.saturating_add(capacity.slots);
                 other.rented = other.rented.saturating_add(capacity.rented);
+                other.replicas = other.replicas.saturating_add(capacity.replicas);
                 let (a, b) = (other.token_price, capacity.token_price);
                 other.token_price = Price {
                     input: a.input.max(b.input),
@@ -168,7 +181,8 @@ mod tests {
     use spillway_ledger::{Credits, Digest};
     use spillway_protocol::Kind;
 
-    const ANY: Wanted = Wanted { own: true, owned_only: false, backends: Vec::new(), token_price_max: None };
+    const ANY: Wanted =
+        Wanted { own: true, owned_only: false, backends: Vec::new(), token_price_max: None, beside: None };
 
     fn names(count: usize) -> Vec<String> {
         (0..count).map(|number| format!("b{number}")).collect()
@@ -184,6 +198,7 @@ mod tests {
             kinds: vec![Kind::Chat],
             slots,
             rented: 0,
+            replicas: 1,
             token_price: Price::ZERO,
             healthy,
         }
@@ -218,28 +233,28 @@ mod tests {
         merge.publish(0, vec![capacity("a", 1, true)]);
         merge.publish(1, vec![capacity("a", 2, true)]);
         merge.publish(2, vec![capacity("a", 9, false)]);
-        let picks: Vec<_> = (0..4).map(|_| merge.pick("a", &ANY).expect("two answer")).collect();
+        let picks: Vec<_> = (0..4).map(|work| merge.pick(WorkId(work), "a", &ANY).expect("two answer")).collect();
         assert_eq!(picks.iter().map(|(backend, _)| *backend).collect::<Vec<_>>(), [1, 0, 1, 0]);
         drop(picks);
-        assert_eq!(merge.pick("a", &ANY).map(|(backend, _)| backend), Some(1));
-        assert!(merge.state().busy.is_empty());
-        assert!(merge.pick("b", &ANY).is_none());
+        assert_eq!(merge.pick(WorkId(9), "a", &ANY).map(|(backend, _)| backend), Some(1));
+        assert!(merge.state().busy.is_empty() && merge.state().at.is_empty());
+        assert!(merge.pick(WorkId(9), "b", &ANY).is_none());
         merge.fail(0);
         merge.fail(1);
-        assert!(merge.pick("a", &ANY).is_none());
+        assert!(merge.pick(WorkId(9), "a", &ANY).is_none());
     }
 
     #[test]
     fn work_goes_where_it_may() {
         let price =
             |micro| Price { input: Credits::new(micro), cached: Credits::new(micro), output: Credits::new(micro) };
-        let rented = |micro| Capacity { rented: 4, token_price: price(micro), ..capacity("a", 4, true) };
+        let rented = |micro| Capacity { rented: 4, replicas: 0, token_price: price(micro), ..capacity("a", 4, true) };
         let (merge, list) = Merge::new(names(3));
         merge.publish(0, vec![rented(9)]);
         merge.publish(1, vec![capacity("a", 1, true)]);
         merge.publish(2, vec![rented(3)]);
         let all = list.borrow()[0].clone();
-        assert_eq!((all.slots, all.rented, all.token_price), (9, 8, price(9)));
+        assert_eq!((all.slots, all.rented, all.replicas, all.token_price), (9, 8, 1, price(9)));
         let only = |names: &[&str]| Wanted { backends: names.iter().map(|name| (*name).to_owned()).collect(), ..ANY };
         // Who wants it, and where it goes while nothing runs and while the own slot is taken.
         let cases = [
@@ -253,13 +268,33 @@ mod tests {
             (only(&["none"]), None, None),
             (Wanted { token_price_max: Some(price(1)), ..only(&["b0"]) }, None, None),
         ];
-        let pick = |wanted: &Wanted| merge.pick("a", wanted).map(|(backend, _)| backend);
+        let pick = |wanted: &Wanted| merge.pick(WorkId(9), "a", wanted).map(|(backend, _)| backend);
         for (wanted, idle, _) in &cases {
             assert_eq!(pick(wanted), *idle, "{wanted:?}");
         }
-        let _taken = merge.pick("a", &only(&["b1"]));
+        let _taken = merge.pick(WorkId(1), "a", &only(&["b1"]));
         for (wanted, _, busy) in &cases {
             assert_eq!(pick(wanted), *busy, "{wanted:?}");
         }
+    }
+
+    #[test]
+    fn a_hedge_runs_apart_from_what_it_is_beside_and_costs_nothing() {
+        let (merge, list) = Merge::new(names(3));
+        merge.publish(0, vec![capacity("a", 2, true)]);
+        merge.publish(1, vec![capacity("a", 1, true)]);
+        merge.publish(2, vec![Capacity { rented: 4, replicas: 0, ..capacity("a", 4, true) }]);
+        assert_eq!(list.borrow()[0].replicas, 2);
+        let beside = |work| Wanted { beside: Some(WorkId(work)), ..ANY };
+        let at = |picked: &Option<(usize, Busy<'_>)>| picked.as_ref().map(|(backend, _)| *backend);
+        let late = merge.pick(WorkId(1), "a", &ANY);
+        assert_eq!(at(&late), Some(0));
+        let hedge = merge.pick(WorkId(2), "a", &beside(1));
+        assert_eq!(at(&hedge), Some(1), "though the first has as many free slots");
+        assert_eq!(at(&merge.pick(WorkId(3), "a", &beside(1))), None, "no slot is free elsewhere but at what costs");
+        assert_eq!(at(&merge.pick(WorkId(3), "a", &beside(2))), Some(0));
+        drop(hedge);
+        merge.fail(1);
+        assert_eq!(at(&merge.pick(WorkId(3), "a", &beside(1))), None);
     }
 }

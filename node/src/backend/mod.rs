@@ -55,6 +55,8 @@ pub struct Work {
     pub choice: OwnChoice,
     /// What the server is told of the trace that it is part of.
     pub trace: Option<TraceHeaders>,
+    /// Late work that it runs beside: at another backend, that costs nothing and has a free slot.
+    pub beside: Option<WorkId>,
 }
 
 /// What comes of work.
@@ -191,8 +193,9 @@ impl Backends {
                 owned_only: work.choice.owned_only,
                 backends: work.choice.backends.clone(),
                 token_price_max: work.choice.token_price_max,
+                beside: work.beside,
             };
-            let result = match merge.pick(&work.model, &wanted) {
+            let result = match merge.pick(id, &work.model, &wanted) {
                 Some((index, _busy)) => match &backends[index] {
                     Backend::Embedded(engine) => engine.run(work, &out).await,
                     Backend::Upstream(upstream) => upstream.run(work, &out).await,

@@ -84,6 +84,7 @@ fn capacity(model: String, engine: String, context_max: u32, slots: u32) -> Capa
         kinds: vec![Kind::Chat, Kind::Completion],
         slots,
         rented: 0,
+        replicas: 1,
         token_price: Price::ZERO,
         healthy: true,
     }

@@ -116,7 +116,18 @@ fn run(
 
 fn work(model: &str, kind: Kind, body: Vec<u8>, prefix: Vec<u8>) -> Work {
     let choice = OwnChoice::default();
-    Work { id: WorkId(7), model: model.into(), kind, body, prefix, own: true, whole: false, choice, trace: None }
+    Work {
+        id: WorkId(7),
+        model: model.into(),
+        kind,
+        body,
+        prefix,
+        own: true,
+        whole: false,
+        choice,
+        trace: None,
+        beside: None,
+    }
 }
 
 /// The events' bytes and text until the end, and the end.

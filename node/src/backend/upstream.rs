@@ -3,7 +3,7 @@
 //! and of a client's request nothing but the body.
 
 use super::answer::{in_one_piece, named_events, whole};
-use super::connection::{BadSetting, below, connection};
+use super::connection::{BadSetting, Connections, Received, below, connection, uri};
 use super::merge::Merge;
 use super::meter::Meter;
 use super::models::{ANSWER_BYTES_MAX, CHECK_WAIT, RETRY_AFTER_MIN, configured, discovered};
@@ -15,9 +15,9 @@ use crate::openai::measure::text_of_parsed;
 use crate::openai::template::Template;
 use crate::openai::{Answer, SseParser, endpoint};
 use crate::telemetry::trace::{TRACEPARENT, TRACESTATE};
+use axum::http::header::{CONTENT_TYPE, DATE, RETRY_AFTER};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Request, Uri};
 use bytes::Bytes;
-use reqwest::header::{CONTENT_TYPE, HeaderMap, HeaderName};
-use reqwest::{Client, Response, Url};
 use spillway_ledger::Price;
 use spillway_protocol::config::ServerSection;
 use spillway_protocol::{BackendError, Capacity, Kind};
@@ -42,10 +42,10 @@ pub(super) struct Upstream {
 
 #[derive(Debug)]
 struct Shared {
-    client: Client,
+    connections: Connections,
     /// Of each endpoint, in the order of [`Kind::ALL`].
-    urls: Vec<Url>,
-    models_url: Url,
+    urls: Vec<Uri>,
+    models_url: Uri,
     endpoints: Vec<Kind>,
     models: Vec<String>,
     names: Names,
@@ -67,14 +67,14 @@ impl Upstream {
     /// # Errors
     /// The setting that does not hold, and why.
     pub(super) fn new(section: &ServerSection, folder: &Path, price: Price) -> Result<Self, BadSetting> {
-        let (client, base) = connection(section, folder)?;
+        let (connections, base) = connection(section, folder)?;
         let mut endpoints = section.endpoints.clone();
         endpoints.sort_unstable();
         endpoints.dedup();
         let shared = Shared {
-            client,
-            urls: Kind::ALL.iter().map(|kind| below(&base, endpoint(*kind).path)).collect(),
-            models_url: below(&base, "models"),
+            connections,
+            urls: Kind::ALL.iter().map(|kind| uri(&below(&base, endpoint(*kind).path))).collect(),
+            models_url: uri(&below(&base, "models")),
             endpoints,
             models: section.models.clone(),
             names: Names::new(&section.rename),
@@ -108,10 +108,9 @@ impl Upstream {
         if let Some(price) = shared.price {
             out.meter(Meter::new(price, body.len()));
         }
-        let mut request =
-            shared.client.post(shared.urls[work.kind as usize].clone()).header(CONTENT_TYPE, content_type).body(body);
+        let mut request = Request::post(shared.urls[work.kind as usize].clone()).header(CONTENT_TYPE, content_type);
         if work.kind == Kind::Message {
-            request = request.header("anthropic-version", ANTHROPIC_VERSION);
+            request = request.header("anthropic-version", HeaderValue::from_static(ANTHROPIC_VERSION));
         }
         if let Some(trace) = work.trace {
             request = request.header(TRACEPARENT, trace.parent);
@@ -119,10 +118,10 @@ impl Upstream {
                 request = request.header(TRACESTATE, state);
             }
         }
+        let request = request.body(body.into()).map_err(|error| BackendError::Failed(error.to_string()))?;
         let silence = if in_one { shared.whole_wait } else { shared.silence };
-        let response = tokio::time::timeout(silence, request.send()).await;
-        let response = response.map_or_else(|_| Err(LATE.to_owned()), |sent| sent.map_err(|error| in_words(&error)));
-        let response = response.map_err(|why| {
+        let response = tokio::time::timeout(silence, shared.connections.send(request)).await;
+        let response = response.unwrap_or_else(|_| Err(LATE.to_owned())).map_err(|why| {
             shared.doubt.notify_one();
             BackendError::Failed(format!("the server cannot be reached: {why}"))
         })?;
@@ -148,13 +147,13 @@ impl Upstream {
 const LATE: &str = "no answer in time";
 
 /// What a response says that it is.
-pub(super) fn content_type_of(response: &Response) -> Option<&str> {
+pub(super) fn content_type_of(response: &Received) -> Option<&str> {
     response.headers().get(CONTENT_TYPE)?.to_str().ok()
 }
 
 /// An answer on its way.
 pub(super) struct Incoming {
-    pub(super) response: Response,
+    pub(super) response: Received,
     /// How long nothing may come.
     silence: Duration,
 }
@@ -163,7 +162,7 @@ impl Incoming {
     /// The next piece; `None` at the end. What broke off is called `what`.
     pub(super) async fn piece(&mut self, what: &str) -> Result<Option<Bytes>, BackendError> {
         let piece = tokio::time::timeout(self.silence, self.response.chunk()).await;
-        let piece = piece.map_or_else(|_| Err(LATE.to_owned()), |read| read.map_err(|error| in_words(&error)));
+        let piece = piece.unwrap_or_else(|_| Err(LATE.to_owned()));
         piece.map_err(|why| BackendError::Failed(format!("{what} broke off: {why}")))
     }
 }
@@ -220,18 +219,21 @@ async fn relay(choices: Choices, mut response: Incoming, out: &Out) -> Result<St
     }
 }
 
-/// What a server asks to wait, in milliseconds. A date is not read: clocks differ.
+/// What a server asks to wait, in milliseconds. Where it names a moment (RFC 9110), that is taken by its own clock: clocks differ.
 fn retry_after_ms(headers: &HeaderMap) -> Option<u64> {
     let number =
         |name: &'static str| headers.get(HeaderName::from_static(name))?.to_str().ok()?.trim().parse::<f64>().ok();
     let ms = number("retry-after-ms").or_else(|| number("x-ms-retry-after-ms"));
-    let ms = ms.or_else(|| number("retry-after").map(|seconds| seconds * 1e3))?;
+    let ms = ms.or_else(|| number("retry-after").map(|seconds| seconds * 1e3));
+    let date = |name: HeaderName| httpdate::parse_http_date(headers.get(name)?.to_str().ok()?).ok();
+    let until = || date(RETRY_AFTER)?.duration_since(date(DATE)?).ok();
+    let ms = ms.or_else(|| until().map(|wait| wait.as_secs_f64() * 1e3))?;
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "within a day")]
     (0.0..=86_400_000.0).contains(&ms).then(|| ms.ceil() as u64)
 }
 
 /// What an error status means for the job.
-async fn refusal(mut response: Response, wait: Duration) -> BackendError {
+async fn refusal(mut response: Received, wait: Duration) -> BackendError {
     let status = response.status().as_u16();
     let retry_after_ms = retry_after_ms(response.headers());
     let mut body = Vec::new();
@@ -316,7 +318,7 @@ impl Names {
 
 impl Shared {
     async fn check(&self) -> Result<Vec<Capacity>, String> {
-        let mut response = self.client.get(self.models_url.clone()).send().await.map_err(|error| in_words(&error))?;
+        let mut response = self.connections.get(&self.models_url).await?;
         let status = response.status();
         let refused = status.is_server_error() || matches!(status.as_u16(), 401 | 403 | 429);
         if refused || (self.models.is_empty() && !status.is_success()) {
@@ -326,13 +328,7 @@ impl Shared {
             // The operator's list is used as it is; any other answer shows that the server is there.
             return Ok(self.serving(configured(&self.models, self.slots)));
         }
-        let mut body = Vec::new();
-        while let Some(bytes) = response.chunk().await.map_err(|error| in_words(&error))? {
-            if body.len() + bytes.len() > ANSWER_BYTES_MAX {
-                return Err("its list of models is over 4 MiB".into());
-            }
-            body.extend_from_slice(&bytes);
-        }
+        let body = response.bytes(ANSWER_BYTES_MAX).await?;
         let models = discovered(&body, self.slots).ok_or_else(|| "it answered with no list of models".to_owned());
         models.map(|models| self.serving(models))
     }
@@ -343,7 +339,7 @@ impl Shared {
             capacity.kinds.clone_from(&self.endpoints);
             capacity.model = self.names.ours(std::mem::take(&mut capacity.model));
             if let Some(price) = self.price {
-                (capacity.rented, capacity.token_price) = (capacity.slots, price);
+                (capacity.rented, capacity.replicas, capacity.token_price) = (capacity.slots, 0, price);
             }
         }
         models.sort_by(|a, b| a.model.cmp(&b.model));
@@ -353,13 +349,13 @@ impl Shared {
 }
 
 /// The innermost cause, which says more than the outer ones, and without the URL.
-pub(crate) fn in_words(error: &reqwest::Error) -> String {
-    let mut cause: &dyn std::error::Error = error;
+pub(crate) fn in_words(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut cause = error;
     while let Some(next) = cause.source() {
         cause = next;
     }
-    if std::ptr::addr_eq(cause, error as &dyn std::error::Error) && error.is_timeout() {
-        return "no answer in time".into();
+    if cause.downcast_ref::<reqwest::Error>().is_some_and(reqwest::Error::is_timeout) {
+        return LATE.into();
     }
     cause.to_string()
 }
@@ -394,6 +390,11 @@ mod tests {
             (&[("x-ms-retry-after-ms", "40")], Some(40)),
             (&[("retry-after", "-1")], None),
             (&[("retry-after", "Wed, 21 Oct 2015 07:28:00 GMT")], None),
+            (
+                &[("retry-after", "Wed, 21 Oct 2015 07:28:00 GMT"), ("date", "Wed, 21 Oct 2015 07:27:30 GMT")],
+                Some(30_000),
+            ),
+            (&[("retry-after", "Wed, 21 Oct 2015 07:28:00 GMT"), ("date", "Wed, 21 Oct 2015 07:28:01 GMT")], None),
             (&[("retry-after", "1e300")], None),
             (&[], None),
         ] {

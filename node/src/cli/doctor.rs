@@ -7,7 +7,7 @@ use anyhow::{Context, Result, anyhow};
 use clap::Args;
 use serde::Serialize;
 use serde_json::{Value, json};
-use spillway_node::backend::connection::{below, connection};
+use spillway_node::backend::connection::{below, connection, uri};
 use spillway_node::run::{load_config, load_genesis};
 use spillway_protocol::NodeConfig;
 use spillway_protocol::config::{BackendSection, LedgerRole};
@@ -20,6 +20,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// How long a backend may take to list its models.
 const BACKEND_WAIT: Duration = Duration::from_secs(3);
+/// The longest list of models that is read, in bytes.
+const LIST_BYTES_MAX: usize = 4 << 20;
 
 #[derive(Debug, Args)]
 pub(crate) struct DoctorArguments {
@@ -167,17 +169,21 @@ async fn reachable(folder: &Path, backend: &BackendSection) -> Result<String> {
         BackendSection::OpenAi(server) => {
             let (url, slots) = (&server.url, server.slots);
             let (client, base) = connection(server, folder).map_err(|(field, why)| anyhow!("{url}: {field}: {why}"))?;
-            let request = client.get(below(&base, "models")).timeout(BACKEND_WAIT);
-            let response = request.send().await.with_context(|| format!("{url} does not answer"))?;
+            let models = uri(&below(&base, "models"));
+            let asked = tokio::time::timeout(BACKEND_WAIT, client.get(&models)).await;
+            let asked = asked.map_err(|_| anyhow!("{url} does not answer in time"))?;
+            let mut response = asked.map_err(|why| anyhow!("{url} does not answer: {why}"))?;
             if !server.models.is_empty() && !matches!(response.status().as_u16(), 401 | 403 | 429 | 500..) {
                 return Ok(format!("{url}: answers; serves {} by your word, {slots} slots", server.models.join(", ")));
             }
             let status = response.status();
-            let text = response.text().await.with_context(|| format!("{url} broke off"))?;
+            let read = tokio::time::timeout(BACKEND_WAIT, response.bytes(LIST_BYTES_MAX)).await;
+            let read = read.map_err(|_| anyhow!("{url} does not go on in time"))?;
+            let text = read.map_err(|why| anyhow!("{url}: {why}"))?;
             if !status.is_success() {
                 anyhow::bail!("{url}/models answered {status}: is it the base URL, with /v1, and is the key right?");
             }
-            let listed: Value = serde_json::from_str(&text).with_context(|| format!("{url}/models is no JSON"))?;
+            let listed: Value = serde_json::from_slice(&text).with_context(|| format!("{url}/models is no JSON"))?;
             let models: Vec<&str> = listed
                 .get("data")
                 .and_then(Value::as_array)

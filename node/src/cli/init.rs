@@ -145,6 +145,7 @@ ahead_share = 0.25            # of your balance, what may lie in sessions that n
 top_up_share = 0.5            # of your balance, what one top-up of a session in use may take
 second_worth = 0.001          # credits that a second of waiting is worth: high prefers the fast, low the cheap
 queue_max = 64                # own jobs that may wait for an own slot
+hedge = false                 # true asks a second own backend where the first is late to speak, within a quarter of the idle slots
 
 [ledger]
 {ledger}

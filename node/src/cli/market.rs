@@ -67,6 +67,7 @@ const fn meaning(reason: Reason) -> &'static str {
     match reason {
         Reason::OwnFree => "an own slot was free",
         Reason::OwnQueued => "it waited for an own slot: nothing better was to be had",
+        Reason::OwnHedged => "the own backend that had it first was late, and another one answered",
         Reason::OwnSaturated => "every own slot was taken",
         Reason::OwnUnhealthy => "the own backend does not answer",
         Reason::ModelNotLocal => "no own backend has the model",

@@ -175,7 +175,9 @@ impl From<&Failure> for ApiError {
         }
         let retry_after_s = failure.retry_after_ms.map(|ms| ms.div_ceil(1000).max(1));
         let status = match failure.reason {
-            Reason::OwnSaturated | Reason::OwnQueued | Reason::QueueFull | Reason::Upstream429 => 429,
+            Reason::OwnSaturated | Reason::OwnQueued | Reason::OwnHedged | Reason::QueueFull | Reason::Upstream429 => {
+                429
+            }
             Reason::LabelForbidsNetwork if retry_after_s.is_some() => 429,
             Reason::LabelForbidsNetwork => 403,
             Reason::NoDeposit => 402,

@@ -203,6 +203,7 @@ impl Gateway {
         let token = admin_token(parts.folder).map_err(GatewayError::AdminToken)?;
         let cache = Arc::new(Cache::new(parts.cache_bytes));
         parts.telemetry.metrics().watch_cache(Arc::clone(&cache));
+        parts.telemetry.metrics().extend(|registry| parts.policies.register(registry));
         Ok(Self(Arc::new(Inner {
             keys,
             jobs: parts.jobs,

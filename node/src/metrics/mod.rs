@@ -407,6 +407,9 @@ mod tests {
         cache.keep(name, kept, None, now);
         assert!(cache.find(name, Duration::from_secs(1), now).is_some());
         metrics.watch_cache(cache);
+        let policies = crate::gateway::Policies::none();
+        policies.count("none", "done");
+        metrics.extend(|registry| policies.register(registry));
         metrics
     }
 
@@ -456,6 +459,8 @@ mod tests {
             r#"spillway_cache_lookups_total{result="miss"} 1"#,
             "spillway_cache_saved_credits_total 1.25",
             "spillway_cache_answers 1",
+            r#"spillway_policy_attempts_total{policy="request",result="done"} 1"#,
+            "spillway_breakers_open 0",
         ] {
             assert!(text.contains(line), "{line} is not in\n{text}");
         }

@@ -225,12 +225,12 @@ pub(super) fn considered(router: &Router<NodeId>, eligible: &Eligible<'_>, taken
 /// ago has just arrived.
 pub(super) fn report_of(now: Now, rtt: Duration, reply: &ProbeReply) -> Report {
     let load = Load { slots_free: if reply.quote.is_ok() { reply.load.slots_free } else { 0 }, ..reply.load };
-    report(now, before(now, 2 * rtt), load, retry_at(now, reply.retry_after_ms))
+    report(now, now.before(2 * rtt), load, retry_at(now, reply.retry_after_ms))
 }
 
 /// The load on a frame of a job's leg that began at `opened`: as with a probe, and the job itself had surely arrived.
 pub(super) fn overheard(now: Now, rtt: Option<Duration>, opened: Now, load: Load) -> Report {
-    let covers = rtt.map_or(opened, |rtt| before(now, 2 * rtt).max(opened));
+    let covers = rtt.map_or(opened, |rtt| now.before(2 * rtt).max(opened));
     report(now, covers, load, retry_at(now, 0))
 }
 
@@ -238,10 +238,6 @@ pub(super) fn overheard(now: Now, rtt: Option<Duration>, opened: Now, load: Load
 fn retry_at(now: Now, retry_after_ms: u32) -> Now {
     let wait = if retry_after_ms == 0 { RETRY_UNKNOWN_MS } else { retry_after_ms };
     now.after(Duration::from_millis(u64::from(wait)))
-}
-
-fn before(now: Now, span: Duration) -> Now {
-    Now(now.0.saturating_sub(u64::try_from(span.as_micros()).unwrap_or(u64::MAX)))
 }
 
 fn report(now: Now, covers: Now, load: Load, free_at: Now) -> Report {

@@ -2,6 +2,7 @@
 //! Invariants: a submitted job ends exactly once; its client gets every byte of the answer once and in order;
 //! no voucher is sent before it is to be kept on disk.
 
+mod hedge;
 mod market;
 mod place;
 mod remote;
@@ -133,7 +134,7 @@ enum Stage {
     /// Waits for an own slot.
     Queued,
     /// Runs on own hardware.
-    Own { work: WorkId, units: u64, cost: Credits, placed: bool, reason: Reason },
+    Own { work: WorkId, hedge: Option<WorkId>, units: u64, cost: Credits, placed: bool, reason: Reason },
     /// Waits for quotes.
     Probing { waiting: Vec<ProbeId>, sent: Now, reason: Reason },
     /// Waits for the ledger to open a session with the best provider.
@@ -322,36 +323,50 @@ impl Consumer {
     }
 
     fn run_own(&mut self, cx: &mut Context, id: JobId) {
+        let model = self.jobs[&id].job.model.clone();
+        self.make_room(cx, &model);
+        let active = &self.jobs[&id];
+        let prompt = active.job.prompt_units() + active.delivered.len() as u64;
+        let first = cx.own.first_text(&model, prompt, &active.job.prefix);
+        let work = self.start_own(cx, id, WorkFor::Owner(id), None);
         let active = self.jobs.get_mut(&id).expect("the caller holds the job");
-        let start = Start {
-            model: &active.job.model,
-            whose: WorkFor::Owner(id),
-            prompt: active.job.prompt_units() + active.delivered.len() as u64,
-            names: active.job.prefix.clone(),
-            output_max: active.job.output_max.saturating_sub(active.delivered.len() as u64),
-            continuable: active.job.continuable,
-            whole: active.job.whole && active.delivered.is_empty(),
-        };
-        let whole = start.whole;
-        let work = cx.own.start(cx.now, start);
         let reason = match (active.queued_until, active.last) {
             (Some(_), _) if active.first.is_none() => Reason::OwnQueued,
             (_, Some(last)) => last,
             (_, None) => Reason::OwnFree,
         };
+        active.stage = Stage::Own { work, hedge: None, units: 0, cost: Credits::ZERO, placed: false, reason };
         cx.timers.clear(Alarm::Job(id));
+        self.expect_first(cx, id, first);
+    }
+
+    /// Starts work on the job on own hardware, beside some that is late or for the first time.
+    fn start_own(&self, cx: &mut Context, id: JobId, whose: WorkFor, beside: Option<WorkId>) -> WorkId {
+        let Active { job, delivered, .. } = &self.jobs[&id];
+        let whole = job.whole && delivered.is_empty();
+        let start = Start {
+            model: &job.model,
+            whose,
+            prompt: job.prompt_units() + delivered.len() as u64,
+            names: job.prefix.clone(),
+            output_max: job.output_max.saturating_sub(delivered.len() as u64),
+            continuable: job.continuable,
+            whole,
+        };
+        let work = cx.own.start(cx.now, start);
         cx.emit(Effect::Run {
             work,
-            model: active.job.model.clone(),
-            kind: active.job.kind,
-            body: active.job.body.clone(),
-            prefix: active.delivered.clone(),
+            model: job.model.clone(),
+            kind: job.kind,
+            body: job.body.clone(),
+            prefix: delivered.clone(),
             own: true,
             whole,
-            choice: active.job.own.clone(),
+            choice: job.own.clone(),
             job: Some(id),
+            beside,
         });
-        active.stage = Stage::Own { work, units: 0, cost: Credits::ZERO, placed: false, reason };
+        work
     }
 
     /// Puts the job into the queue, by the time it came. The caller has seen that there is room.
@@ -421,11 +436,11 @@ impl Consumer {
     // ---- on own hardware ----
 
     pub(crate) fn output(&mut self, cx: &mut Context, id: JobId, work: WorkId, bytes: Vec<u8>, text: &[u8]) {
-        let Some(active) = self.jobs.get_mut(&id) else { return };
-        let Stage::Own { work: running, units, placed, reason, .. } = &mut active.stage else { return };
-        if *running != work {
+        if !self.speaks(cx, id, work) {
             return;
         }
+        let Some(active) = self.jobs.get_mut(&id) else { return };
+        let Stage::Own { units, placed, reason, .. } = &mut active.stage else { return };
         *units += text.len() as u64;
         active.delivered.extend_from_slice(text);
         let leg = u32::try_from(active.legs.len()).expect("at most TRIES_MAX");
@@ -445,12 +460,19 @@ impl Consumer {
     }
 
     pub(crate) fn finished(&mut self, cx: &mut Context, id: JobId, work: WorkId, finish: String) {
-        if self.end_own(cx, id, work) {
+        if !self.hedge_ended(cx, id, work) && self.end_own(cx, id, work) {
             self.finish(cx, id, Ok(finish));
         }
     }
 
     pub(crate) fn backend_failed(&mut self, cx: &mut Context, id: JobId, work: WorkId, error: BackendError) {
+        if self.hedge_ended(cx, id, work) {
+            return;
+        }
+        let is_rejected = matches!(error, BackendError::Rejected { .. });
+        if !is_rejected && self.runs(id, work) && self.take_over(cx, id) {
+            return; // Another one has it already.
+        }
         if !self.end_own(cx, id, work) {
             return;
         }
@@ -487,12 +509,23 @@ impl Consumer {
         self.place(cx, id);
     }
 
+    /// Whether this work has the job.
+    fn runs(&self, id: JobId, work: WorkId) -> bool {
+        self.jobs
+            .get(&id)
+            .is_some_and(|active| matches!(active.stage, Stage::Own { work: running, .. } if running == work))
+    }
+
     /// Ends the leg on own hardware, if it is this work. Says whether it was.
     fn end_own(&mut self, cx: &mut Context, id: JobId, work: WorkId) -> bool {
         let Some(active) = self.jobs.get_mut(&id) else { return false };
-        let Stage::Own { work: running, units, cost, reason, .. } = active.stage else { return false };
+        let Stage::Own { work: running, hedge, units, cost, reason, .. } = active.stage else { return false };
         if running != work {
             return false;
+        }
+        if let Some(hedge) = hedge {
+            cx.emit(Effect::Stop(hedge));
+            cx.own.finish(cx.now, hedge);
         }
         cx.own.finish(cx.now, work);
         let prefix = active.delivered.len() as u64 - units;
@@ -610,7 +643,8 @@ impl Consumer {
                 }
                 self.leg_failed(cx, id, Reason::ProviderStalled, Some(Experience::Stalled), Bill::Unknown);
             }
-            Stage::Placing | Stage::Own { .. } => {}
+            Stage::Own { .. } => self.late(cx, id),
+            Stage::Placing => {}
         }
     }
 }
@@ -675,7 +709,7 @@ fn own_view(
     let waits = |id: &&JobId| jobs.get(*id).is_some_and(|active| active.job.model == job.model && !active.own_failed);
     let pending = u32::try_from(queue.iter().filter(waits).count()).unwrap_or(u32::MAX);
     let slots = cx.own.capacity(&job.model).map_or(0, |capacity| capacity.slots);
-    let running = cx.own.running(&job.model);
+    let running = cx.own.first_hand(&job.model);
     let may_preempt = cx.config.preempt && job.prefer != Prefer::Any;
     let ms = |span: Duration| span.as_secs_f64() * 1e3;
     let enough = running.saturating_add(pending).saturating_add(1).saturating_sub(slots);

@@ -224,6 +224,7 @@ impl Consumer {
             }
             Reason::OwnFree
             | Reason::OwnQueued
+            | Reason::OwnHedged
             | Reason::OwnSaturated
             | Reason::ModelNotLocal
             | Reason::LabelForbidsNetwork

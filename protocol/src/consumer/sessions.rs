@@ -329,9 +329,10 @@ impl Consumer {
         let may_spill = cx.config.sessions_ahead > 0 && job.prefer != Prefer::Own;
         let short = match cx.own.state(&job.model, job.kind) {
             // This job takes the last slot.
-            OwnState::Free => {
-                cx.own.capacity(&job.model).is_none_or(|own| cx.own.running(&job.model).saturating_add(1) >= own.slots)
-            }
+            OwnState::Free => cx
+                .own
+                .capacity(&job.model)
+                .is_none_or(|own| cx.own.first_hand(&job.model).saturating_add(1) >= own.slots),
             OwnState::Saturated | OwnState::Unhealthy | OwnState::Missing => true,
         };
         if may_spill && short && cx.directory.candidates(cx.now, job).next().is_some() {

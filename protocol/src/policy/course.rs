@@ -149,6 +149,12 @@ impl Course {
         &self.policy
     }
 
+    /// What its breakers are kept by.
+    #[must_use]
+    pub fn scope(&self) -> &str {
+        &self.scope
+    }
+
     /// The next thing to do.
     pub fn poll(&mut self) -> Option<Effect> {
         self.effects.pop_front()

@@ -230,6 +230,7 @@ impl Provider {
             whole: false,
             choice: crate::job::OwnChoice::default(),
             job: None,
+            beside: None,
         });
         cx.timers.set(Alarm::Serve(stream), cx.now.after(cx.config.alive_every));
         // Its voucher may be what other legs of the session wait for.

@@ -168,7 +168,7 @@ impl EarningSession {
 
     /// From when on it is too near its end for another job.
     fn nears_end_at(&self) -> Now {
-        before(Now::from_ms(self.record.expires_ms), EXPIRY_MARGIN)
+        Now::from_ms(self.record.expires_ms).before(EXPIRY_MARGIN)
     }
 
     /// When what was delivered is to be claimed: after a rest of `settle_after`, or in use after a few times that long.
@@ -177,10 +177,6 @@ impl EarningSession {
         let longest = settle_after.saturating_mul(BUSY_FACTOR);
         self.unclaimed.map_or(rested, |since| rested.min(since.after(longest)))
     }
-}
-
-fn before(moment: Now, span: Duration) -> Now {
-    Now(moment.0.saturating_sub(u64::try_from(span.as_micros()).unwrap_or(u64::MAX)))
 }
 
 fn add(a: Credits, b: Credits) -> Credits {

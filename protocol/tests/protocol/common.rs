@@ -114,6 +114,7 @@ impl World {
             kinds: vec![Kind::Chat],
             slots,
             rented: 0,
+            replicas: 1,
             token_price: Price::ZERO,
             healthy: true,
         };

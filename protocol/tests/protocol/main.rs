@@ -4,6 +4,7 @@ mod admission;
 mod common;
 mod directory;
 mod discovery;
+mod hedging;
 mod market;
 mod offers;
 mod selling;

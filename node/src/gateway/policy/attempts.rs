@@ -294,6 +294,7 @@ impl Attempts {
         }
         let failure = match outcome.result {
             Ok(finish) => {
+                self.policies.count(self.course.scope(), "done");
                 self.tell(Event::Ended(End::Done));
                 self.over = true;
                 return Some(self.end(Some(finish)));
@@ -321,6 +322,13 @@ impl Attempts {
     fn failed(&mut self, current: &Current, failure: Failure) {
         let status = failure.upstream.unwrap_or_else(|| ApiError::from(&failure).status);
         let retry_after = failure.retry_after_ms.map(Duration::from_millis);
+        let result = match (failure.reason, status) {
+            (Reason::Timeout, _) => "late",
+            (_, 429) => "429",
+            (_, 400..=499) => "4xx",
+            _ => "5xx",
+        };
+        self.policies.count(self.course.scope(), result);
         tracing::info!(
             job = %self.base.id,
             attempt = current.attempt,

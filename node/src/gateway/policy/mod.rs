@@ -17,6 +17,13 @@ use super::keys::Caller;
 use super::similar::SIMILAR_DEFAULT;
 use super::terms::CACHE_S_MAX;
 use crate::backend::connection::below;
+use prometheus_client::collector::Collector;
+use prometheus_client::encoding::{DescriptorEncoder, EncodeLabelSet, EncodeMetric};
+use prometheus_client::metrics::MetricType;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::ConstGauge;
+use prometheus_client::registry::Registry;
 use reqwest::Url;
 use serde_json::{Map, Value};
 use spillway_ledger::Price;
@@ -53,8 +60,18 @@ struct Shared {
     named: BTreeMap<String, Named>,
     backends: Vec<Known>,
     breakers: Mutex<Breakers>,
+    attempts: Family<AttemptLabels, Counter>,
     shadows: Arc<Semaphore>,
     since: Instant,
+}
+
+/// How an attempt is counted.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct AttemptLabels {
+    /// The policy's name in the configuration; `request` for those that requests bring along.
+    policy: String,
+    /// `done`, `late`, or what kind of failure: `429`, `4xx`, `5xx`.
+    result: &'static str,
 }
 
 /// A policy that an operator named.
@@ -62,6 +79,19 @@ struct Shared {
 struct Named {
     policy: Arc<Policy>,
     cache: Option<CacheConfig>,
+}
+
+/// Counts the targets that their breakers let rest, when asked.
+#[derive(Debug)]
+struct Resting(Policies);
+
+impl Collector for Resting {
+    fn encode(&self, mut encoder: DescriptorEncoder<'_>) -> std::fmt::Result {
+        let resting = self.0.0.breakers.lock().expect("no holder panics").open(self.0.now());
+        let help = "Targets of policies that rest because they failed too often";
+        let metric = encoder.encode_descriptor("breakers_open", help, None, MetricType::Gauge)?;
+        ConstGauge::new(resting as u64).encode(metric)
+    }
 }
 
 /// What a client asks of the response cache, in Portkey's words.
@@ -144,6 +174,7 @@ impl Policies {
             named: BTreeMap::new(),
             backends,
             breakers: Mutex::default(),
+            attempts: Family::default(),
             shadows: Arc::new(Semaphore::new(SHADOWS_MAX)),
             since: Instant::now(),
         }))
@@ -196,6 +227,19 @@ impl Policies {
             hints.cache.clone_from(&named.cache);
         }
         Ok(())
+    }
+
+    /// Has `registry` show how attempts ended, and how many targets rest.
+    pub fn register(&self, registry: &mut Registry) {
+        let help = "Attempts of requests that went by a policy, by how they ended";
+        registry.register("policy_attempts", help, self.0.attempts.clone());
+        registry.register_collector(Box::new(Resting(self.clone())));
+    }
+
+    /// An attempt of a request ended so, whose breakers are kept by `scope`.
+    pub(crate) fn count(&self, scope: &str, result: &'static str) {
+        let policy = if self.0.named.contains_key(scope) { scope } else { "request" };
+        self.0.attempts.get_or_create(&AttemptLabels { policy: policy.to_owned(), result }).inc();
     }
 
     /// The policy of one own backend and nothing else.

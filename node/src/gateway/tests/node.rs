@@ -196,7 +196,7 @@ impl Node {
         models.iter().all(has)
     }
 
-    fn admin(&self, method: reqwest::Method, path: &str) -> RequestBuilder {
+    pub(super) fn admin(&self, method: reqwest::Method, path: &str) -> RequestBuilder {
         let origin = self.base_url.trim_end_matches("/v1");
         self.client.request(method, format!("{origin}{path}")).bearer_auth(&self.admin)
     }

@@ -135,6 +135,15 @@ async fn a_target_that_fails_rests() {
         assert_eq!(by_policy(&node, "m", json!({})).await, answer("from b"));
     }
     assert_eq!(a.seen().len(), 2);
+    let metrics = node.admin(reqwest::Method::GET, "/metrics").send().await.expect("an answer");
+    let metrics = metrics.text().await.expect("text");
+    for line in [
+        r#"spillway_policy_attempts_total{policy="p",result="done"} 6"#,
+        r#"spillway_policy_attempts_total{policy="p",result="5xx"} 2"#,
+        "spillway_breakers_open 1",
+    ] {
+        assert!(metrics.contains(line), "{line} is not in\n{metrics}");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -338,4 +347,29 @@ async fn a_backend_that_is_gone_is_said_to_be() {
         }
     };
     tokio::time::timeout(WAIT, resting).await.expect("in time");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_late_backend_is_hedged_with_another_and_let_go() {
+    let (a, b) = (Server::start(&[Reply::Hang]).await, Server::start(SAYS_B).await);
+    let slots = |server: &str| server.replace("slots = 2", "slots = 4");
+    for (hedge, got) in [("true", Some("own_hedged")), ("false", None)] {
+        let node = Node::start(&format!("{}[spend]\nhedge = {hedge}\n", slots(&two(&a, &b, ""))), &["m"]).await;
+        let before = (a.seen().len(), b.seen().len());
+        let stream = node.chat("m", json!({"stream": true}));
+        let sent = tokio::spawn(stream.send());
+        a.wait_for(before.0 + 1).await;
+        let Some(reason) = got else {
+            // Long after the other was late.
+            let late = tokio::time::timeout(std::time::Duration::from_secs(2), sent).await;
+            assert!(late.is_err() && b.seen().len() == before.1, "nobody else is asked");
+            continue;
+        };
+        let response = tokio::time::timeout(WAIT, sent).await.expect("in time").expect("no panic").expect("an answer");
+        assert_eq!(response.headers()["x-spillway-reason"], reason);
+        let text = response.text().await.expect("a body");
+        assert!(text.contains("from b") && text.ends_with("data: [DONE]\n\n"), "{text}");
+        assert_eq!((a.seen().len(), b.seen().len()), (before.0 + 1, before.1 + 1), "each was asked once");
+        assert_eq!(node.tally("test").await, (0, 0));
+    }
 }
