@@ -247,10 +247,10 @@ fn key(server: &ServerSection, folder: &Path) -> Result<Option<(&'static str, Ze
 /// A URL as requests have it.
 ///
 /// # Panics
-/// Never: what `Url` takes for one with a host, `Uri` does.
+/// If it is no URL of a server's that [`connection`] gave, or below one.
 #[must_use]
 pub fn uri(url: &Url) -> Uri {
-    url.as_str().parse().expect("a URL with a host is a URI")
+    url.as_str().parse().expect("it was one when the settings were read")
 }
 
 /// A URL that paths can be put below.
@@ -266,6 +266,9 @@ pub(super) fn base_url(text: &str) -> Result<Url, BadSetting> {
     }
     if url.query().is_some() || url.fragment().is_some() {
         return fail("has a query or a fragment");
+    }
+    if url.as_str().parse::<Uri>().is_err() {
+        return fail("no URL that a request can have");
     }
     Ok(url)
 }
