@@ -17,6 +17,9 @@ const CHOOSES_MODEL: [&str; 6] = ["model", "models", "route", "provider", "prese
 /// Whether a server might take a field for one that chooses the model. Servers in Go read fields by their names without
 /// regard to case, with Unicode's simple folding.
 fn chooses_model(name: &str) -> bool {
+    if name.is_ascii() {
+        return name != "model" && CHOOSES_MODEL.iter().any(|field| name.eq_ignore_ascii_case(field));
+    }
     let folded: String = name
         .chars()
         .map(|letter| match letter {
@@ -25,7 +28,7 @@ fn chooses_model(name: &str) -> bool {
             letter => letter.to_ascii_lowercase(),
         })
         .collect();
-    name != "model" && CHOOSES_MODEL.contains(&folded.as_str())
+    CHOOSES_MODEL.contains(&folded.as_str())
 }
 
 /// The body to send for `model`, and what it is. With `in_one`, chunks with choices are asked for in one piece.
@@ -83,9 +86,9 @@ fn for_choices(
         touched = true;
     }
     if in_one && prefix.is_empty() {
-        fields.remove("stream");
-        fields.remove("stream_options");
-        return Ok(fields.to_bytes());
+        touched |= fields.remove("stream");
+        touched |= fields.remove("stream_options");
+        return Ok(if touched { fields.to_bytes() } else { body.to_vec() });
     }
     if prefix.is_empty() {
         return Ok(if touched { with_stream(fields).to_bytes() } else { for_backend(body, fields) });
