@@ -14,10 +14,10 @@ use std::time::Duration;
 const RATE_UNITS_MAX: u64 = 1024;
 /// The length of an answer before any has ended, in units.
 const ANSWER_DEFAULT: f64 = 512.0;
-/// Of so many idle slots one may hold a hedge.
-const HEDGED: u32 = 4;
 /// What the newest answer weighs in the usual length.
 const ANSWER_WEIGHT: f64 = 0.1;
+/// Of so many idle slots one may hold a hedge.
+const HEDGED: u32 = 4;
 
 /// Whether an own job can run here now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

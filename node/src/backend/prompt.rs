@@ -17,18 +17,14 @@ const CHOOSES_MODEL: [&str; 6] = ["model", "models", "route", "provider", "prese
 /// Whether a server might take a field for one that chooses the model. Servers in Go read fields by their names without
 /// regard to case, with Unicode's simple folding.
 fn chooses_model(name: &str) -> bool {
-    if name.is_ascii() {
-        return name != "model" && CHOOSES_MODEL.iter().any(|field| name.eq_ignore_ascii_case(field));
-    }
-    let folded: String = name
-        .chars()
-        .map(|letter| match letter {
+    let folded = || {
+        name.chars().map(|letter| match letter {
             'ſ' => 's',
             '\u{212a}' => 'k',
             letter => letter.to_ascii_lowercase(),
         })
-        .collect();
-    CHOOSES_MODEL.contains(&folded.as_str())
+    };
+    name != "model" && CHOOSES_MODEL.iter().any(|field| field.chars().eq(folded()))
 }
 
 /// The body to send for `model`, and what it is. With `in_one`, chunks with choices are asked for in one piece.

@@ -11,15 +11,16 @@ const LATE: Duration = Duration::from_millis(250);
 const AGAIN: Duration = Duration::from_millis(500);
 
 impl Consumer {
-    /// The job has begun on own hardware, where its first text is expected after `first`: sets the moment from which it is late.
-    /// An answer in one piece is never late: it does not tell when its prompt was read. Nor is one that the server may remember.
-    pub(super) fn expect_first(&self, cx: &mut Context, id: JobId, first: Duration) {
-        let Some(Active { job, delivered, .. }) = self.jobs.get(&id) else { return };
+    /// From when on the job is late if it begins on own hardware now; `None` if it is never hedged. An answer in one piece is not: it
+    /// does not tell when its prompt was read. Nor is one that the server may remember.
+    pub(super) fn late_at(&self, cx: &Context, id: JobId) -> Option<Now> {
+        let Active { job, delivered, .. } = &self.jobs[&id];
         let in_one = job.whole && delivered.is_empty();
         let streams = matches!(job.kind, Kind::Chat | Kind::Completion | Kind::Message) && !in_one;
-        if cx.config.hedge && streams {
-            cx.timers.set(Alarm::Job(id), cx.now.after(first.saturating_mul(2)).after(LATE));
-        }
+        (cx.config.hedge && streams).then(|| {
+            let first = cx.own.first_text(&job.model, job.prompt_units() + delivered.len() as u64, &job.prefix);
+            cx.now.after(first.saturating_mul(2)).after(LATE)
+        })
     }
 
     /// Nothing was heard of the job's own backend for long.
@@ -44,23 +45,23 @@ impl Consumer {
             beside.into_iter().for_each(|beside| stop(cx, beside));
             return true;
         }
-        let is_hedge = *hedge == Some(work);
-        if is_hedge {
-            self.take_over(cx, id);
-        }
-        is_hedge
+        let (running, is_hedge) = (*running, *hedge == Some(work));
+        is_hedge && self.take_over(cx, id, running)
     }
 
-    /// The hedge has the job from now on, if there is one. Says whether there was.
-    pub(super) fn take_over(&mut self, cx: &mut Context, id: JobId) -> bool {
+    /// The hedge has the job from now on in place of `late`, if there is one. Says whether there was.
+    pub(super) fn take_over(&mut self, cx: &mut Context, id: JobId, late: WorkId) -> bool {
         let Some(active) = self.jobs.get_mut(&id) else { return false };
-        let Stage::Own { work, hedge, units, cost, reason, .. } = &mut active.stage else { return false };
-        let Some(hedging) = hedge.take() else { return false };
-        stop(cx, *work);
-        let usage =
-            Usage { input: active.job.prompt_units() + active.delivered.len() as u64, cached: 0, output: *units };
-        active.legs.push(Leg { route: Route::Own, provider: None, reason: *reason, usage, cost: *cost });
-        (*work, *cost, *reason) = (hedging, Credits::ZERO, Reason::OwnHedged);
+        let Stage::Own { work, hedge, .. } = &mut active.stage else { return false };
+        if *work != late {
+            return false;
+        }
+        let Some(work) = hedge.take() else { return false };
+        cx.emit(Effect::Stop(late));
+        self.end_own(cx, id, late);
+        let active = self.jobs.get_mut(&id).expect("seen above");
+        let reason = Reason::OwnHedged;
+        active.stage = Stage::Own { work, hedge: None, units: 0, cost: Credits::ZERO, placed: false, reason };
         true
     }
 
@@ -76,9 +77,9 @@ impl Consumer {
         is_hedge
     }
 
-    /// Stops a hedge if every slot of the model is taken and one of them by a hedge.
-    pub(super) fn make_room(&mut self, cx: &mut Context, model: &str) {
-        let Some((work, id)) = cx.own.hedge_in_the_way(model) else { return };
+    /// Stops a hedge if every slot of the job's model is taken and one of them by a hedge.
+    pub(super) fn make_room(&mut self, cx: &mut Context, id: JobId) {
+        let Some((work, id)) = cx.own.hedge_in_the_way(&self.jobs[&id].job.model) else { return };
         cx.emit(Effect::Stop(work));
         self.hedge_ended(cx, id, work);
         cx.timers.set(Alarm::Job(id), cx.now.after(AGAIN));
@@ -86,7 +87,7 @@ impl Consumer {
 }
 
 /// Stops work on own hardware and gives its slot back.
-fn stop(cx: &mut Context, work: WorkId) {
+pub(super) fn stop(cx: &mut Context, work: WorkId) {
     cx.emit(Effect::Stop(work));
     cx.own.finish(cx.now, work);
 }

@@ -323,11 +323,8 @@ impl Consumer {
     }
 
     fn run_own(&mut self, cx: &mut Context, id: JobId) {
-        let model = self.jobs[&id].job.model.clone();
-        self.make_room(cx, &model);
-        let active = &self.jobs[&id];
-        let prompt = active.job.prompt_units() + active.delivered.len() as u64;
-        let first = cx.own.first_text(&model, prompt, &active.job.prefix);
+        self.make_room(cx, id);
+        let late_at = self.late_at(cx, id);
         let work = self.start_own(cx, id, WorkFor::Owner(id), None);
         let active = self.jobs.get_mut(&id).expect("the caller holds the job");
         let reason = match (active.queued_until, active.last) {
@@ -336,8 +333,10 @@ impl Consumer {
             (_, None) => Reason::OwnFree,
         };
         active.stage = Stage::Own { work, hedge: None, units: 0, cost: Credits::ZERO, placed: false, reason };
-        cx.timers.clear(Alarm::Job(id));
-        self.expect_first(cx, id, first);
+        match late_at {
+            Some(at) => cx.timers.set(Alarm::Job(id), at),
+            None => cx.timers.clear(Alarm::Job(id)),
+        }
     }
 
     /// Starts work on the job on own hardware, beside some that is late or for the first time.
@@ -470,7 +469,7 @@ impl Consumer {
             return;
         }
         let is_rejected = matches!(error, BackendError::Rejected { .. });
-        if !is_rejected && self.runs(id, work) && self.take_over(cx, id) {
+        if !is_rejected && self.take_over(cx, id, work) {
             return; // Another one has it already.
         }
         if !self.end_own(cx, id, work) {
@@ -509,13 +508,6 @@ impl Consumer {
         self.place(cx, id);
     }
 
-    /// Whether this work has the job.
-    fn runs(&self, id: JobId, work: WorkId) -> bool {
-        self.jobs
-            .get(&id)
-            .is_some_and(|active| matches!(active.stage, Stage::Own { work: running, .. } if running == work))
-    }
-
     /// Ends the leg on own hardware, if it is this work. Says whether it was.
     fn end_own(&mut self, cx: &mut Context, id: JobId, work: WorkId) -> bool {
         let Some(active) = self.jobs.get_mut(&id) else { return false };
@@ -524,8 +516,7 @@ impl Consumer {
             return false;
         }
         if let Some(hedge) = hedge {
-            cx.emit(Effect::Stop(hedge));
-            cx.own.finish(cx.now, hedge);
+            hedge::stop(cx, hedge);
         }
         cx.own.finish(cx.now, work);
         let prefix = active.delivered.len() as u64 - units;
