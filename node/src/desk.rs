@@ -200,7 +200,9 @@ impl NodeDesk {
     /// Puts an entry on the ledger, and gives it as it lies there, with its block's height.
     async fn done(&self, business: [u8; 16], action: Action) -> Result<(u64, Entry), ApiError> {
         let height = self.books.submit(business, action.clone()).await.map_err(refused)?;
-        let entry = tokio::task::block_in_place(|| self.own_entry(height, business))?;
+        let books = self.books.clone();
+        let read = tokio::task::spawn_blocking(move || own_entry(&books, height, business)).await;
+        let entry = read.map_err(|_| ApiError::internal("reading the node's books failed; its log says more"))??;
         // Under the same name, something else may have been done before; then this was not.
         if entry.action != action {
             let what = format!("block {height} has another entry under this name or reference; nothing was done now");
@@ -208,16 +210,16 @@ impl NodeDesk {
         }
         Ok((height, entry))
     }
+}
 
-    /// The entry of the node's account with this business id, in the block at `height`.
-    fn own_entry(&self, height: u64, business: [u8; 16]) -> Result<Entry, ApiError> {
-        let account = self.books.account();
-        let blocks = self.books.blocks(height, 1).map_err(unreadable)?;
-        let entries = blocks.iter().flat_map(|block| &block.block.entries);
-        let mut entries = entries.filter_map(|wire| decode::<Entry>(&wire.document).ok());
-        let own = entries.find(|entry| entry.account == account && entry.business == business);
-        own.ok_or_else(|| ApiError::internal("the entry is not in the block that it is said to be in"))
-    }
+/// The entry of the node's account with this business id, in the block at `height`.
+fn own_entry(books: &Books, height: u64, business: [u8; 16]) -> Result<Entry, ApiError> {
+    let account = books.account();
+    let blocks = books.blocks(height, 1).map_err(unreadable)?;
+    let entries = blocks.iter().flat_map(|block| &block.block.entries);
+    let mut entries = entries.filter_map(|wire| decode::<Entry>(&wire.document).ok());
+    let own = entries.find(|entry| entry.account == account && entry.business == business);
+    own.ok_or_else(|| ApiError::internal("the entry is not in the block that it is said to be in"))
 }
 
 impl Desk for NodeDesk {

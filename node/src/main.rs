@@ -5,6 +5,7 @@ mod cli;
 
 use clap::Parser;
 use std::process::ExitCode;
+use tokio::runtime::Builder;
 
 /// With the system's, a request takes half as much processor time again: `docs/performance.md`.
 #[global_allocator]
@@ -12,8 +13,10 @@ static ALLOCATOR: tikv_jemallocator::Jemalloc = tikv_jemallocator::Jemalloc;
 
 fn main() -> ExitCode {
     let arguments = cli::Arguments::parse();
-    let mut builder = tokio::runtime::Builder::new_multi_thread();
-    if let Some(threads) = arguments.threads() {
+    let threads = arguments.threads();
+    // One thread needs no other's leave for its next step.
+    let mut builder = if threads == Some(1) { Builder::new_current_thread() } else { Builder::new_multi_thread() };
+    if let Some(threads) = threads {
         builder.worker_threads(threads);
     }
     let runtime = match builder.enable_all().build() {

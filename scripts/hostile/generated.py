@@ -72,9 +72,12 @@ class Operation:
     def send(self, case, model, known):
         if model and isinstance(case.body, dict) and "model" in case.body:
             case.body["model"] = model
-        for place in [case.path_parameters or {}, case.query or {}]:
+        body = case.body if isinstance(case.body, dict) else {}
+        for place in [case.path_parameters or {}, case.query or {}, body]:
             for name in known and place.keys() & {"id", "hash", "job", "key", "api_key"} or ():
                 place[name] = known
+        if known and body.get("keys"):
+            body["keys"] = [known]
         try:
             response = case.call(
                 base_url=self.world.origin, session=self.session, timeout=TIMEOUT_S, allow_redirects=False,

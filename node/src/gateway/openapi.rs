@@ -2,6 +2,8 @@
 //! Invariant: it has every route and every method of the router, and no other; a test compares the two.
 
 use super::budget::PER_MINUTE_MAX;
+use super::keys::OVERLAP_S_MAX;
+use super::managed::CREDITS_MAX;
 use super::similar::SIMILAR_MIN;
 use super::terms::{CACHE_S_MAX, LABELS_MAX, MODELS_MAX, NAME_BYTES_MAX};
 use crate::openai::endpoint::{Answer, Encoding, endpoint};
@@ -104,7 +106,7 @@ fn table() -> Vec<Route> {
         },
         Route {
             method: "post",
-            body: Some("Object"),
+            body: Some("Rotation"),
             ..read("/admin/keys/{id}/rotate", "rotateKey", "A new secret; the old one goes on for `overlap_s`")
         },
         read("/admin/projects", "listProjects", "Every project, its terms and what its keys spent"),
@@ -175,12 +177,12 @@ fn table() -> Vec<Route> {
         },
         Route {
             method: "post",
-            body: Some("Object"),
+            body: Some("GeneratedKey"),
             ..read("/key/generate", "generateKey", "LiteLLM: make a key; its secret is told once")
         },
         Route {
             method: "post",
-            body: Some("Object"),
+            body: Some("GeneratedKeyChange"),
             ..read("/key/update", "updateGeneratedKey", "LiteLLM: change a key")
         },
         Route {
@@ -189,15 +191,15 @@ fn table() -> Vec<Route> {
             ..read("/key/info", "showGeneratedKey", "LiteLLM: one key")
         },
         read("/key/list", "listGeneratedKeys", "LiteLLM: every key"),
-        Route { method: "post", body: Some("Object"), ..read("/key/block", "blockKey", "LiteLLM: stop a key for now") },
+        Route { method: "post", body: Some("OneKey"), ..read("/key/block", "blockKey", "LiteLLM: stop a key for now") },
         Route {
             method: "post",
-            body: Some("Object"),
+            body: Some("OneKey"),
             ..read("/key/unblock", "unblockKey", "LiteLLM: let a key go on")
         },
         Route {
             method: "post",
-            body: Some("Object"),
+            body: Some("SomeKeys"),
             ..read("/key/delete", "deleteKeys", "LiteLLM: stop keys for good")
         },
         Route {
@@ -218,14 +220,14 @@ fn table() -> Vec<Route> {
         read("/api/v1/keys", "listProvisionedKeys", "OpenRouter: every key"),
         Route {
             method: "post",
-            body: Some("Object"),
+            body: Some("ProvisionedKey"),
             success: (201, Content::Json("Object")),
             ..read("/api/v1/keys", "provisionKey", "OpenRouter: make a key; its secret is told once")
         },
         read("/api/v1/keys/{hash}", "showProvisionedKey", "OpenRouter: one key"),
         Route {
             method: "patch",
-            body: Some("Object"),
+            body: Some("ProvisionedKeyChange"),
             ..read("/api/v1/keys/{hash}", "updateProvisionedKey", "OpenRouter: change a key")
         },
         Route {
@@ -407,6 +409,74 @@ fn shape(required: &[&str], properties: Value) -> Value {
     json!({"type": "object", "required": required, "properties": properties})
 }
 
+/// An object with these fields and no other.
+fn closed(required: &[&str], properties: Value) -> Value {
+    let mut schema = shape(required, properties);
+    schema["additionalProperties"] = Value::Bool(false);
+    schema
+}
+
+/// The fields of a key as OpenRouter's clients write them.
+fn provisioned_key() -> Value {
+    json!({
+        "name": {"type": "string", "minLength": 1, "maxLength": NAME_BYTES_MAX},
+        "limit": {"type": ["number", "null"], "minimum": 0, "maximum": CREDITS_MAX},
+        "limit_reset": {"enum": ["daily", "weekly", "monthly", null]},
+        "disabled": {"type": "boolean"},
+        "include_byok_in_limit": {"type": "boolean"},
+    })
+}
+
+/// The fields of a key as LiteLLM's clients write them, and whether the key itself is one.
+fn generated_key(names_key: bool) -> Value {
+    let rate = json!({"type": ["integer", "null"], "minimum": 1, "maximum": PER_MINUTE_MAX});
+    let mut fields = json!({
+        "key_alias": {"type": "string", "minLength": 1, "maxLength": NAME_BYTES_MAX},
+        "max_budget": {"type": ["number", "null"], "minimum": 0, "maximum": CREDITS_MAX},
+        "budget_duration": {"enum": ["1d", "24h", "daily", "7d", "1w", "weekly", "30d", "1mo", "monthly", null]},
+        "duration": {"type": ["string", "null"], "pattern": "^[0-9]{1,9}[smhdw]$"},
+        "rpm_limit": rate, "tpm_limit": rate,
+        "max_parallel_requests": {"type": ["integer", "null"], "minimum": 1, "maximum": u32::MAX},
+        "models": {
+            "type": "array", "maxItems": MODELS_MAX, "items": {"type": "string", "minLength": 1, "maxLength": 256},
+            "description": "None: all",
+        },
+        "blocked": {"type": ["boolean", "null"]},
+        "team_id": {"type": ["string", "null"], "description": "A project's id"},
+        "metadata": {"type": ["object", "null"], "maxProperties": LABELS_MAX, "description": "Labels"},
+        "user_id": {"type": ["string", "null"], "description": "Not kept"},
+    });
+    if names_key {
+        fields["key"] = named_key();
+    }
+    fields
+}
+
+fn named_key() -> Value {
+    json!({"type": "string", "description": "A key's secret or id"})
+}
+
+/// What may be put on the ledger, as [`super::desk::Wish`] reads it.
+fn entry() -> Value {
+    let id = json!({"type": "string", "pattern": "^[0-9a-f]{64}$"});
+    let amount = json!({"type": "integer", "minimum": 0});
+    let once = json!({"type": ["string", "null"], "description": "A name under which it is done once"});
+    let action = |name: &str, required: &[&str], mut fields: Value| {
+        fields["action"] = json!({"const": name});
+        closed(&[&["action"], required].concat(), fields)
+    };
+    json!({"oneOf": [
+        action("payout_request", &["amount_micro", "payee"], json!({"amount_micro": amount, "payee": id, "once": once})),
+        action("burn", &["payout", "reference"], json!({"payout": id, "reference": {"type": "string"}})),
+        action("payout_reject", &["payout", "reason"], json!({
+            "payout": id, "reason": {"enum": ["unknown_payee", "returned", "compliance", "withdrawn"]},
+        })),
+        action("bond", &["amount_micro"], json!({"amount_micro": amount, "once": once})),
+        action("unbond", &["amount_micro"], json!({"amount_micro": amount, "once": once})),
+        action("transfer", &["to", "amount_micro"], json!({"to": id, "amount_micro": amount, "once": once})),
+    ]})
+}
+
 /// The fields of a key's or a project's terms, as [`super::terms::Terms`] reads them.
 fn terms() -> Value {
     let limit = json!({"type": ["integer", "null"], "minimum": 0});
@@ -465,16 +535,21 @@ fn schemas() -> Value {
             "object": {"const": "list"}, "data": {"type": "array", "items": reference("Model")},
         })),
         "TokenCount": shape(&["input_tokens"], json!({"input_tokens": count})),
-        "Terms": shape(&["name"], terms()),
-        "TermsChange": shape(&[], terms()),
+        "Terms": closed(&["name"], terms()),
+        "TermsChange": closed(&[], terms()),
+        "Rotation": closed(&[], json!({"overlap_s": {"type": "integer", "minimum": 0, "maximum": OVERLAP_S_MAX}})),
+        "ProvisionedKey": closed(&["name"], provisioned_key()),
+        "ProvisionedKeyChange": closed(&[], provisioned_key()),
+        "GeneratedKey": closed(&[], generated_key(false)),
+        "GeneratedKeyChange": closed(&["key"], generated_key(true)),
+        "OneKey": shape(&["key"], json!({"key": named_key()})),
+        "SomeKeys": shape(&["keys"], json!({"keys": {"type": "array", "items": named_key()}})),
         "CreatedKey": shape(&["id", "secret"], json!({"id": text, "secret": text})),
-        "Mint": shape(&["to", "amount_micro", "reference"], json!({
+        "Mint": closed(&["to", "amount_micro", "reference"], json!({
             "to": {"type": "string", "pattern": "^[0-9a-f]{64}$"}, "amount_micro": count,
-            "reference": {"type": "string", "minLength": 1, "maxLength": 64},
+            "reference": {"type": "string", "pattern": "^[!-~]{1,64}$"},
         })),
-        "Entry": shape(&["action"], json!({"action": {"enum": [
-            "payout_request", "burn", "payout_reject", "bond", "unbond", "transfer",
-        ]}})),
+        "Entry": entry(),
         "ChatRequest": shape(&["model", "messages"], json!({
             "model": model, "messages": messages, "stream": stream, "max_tokens": tokens,
             "temperature": {"type": ["number", "null"], "minimum": 0, "maximum": 2},

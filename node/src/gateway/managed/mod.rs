@@ -18,6 +18,8 @@ use time::format_description::well_known::Rfc3339;
 
 /// Longest body of a request here, in bytes.
 const BODY_MAX: usize = 64 << 10;
+/// Most credits that a budget may have here.
+pub(super) const CREDITS_MAX: u32 = 1_000_000_000;
 
 pub(super) fn routes(routes: Routes) -> Routes {
     openrouter::routes(litellm::routes(routes))
@@ -70,8 +72,8 @@ fn set_budget(fields: &mut Map<String, Value>, window: Window, micro: Option<u64
 /// Credits, written as a number, as micro-credits.
 fn micro(field: &str, value: &Value) -> Result<u64, ApiError> {
     let credits = value.as_f64().ok_or_else(|| bad(field, "not a number of credits"))?;
-    if !(0.0..=1e9).contains(&credits) {
-        return Err(bad(field, "not between 0 and 1000000000"));
+    if !(0.0..=f64::from(CREDITS_MAX)).contains(&credits) {
+        return Err(bad(field, format!("not between 0 and {CREDITS_MAX}")));
     }
     #[expect(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked to lie within 0 and 1e15")]
     Ok((credits * 1e6).round() as u64)

@@ -137,7 +137,8 @@ fn ours(fields: Map<String, Value>, before: Option<&View>) -> Result<Map<String,
             ("limit", Value::Null) => limit = Some(None),
             ("limit", value) => limit = Some(Some(micro("limit", value)?)),
             ("limit_reset", Value::Null) => window = Some(Window::Total),
-            ("limit_reset", Value::String(text)) => {
+            ("limit_reset", value) => {
+                let text = value.as_str().unwrap_or_default();
                 let named = Window::ALL.into_iter().find(|window| reset(*window) == Some(text));
                 window = Some(named.ok_or_else(|| bad("limit_reset", "not one of daily, weekly, monthly"))?);
             }

@@ -160,3 +160,32 @@ async fn openrouters_key_routes() {
     }
     assert_eq!(asked(&world, &token, &Method::GET, "/api/v1/keys/zz", &Value::Null).await.status(), 404);
 }
+
+#[tokio::test]
+async fn what_the_description_says_of_a_key_is_read_and_nothing_else() {
+    let world = World::new().await;
+    let token = world.admin_token();
+    let description = told(&world, &token, Method::GET, "/openapi.json", Value::Null).await;
+    for (path, body) in [("/key/generate", json!({})), ("/api/v1/keys", json!({"name": "a"}))] {
+        let operation = &description["paths"][path]["post"]["requestBody"]["content"]["application/json"]["schema"];
+        let schema = operation["$ref"].as_str().and_then(|name| name.strip_prefix('#')).expect("a reference");
+        let properties = description.pointer(schema).expect("a schema")["properties"].as_object().expect("fields");
+        let with = async |field: &str, value: &Value| {
+            let mut body = body.clone();
+            body[field] = value.clone();
+            let answer = asked(&world, &token, &Method::POST, path, &body).await;
+            (answer.status(), json_of(answer).await)
+        };
+        for (field, property) in properties {
+            let named = property["enum"].as_array().cloned().unwrap_or_default();
+            for value in &named {
+                let (status, answer) = with(field, value).await;
+                assert!(status.is_success(), "{path} {field} {value}: {answer}");
+            }
+            let (_, answer) = with(field, &json!(1)).await;
+            assert!(!answer.to_string().contains("not supported here"), "{path} {field}: {answer}");
+        }
+        let (status, answer) = with("nothing", &json!(1)).await;
+        assert_eq!((status.as_u16(), &answer["error"]["param"]), (400, &json!("nothing")), "{path}");
+    }
+}
