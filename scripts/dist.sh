@@ -11,11 +11,17 @@ work=$base/guided
 mkdir -p "$work"
 host=$(rustc -vV | sed -n 's/^host: //p')
 
-for profdata in "$(rustc --print sysroot)/lib/rustlib/$host/bin/llvm-profdata" llvm-profdata llvm-profdata-22 none; do
-    command -v "$profdata" >/dev/null && break
+wanted=$(rustc -vV | sed -n 's/^LLVM version: \([0-9]*\).*/\1/p')
+profdata=
+for tool in "$(rustc --print sysroot)/lib/rustlib/$host/bin/llvm-profdata" llvm-profdata "llvm-profdata-$wanted"; do
+    version=$("$tool" --version 2>/dev/null | sed -n 's/.*LLVM version \([0-9]*\).*/\1/p')
+    if [ "${version:-0}" -ge "$wanted" ]; then
+        profdata=$tool
+        break
+    fi
 done
-if [ "$profdata" = none ]; then
-    echo "missing: llvm-profdata (rustup component add llvm-tools, or Debian: apt-get install llvm-22)" >&2
+if [ -z "$profdata" ]; then
+    echo "missing: llvm-profdata $wanted or later (rustup component add llvm-tools, or Debian: apt-get install llvm-$wanted)" >&2
     exit 1
 fi
 
