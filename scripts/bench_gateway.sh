@@ -1,7 +1,7 @@
 #!/bin/sh
 # Spillway's gateway beside nginx, LiteLLM and Portkey, against one mock upstream, taking turns in one run.
 # Usage: scripts/bench_gateway.sh [SPILLWAY_BINARY [ARGUMENTS OF `spillway bench gateway`]]; without a binary, the one built
-# as for handing on (scripts/dist.sh), made if need be. Each gateway runs as its own quick start says, with a key where it has keys without a database.
+# as for handing on (scripts/dist.sh), made anew. Each gateway runs as its own quick start says, with a key where it has keys without a database.
 # nginx and Node.js come from Debian's packages (installing wants root), LiteLLM from PyPI, Portkey from npm; the latter two are kept
 # in $SPILLWAY_BENCH if that is set.
 set -eu

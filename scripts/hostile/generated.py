@@ -70,9 +70,9 @@ class Operation:
         return request
 
     def send(self, case, model, known):
-        if model and isinstance(case.body, dict) and "model" in case.body:
-            case.body["model"] = model
         body = case.body if isinstance(case.body, dict) else {}
+        if model and "model" in body:
+            body["model"] = model
         for place in [case.path_parameters or {}, case.query or {}, body]:
             for name in known and place.keys() & {"id", "hash", "job", "key", "api_key"} or ():
                 place[name] = known

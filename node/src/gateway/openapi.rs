@@ -419,7 +419,7 @@ fn closed(required: &[&str], properties: Value) -> Value {
 /// The fields of a key as OpenRouter's clients write them.
 fn provisioned_key() -> Value {
     json!({
-        "name": {"type": "string", "minLength": 1, "maxLength": NAME_BYTES_MAX},
+        "name": terms()["name"],
         "limit": {"type": ["number", "null"], "minimum": 0, "maximum": CREDITS_MAX},
         "limit_reset": {"enum": ["daily", "weekly", "monthly", null]},
         "disabled": {"type": "boolean"},
@@ -429,19 +429,18 @@ fn provisioned_key() -> Value {
 
 /// The fields of a key as LiteLLM's clients write them, and whether the key itself is one.
 fn generated_key(names_key: bool) -> Value {
-    let rate = json!({"type": ["integer", "null"], "minimum": 1, "maximum": PER_MINUTE_MAX});
+    let ours = terms();
     let mut fields = json!({
-        "key_alias": {"type": "string", "minLength": 1, "maxLength": NAME_BYTES_MAX},
+        "key_alias": ours["name"],
         "max_budget": {"type": ["number", "null"], "minimum": 0, "maximum": CREDITS_MAX},
         "budget_duration": {"enum": ["1d", "24h", "daily", "7d", "1w", "weekly", "30d", "1mo", "monthly", null]},
         "duration": {"type": ["string", "null"], "pattern": "^[0-9]{1,9}[smhdw]$"},
-        "rpm_limit": rate, "tpm_limit": rate,
-        "max_parallel_requests": {"type": ["integer", "null"], "minimum": 1, "maximum": u32::MAX},
+        "rpm_limit": ours["requests_per_minute"], "tpm_limit": ours["tokens_per_minute"],
+        "max_parallel_requests": ours["concurrency"],
         "models": {
-            "type": "array", "maxItems": MODELS_MAX, "items": {"type": "string", "minLength": 1, "maxLength": 256},
-            "description": "None: all",
+            "type": "array", "maxItems": MODELS_MAX, "items": ours["models"]["items"], "description": "None: all",
         },
-        "blocked": {"type": ["boolean", "null"]},
+        "blocked": ours["blocked"],
         "team_id": {"type": ["string", "null"], "description": "A project's id"},
         "metadata": {"type": ["object", "null"], "maxProperties": LABELS_MAX, "description": "Labels"},
         "user_id": {"type": ["string", "null"], "description": "Not kept"},
@@ -456,9 +455,14 @@ fn named_key() -> Value {
     json!({"type": "string", "description": "A key's secret or id"})
 }
 
+/// An account, or a digest.
+fn hex_id() -> Value {
+    json!({"type": "string", "pattern": "^[0-9a-f]{64}$"})
+}
+
 /// What may be put on the ledger, as [`super::desk::Wish`] reads it.
 fn entry() -> Value {
-    let id = json!({"type": "string", "pattern": "^[0-9a-f]{64}$"});
+    let id = hex_id();
     let amount = json!({"type": "integer", "minimum": 0});
     let once = json!({"type": ["string", "null"], "description": "A name under which it is done once"});
     let action = |name: &str, required: &[&str], mut fields: Value| {
@@ -546,7 +550,7 @@ fn schemas() -> Value {
         "SomeKeys": shape(&["keys"], json!({"keys": {"type": "array", "items": named_key()}})),
         "CreatedKey": shape(&["id", "secret"], json!({"id": text, "secret": text})),
         "Mint": closed(&["to", "amount_micro", "reference"], json!({
-            "to": {"type": "string", "pattern": "^[0-9a-f]{64}$"}, "amount_micro": count,
+            "to": hex_id(), "amount_micro": count,
             "reference": {"type": "string", "pattern": "^[!-~]{1,64}$"},
         })),
         "Entry": entry(),
