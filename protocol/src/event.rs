@@ -52,6 +52,8 @@ pub struct Capacity {
     pub replicas: u32,
     /// The most that one of its backends costs, per million tokens; nothing for own hardware.
     pub token_price: Price,
+    /// Whether a chat's answer that was begun elsewhere can be gone on with here. Completions can be anywhere.
+    pub continues: bool,
     /// Whether it answers.
     pub healthy: bool,
 }

@@ -222,6 +222,12 @@ impl Own {
         if model.first_hand() < model.capacity.slots { OwnState::Free } else { OwnState::Saturated }
     }
 
+    /// Whether an answer that was begun elsewhere can be gone on with here: behind a completion's prompt the text just follows,
+    /// while of a chat the server must know that its last message is not over.
+    pub(crate) fn continues(&self, model: &str, kind: Kind) -> bool {
+        kind != Kind::Chat || self.capacity(model).is_some_and(|capacity| capacity.continues)
+    }
+
     /// What a model's slots do now. `None` if strangers cannot have it at all.
     pub(crate) fn slots(&mut self, now: Now, model: &str, kind: Kind) -> Option<Slots> {
         let own_pending = self.waiting.get(model).copied().unwrap_or(0);
@@ -491,6 +497,7 @@ mod tests {
             rented: 0,
             replicas: 1,
             token_price: Price::ZERO,
+            continues: true,
             healthy: true,
         }
     }

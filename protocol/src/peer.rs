@@ -160,7 +160,7 @@ impl Peer {
         self.dispatch(event);
         self.consumer.drain(&mut self.cx);
         self.make_way();
-        let waiting = self.consumer.waiting();
+        let waiting = self.consumer.waiting(&self.cx.own);
         if waiting != self.cx.own.waiting {
             self.cx.own.waiting = waiting;
         }

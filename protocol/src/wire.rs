@@ -64,10 +64,12 @@ pub enum Refusal {
     TooLarge,
     /// The session ends too soon.
     SessionExpiring,
+    /// It cannot go on with a chat's answer that was begun elsewhere.
+    CannotContinue,
 }
 
 impl Refusal {
-    /// Whether the consumer is at fault, so that it costs the provider no reputation.
+    /// Whether the provider is not at fault, so that it costs it no reputation: the consumer is, or the job is none for it.
     #[must_use]
     pub const fn is_consumers_fault(self) -> bool {
         match self {
@@ -76,7 +78,8 @@ impl Refusal {
             | Self::OverDeposit
             | Self::Underpaid
             | Self::TooLarge
-            | Self::SessionExpiring => true,
+            | Self::SessionExpiring
+            | Self::CannotContinue => true,
             Self::Busy | Self::UnknownModel | Self::UnknownSession => false,
         }
     }

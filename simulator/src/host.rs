@@ -234,6 +234,7 @@ impl World {
             rented: 0,
             replicas: 1,
             token_price: spillway_ledger::Price::ZERO,
+            continues: true,
             healthy: !self.hosts[host].gpu_down,
         }])
     }

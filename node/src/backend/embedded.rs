@@ -59,6 +59,7 @@ impl Embedded {
             rented: 0,
             replicas: 1,
             token_price: Price::ZERO,
+            continues: true,
             healthy: true,
         }
     }

@@ -45,6 +45,8 @@ pub(super) struct Wanted {
     pub(super) backends: Vec<String>,
     /// The most that one may cost, per million tokens.
     pub(super) token_price_max: Option<Price>,
+    /// Whether it is to go on with a chat's answer that was begun elsewhere.
+    pub(super) continues: bool,
     /// For late work that is to run a second time: what it runs beside, at another backend that costs nothing and has a free slot.
     pub(super) beside: Option<WorkId>,
 }
@@ -54,12 +56,15 @@ impl Wanted {
         let named = self.backends.is_empty() || self.backends.contains(name);
         let within = self.token_price_max.is_none_or(|max| capacity.token_price.within(&max));
         let rented = capacity.rented > 0;
-        named && (!rented || (self.own && !self.owned_only && within))
+        let continues = capacity.continues || !self.continues;
+        named && continues && (!rented || (self.own && !self.owned_only && within))
     }
 
     /// Why no backend was found.
     pub(super) fn in_vain(&self, model: &str) -> String {
-        if self.backends.is_empty() {
+        if self.continues {
+            format!("no own backend of `{model}` can go on with this chat now")
+        } else if self.backends.is_empty() {
             format!("no own backend serves `{model}` now, within what may be paid")
         } else {
             format!("of the backends {} none serves `{model}` now, within what may be paid", self.backends.join(", "))
@@ -155,6 +160,8 @@ fn merged(served: &[Vec<Capacity>]) -> Vec<Capacity> {
                 other.slots = other.slots.saturating_add(capacity.slots);
                 other.rented = other.rented.saturating_add(capacity.rented);
                 other.replicas = other.replicas.saturating_add(capacity.replicas);
+                // One that can will be asked.
+                other.continues |= capacity.continues;
                 let (a, b) = (other.token_price, capacity.token_price);
                 other.token_price = Price {
                     input: a.input.max(b.input),
@@ -181,8 +188,14 @@ mod tests {
     use spillway_ledger::{Credits, Digest};
     use spillway_protocol::Kind;
 
-    const ANY: Wanted =
-        Wanted { own: true, owned_only: false, backends: Vec::new(), token_price_max: None, beside: None };
+    const ANY: Wanted = Wanted {
+        own: true,
+        owned_only: false,
+        backends: Vec::new(),
+        token_price_max: None,
+        continues: false,
+        beside: None,
+    };
 
     fn names(count: usize) -> Vec<String> {
         (0..count).map(|number| format!("b{number}")).collect()
@@ -200,6 +213,7 @@ mod tests {
             rented: 0,
             replicas: 1,
             token_price: Price::ZERO,
+            continues: true,
             healthy,
         }
     }
@@ -242,6 +256,21 @@ mod tests {
         merge.fail(0);
         merge.fail(1);
         assert!(merge.pick(WorkId(9), "a", &ANY).is_none());
+    }
+
+    #[test]
+    fn what_was_begun_goes_where_it_can_be_continued() {
+        let begins = Capacity { continues: false, ..capacity("a", 9, true) };
+        let begun = Wanted { continues: true, ..ANY };
+        let (merge, list) = Merge::new(names(2));
+        merge.publish(0, vec![begins.clone()]);
+        assert!(!list.borrow()[0].continues);
+        assert!(merge.pick(WorkId(1), "a", &begun).is_none());
+        assert_eq!(begun.in_vain("a"), "no own backend of `a` can go on with this chat now");
+        merge.publish(1, vec![capacity("a", 1, true)]);
+        assert!(list.borrow()[0].continues);
+        assert_eq!(merge.pick(WorkId(1), "a", &begun).map(|(backend, _)| backend), Some(1));
+        assert_eq!(merge.pick(WorkId(2), "a", &ANY).map(|(backend, _)| backend), Some(0));
     }
 
     #[test]

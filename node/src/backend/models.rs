@@ -12,6 +12,9 @@ use std::time::Duration;
 pub(super) const MODELS_MAX: usize = 256;
 /// Longest answer, in bytes.
 pub(super) const ANSWER_BYTES_MAX: usize = 4 << 20;
+/// What calls itself so in its list has chats go on behind the last message. vLLM and SGLang do by `continue_final_message`,
+/// llama.cpp's own server by that or by itself; others begin a new answer, which nobody could tell from the rest of the old one.
+const CONTINUES: [&str; 3] = ["vllm", "sglang", "llamacpp"];
 /// How long a check may take.
 pub(super) const CHECK_WAIT: Duration = Duration::from_secs(2);
 /// How soon one that does not is asked again; doubles up to how often one that does is.
@@ -79,6 +82,7 @@ fn capacity(model: String, engine: String, context_max: u32, slots: u32) -> Capa
         model,
         weights: Digest::ZERO,
         quantization: String::new(),
+        continues: CONTINUES.contains(&&*engine),
         engine,
         context_max,
         kinds: vec![Kind::Chat, Kind::Completion],
@@ -125,6 +129,13 @@ mod tests {
                 got.as_ref().map(|list| list.iter().map(|c| (&*c.model, &*c.engine, c.context_max)).collect());
             assert_eq!(got.as_deref(), want, "{json}");
         }
+        for (by, want) in
+            [("vllm", true), ("sglang", true), ("llamacpp", true), ("me", false), ("library", false), ("openai", false)]
+        {
+            let json = format!(r#"{{"data":[{{"id":"m","owned_by":"{by}"}}]}}"#);
+            assert_eq!(discovered(json.as_bytes(), 1).expect("a list")[0].continues, want, "{by}");
+        }
+        assert!(!configured(&["m".into()], 1)[0].continues);
         assert_eq!(discovered(many.as_bytes(), 1).expect("a list").len(), MODELS_MAX);
     }
 }

@@ -50,6 +50,8 @@ struct Shared {
     models: Vec<String>,
     names: Names,
     slots: u32,
+    /// Whether its chats go on behind a begun answer, where the operator knows.
+    continues: Option<bool>,
     /// What a million tokens cost, if they cost anything.
     price: Option<Price>,
     check_every: Duration,
@@ -79,6 +81,7 @@ impl Upstream {
             models: section.models.clone(),
             names: Names::new(&section.rename),
             slots: section.slots,
+            continues: section.continues,
             price: (section.price.is_some()).then_some(price),
             check_every: Duration::from_secs_f64(section.check_s),
             silence: Duration::from_secs_f64(section.silence_s),
@@ -337,6 +340,7 @@ impl Shared {
     fn serving(&self, mut models: Vec<Capacity>) -> Vec<Capacity> {
         for capacity in &mut models {
             capacity.kinds.clone_from(&self.endpoints);
+            capacity.continues = self.continues.unwrap_or(capacity.continues);
             capacity.model = self.names.ours(std::mem::take(&mut capacity.model));
             if let Some(price) = self.price {
                 (capacity.rented, capacity.replicas, capacity.token_price) = (capacity.slots, 0, price);

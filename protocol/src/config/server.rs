@@ -39,6 +39,10 @@ pub struct ServerSection {
     /// What its models serve; no list of models tells. Absent means chats and completions.
     #[serde(default = "default_endpoints")]
     pub endpoints: Vec<Kind>,
+    /// Whether its chats go on behind an answer that was begun elsewhere, given as the last message (`continue_final_message`).
+    /// Absent means: if it says to be one that does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub continues: Option<bool>,
     /// What it costs, for servers of others. A server with a price is never lent to strangers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub price: Option<PriceSection>,
@@ -104,6 +108,7 @@ impl ServerSection {
             rename: BTreeMap::new(),
             slots: default_slots(),
             endpoints: default_endpoints(),
+            continues: None,
             price: None,
             ca_file: None,
             http2: false,

@@ -16,7 +16,7 @@ use crate::job::{
     Route, TRIES_MAX,
 };
 use crate::offer::Quote;
-use crate::own::{OwnState, Start, WorkFor};
+use crate::own::{Own, OwnState, Start, WorkFor};
 use crate::paying::{LegEnd, LegMoney, PayingSessions};
 use crate::prefix::{self, NAMES_MAX, PREFIX_UNITS};
 use crate::record::{Paying, Record, Spending};
@@ -272,8 +272,7 @@ impl Consumer {
             let reason = active.last.unwrap_or(Reason::ProviderRefused);
             return self.fail(cx, id, reason, None, "every place that was tried failed");
         }
-        let own = if active.own_failed { OwnState::Missing } else { cx.own.state(&active.job.model, active.job.kind) };
-        let own = if active.job.preferences.allows_own() { own } else { OwnState::Missing };
+        let own = active.own_state(&cx.own);
         let target_ms = active.target_ms(cx.now);
         let active = &self.jobs[&id];
         let gate = spill::gate(&own_view(cx, &active.job, own, &self.queue, &self.jobs), target_ms);
@@ -388,9 +387,7 @@ impl Consumer {
     pub(crate) fn drain(&mut self, cx: &mut Context) {
         let mut index = 0;
         while let Some(id) = self.queue.get(index).copied() {
-            let job = &self.jobs.get(&id).expect("a queued job is under way").job;
-            let own = job.preferences.allows_own() && cx.own.state(&job.model, job.kind) == OwnState::Free;
-            if own && !self.jobs[&id].own_failed {
+            if self.jobs.get(&id).expect("a queued job is under way").own_state(&cx.own) == OwnState::Free {
                 self.queue.remove(index);
                 self.run_own(cx, id);
             } else {
@@ -406,11 +403,7 @@ impl Consumer {
     fn call_back(&mut self, cx: &mut Context) {
         loop {
             let looking = self.jobs.iter().filter(|(_, active)| {
-                let job = &active.job;
-                matches!(active.stage, Stage::Probing { .. })
-                    && !active.own_failed
-                    && job.preferences.allows_own()
-                    && cx.own.state(&job.model, job.kind) == OwnState::Free
+                matches!(active.stage, Stage::Probing { .. }) && active.own_state(&cx.own) == OwnState::Free
             });
             let oldest = looking.min_by_key(|(id, active)| (active.submitted, **id)).map(|(id, _)| *id);
             let Some(id) = oldest else { return };
@@ -420,10 +413,9 @@ impl Consumer {
     }
 
     /// How many jobs wait for an own slot, by model.
-    pub(crate) fn waiting(&self) -> BTreeMap<String, u32> {
+    pub(crate) fn waiting(&self, own: &Own) -> BTreeMap<String, u32> {
         let mut waiting = BTreeMap::new();
-        let own = |active: &&Active| !active.own_failed && active.job.preferences.allows_own();
-        for job in self.queue.iter().filter_map(|id| self.jobs.get(id)).filter(own) {
+        for job in self.queue.iter().filter_map(|id| self.jobs.get(id)).filter(|active| active.own_may(own)) {
             match waiting.get_mut(&job.job.model) {
                 Some(count) => *count += 1,
                 None => _ = waiting.insert(job.job.model.clone(), 1),
@@ -667,6 +659,17 @@ impl Active {
     fn target_ms(&self, now: Now) -> Option<f64> {
         let waited_ms = now.since(self.submitted).as_secs_f64() * 1e3;
         self.job.target_ms.map(|target| (f64::from(target) - waited_ms).max(0.0))
+    }
+
+    /// Whether own hardware may have the job.
+    fn own_may(&self, own: &Own) -> bool {
+        let continues = self.delivered.is_empty() || own.continues(&self.job.model, self.job.kind);
+        continues && !self.own_failed && self.job.preferences.allows_own()
+    }
+
+    /// Own hardware as it is for this job.
+    fn own_state(&self, own: &Own) -> OwnState {
+        if self.own_may(own) { own.state(&self.job.model, self.job.kind) } else { OwnState::Missing }
     }
 
     /// Whether it was tried at as many places as it may be.

@@ -170,12 +170,12 @@ impl Consumer {
             return self.fail(cx, id, Reason::ProviderRefused, None, "it was in haste");
         }
         let active = self.jobs.get_mut(&id).expect("the caller holds the job");
-        let own_may = !active.own_failed && active.job.preferences.allows_own();
-        if own_may && cx.own.state(&active.job.model, active.job.kind) == OwnState::Free {
+        let own = active.own_state(&cx.own);
+        if own == OwnState::Free {
             // A slot became free here while others were asked.
             return self.run_own(cx, id);
         }
-        let own_is_busy = !active.own_failed && cx.own.state(&active.job.model, active.job.kind) == OwnState::Saturated;
+        let own_is_busy = own == OwnState::Saturated;
         let over = active.queued_until.is_some_and(|until| cx.now >= until);
         if (own_is_busy || any) && !over && self.queue.len() < cx.config.queue_max {
             return self.enqueue(cx, id, free_at);
@@ -195,8 +195,8 @@ impl Consumer {
             active.next_model();
             return self.place(cx, id);
         }
-        let (last, untried) = (active.last, active.tried.is_empty());
-        let own_rests = own_may && cx.own.state(&active.job.model, active.job.kind) == OwnState::Unhealthy;
+        let (last, untried, begun) = (active.last, active.tried.is_empty(), active.first.is_some());
+        let own_rests = own == OwnState::Unhealthy;
         let mut offers = cx.directory.serving(cx.now, &active.job.model, active.job.kind);
         let dearer = offers.any(|listing| listing.node() != cx.node && listing.account() != cx.account);
         drop(offers);
@@ -241,7 +241,11 @@ impl Consumer {
         let (said, upstream) = self.jobs.get_mut(&id).and_then(|active| active.own_said.take()).unwrap_or_default();
         // What the own backend said is the better explanation, and its status is what policies go by.
         let own_failed = matches!(why, Reason::UpstreamError | Reason::Upstream429) && !said.is_empty();
-        let message = if own_failed { said } else { message.to_owned() };
+        let message = match begun {
+            _ if own_failed => said,
+            true => "the answer broke off, and nobody can go on with it now".to_owned(),
+            false => message.to_owned(),
+        };
         self.finish(cx, id, Err(Failure { reason: why, retry_after_ms: retry, status: None, upstream, message }));
     }
 

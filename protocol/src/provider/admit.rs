@@ -154,6 +154,9 @@ impl Provider {
         if let Some(refusal) = self.refusal(cx, &open.model, open.kind, open.output_max) {
             return Err(refusal);
         }
+        if !open.prefix.is_empty() && !cx.own.continues(&open.model, open.kind) {
+            return Err(Refusal::CannotContinue);
+        }
         let worst = Usage { input: (open.body.len() + open.prefix.len()) as u64, cached: 0, output: open.output_max };
         value.price.cost(worst).ok_or(Refusal::TooLarge)?;
         // From the body itself: what a probe named may be another prompt's.

@@ -72,7 +72,8 @@ impl Provider {
             | Refusal::OverDeposit
             | Refusal::Underpaid
             | Refusal::TooLarge
-            | Refusal::SessionExpiring => 0,
+            | Refusal::SessionExpiring
+            | Refusal::CannotContinue => 0,
         };
         cx.emit(Effect::Send { stream, frame: Frame::Refused { refusal, retry_after_ms, load } });
         cx.emit(Effect::CloseStream(stream));

@@ -111,11 +111,12 @@ impl World {
             quantization: "Q8_0".into(),
             engine: "test".into(),
             context_max: 0,
-            kinds: vec![Kind::Chat],
+            kinds: vec![Kind::Chat, Kind::Completion],
             slots,
             rented: 0,
             replicas: 1,
             token_price: Price::ZERO,
+            continues: true,
             healthy: true,
         };
         self.nodes.push(Node {

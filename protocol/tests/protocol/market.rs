@@ -3,8 +3,8 @@
 use crate::common::{MODEL, World, consumer, job, price, provider};
 use spillway_ledger::{CoSigned, Credits, Receipt, Signed, Usage};
 use spillway_protocol::{
-    Abort, BackendError, Event, Frame, Load, MarketConfig, Prefer, Readiness, Reason, Record, Refusal, Route, Sell,
-    Selling,
+    Abort, BackendError, Event, Frame, Job, Kind, Load, MarketConfig, Prefer, Readiness, Reason, Record, Refusal,
+    Route, Sell, Selling,
 };
 use std::time::Duration;
 
@@ -175,6 +175,52 @@ fn a_provider_that_dies_is_continued_elsewhere() {
         assert_eq!((last.route, last.reason), (Route::Network, Reason::ProviderStalled));
         // What the first one delivered is paid for, and nothing if that was nothing.
         assert_eq!(outcome.legs[0].cost == Credits::ZERO, cut == 0, "cut at {cut}");
+    }
+}
+
+/// A backend that would begin a new answer behind the old one gets none that was begun, and that is no fault of its node.
+#[test]
+fn an_answer_is_continued_only_where_it_can_be() {
+    // What the own backend and the two other strangers can, and where the job is in the end.
+    for (kind, can, want) in [
+        (Kind::Chat, [true, true, true], Some(0)),
+        (Kind::Chat, [false, true, true], Some(2)),
+        (Kind::Chat, [false, false, true], Some(3)),
+        (Kind::Chat, [false, false, false], None),
+        (Kind::Completion, [false, false, false], Some(0)),
+    ] {
+        let mut world = World::new();
+        let gateway = world.add(1, 1, consumer());
+        let cheap = world.add(2, 4, provider(200_000));
+        let (dear, dearest) = (world.add(3, 4, provider(300_000)), world.add(4, 4, provider(900_000)));
+        let set = |world: &mut World, node: usize, continues: bool| {
+            let mut capacity = world.nodes[node].capacity.clone();
+            capacity[0].continues = continues;
+            world.nodes[node].capacity = capacity.clone();
+            world.event(node, Event::Capacity(capacity));
+        };
+        // The own slot is taken, and free again before the stranger dies.
+        world.submit(gateway, job(1));
+        let id = world.submit(gateway, Job { kind, ..job(2) });
+        world.say(cheap, "<0>");
+        for (node, can) in [gateway, dear, dearest].into_iter().zip(can) {
+            set(&mut world, node, can);
+        }
+        world.finish(gateway);
+        world.kill(cheap);
+        world.pass(Duration::from_secs(60));
+        let at: Vec<usize> = (0..4).filter(|node| !world.nodes[*node].work.is_empty()).collect();
+        assert_eq!(at, want.into_iter().collect::<Vec<_>>(), "{kind:?} {can:?}");
+        if let Some(node) = want {
+            assert_eq!(world.nodes[node].work.values().collect::<Vec<_>>(), [b"<0>"]);
+        } else {
+            let failure = world.nodes[gateway].ended[&id].result.as_ref().expect_err("it broke off");
+            assert_eq!(failure.reason, Reason::ProviderRefused);
+            assert!(failure.message.contains("broke off"), "{}", failure.message);
+        }
+        assert_eq!(world.text(gateway, id), "<0>");
+        let reputation = world.nodes[gateway].peer.as_ref().expect("up").reputation();
+        assert_eq!(reputation.lower_bound(&world.nodes[dear].id), reputation.lower_bound(&world.nodes[dearest].id));
     }
 }
 
@@ -517,9 +563,10 @@ fn a_job_that_is_not_accepted_moves_on_whatever_signs_of_life_come() {
 #[test]
 fn refusals_name_who_is_at_fault() {
     use Refusal::{
-        BadQuote, Busy, ForgedVoucher, OverDeposit, SessionExpiring, TooLarge, Underpaid, UnknownModel, UnknownSession,
+        BadQuote, Busy, CannotContinue, ForgedVoucher, OverDeposit, SessionExpiring, TooLarge, Underpaid, UnknownModel,
+        UnknownSession,
     };
-    for refusal in [BadQuote, ForgedVoucher, OverDeposit, SessionExpiring, TooLarge, Underpaid] {
+    for refusal in [BadQuote, ForgedVoucher, OverDeposit, SessionExpiring, TooLarge, Underpaid, CannotContinue] {
         assert!(refusal.is_consumers_fault(), "{refusal:?}");
     }
     for refusal in [Busy, UnknownModel, UnknownSession] {
