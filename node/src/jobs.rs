@@ -241,12 +241,15 @@ pub struct JobLog {
 }
 
 /// What the gateway saw of a job's answer.
-#[derive(Clone, Copy, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub struct Report {
     /// Whether as a stream.
     pub stream: bool,
     /// The tokens that its server reported.
     pub tokens: Option<Tokens>,
+    /// What its server called the answer.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub answer: Option<Box<str>>,
 }
 
 /// A provider that was weighed for a job.
@@ -353,6 +356,17 @@ impl Jobs {
     #[must_use]
     pub fn log(&self, job: JobId) -> Option<JobLog> {
         self.shared.log.lock().expect("no holder panics").by_id.get(&job).map(|entry| (**entry).clone())
+    }
+
+    /// The jobs whose answer has this name at its server, the newest first.
+    #[must_use]
+    pub fn with_answer(&self, answer: &str) -> Vec<JobId> {
+        let log = self.shared.log.lock().expect("no holder panics");
+        let is_it = |id: &&JobId| {
+            let report = log.by_id.get(*id).and_then(|entry| entry.report.as_ref());
+            report.is_some_and(|report| report.answer.as_deref() == Some(answer))
+        };
+        log.order.iter().rev().filter(is_it).copied().collect()
     }
 
     /// What can be asked for now.

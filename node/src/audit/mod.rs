@@ -143,7 +143,11 @@ impl AuditLog {
         if kept.head.seq > 0 && !path.exists() {
             return Err(Fault::Truncated { has: 0, seq: kept.head.seq, by: "node.redb" }.into());
         }
-        let mut file = OpenOptions::new().read(true).append(true).create(true).open(&path)?;
+        let mut options = OpenOptions::new();
+        options.read(true).append(true).create(true);
+        #[cfg(unix)]
+        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+        let mut file = options.open(&path)?;
         let mut last = None;
         let mut at_kept = kept.head.seq == 0;
         let found = scan(&mut file, |record, _| {

@@ -14,12 +14,39 @@ const ID_PREFIXES: [&str; 5] = ["chatcmpl-", "cmpl-", "resp_", "msg_", "gen-"];
 /// Most offers of now that are told beside a job.
 const OFFERS_MAX: usize = 8;
 
-/// The job that an id names: its own, or that of its answer.
+/// Longest id of an answer that is remembered, in bytes.
+const ID_BYTES_MAX: usize = 128;
+/// How much of an answer's first piece is searched for it.
+const HEAD_BYTES_MAX: usize = 64 << 10;
+
+/// What is known of the job that an id names: its own, or that of its answer, be it ours or its server's. Of those of `is_mine` only:
+/// somebody else's job is answered like one that never was.
 ///
 /// # Errors
-/// 400 for one that names none.
-pub(super) fn job_of(text: &str) -> Result<JobId, ApiError> {
-    admin::job_id(ID_PREFIXES.iter().find_map(|prefix| text.strip_prefix(prefix)).unwrap_or(text))
+/// 400 for what is no id, 404 if no job has it.
+pub(super) fn named(gateway: &Gateway, text: &str, is_mine: impl Fn(JobId) -> bool) -> Result<JobLog, ApiError> {
+    let jobs = &gateway.0.jobs;
+    let own_part = ID_PREFIXES.iter().find_map(|prefix| text.strip_prefix(prefix));
+    let (by_job, by_answer) = match (admin::job_id(own_part.unwrap_or(text)), own_part) {
+        (Err(error), None) => return Err(error),
+        (by_job, None) => (by_job.ok(), Vec::new()),
+        (by_job, Some(_)) => (by_job.ok(), jobs.with_answer(text)),
+    };
+    let mut mine = by_job.into_iter().chain(by_answer).filter(|job| is_mine(*job));
+    mine.find_map(|job| jobs.log(job)).ok_or_else(|| admin::unknown_job(text))
+}
+
+/// The id that an answer's first piece gives the whole. Within text or arguments its quotes would be escaped, and ids of parts
+/// begin otherwise.
+pub(super) fn answer_id(piece: &[u8]) -> Option<Box<str>> {
+    let piece = &piece[..piece.len().min(HEAD_BYTES_MAX)];
+    memchr::memmem::find_iter(piece, br#""id""#).find_map(|at| {
+        let value = piece[at + 4..].trim_ascii_start().strip_prefix(b":")?.trim_ascii_start().strip_prefix(b"\"")?;
+        let value = &value[..value.len().min(ID_BYTES_MAX + 1)];
+        let id = std::str::from_utf8(&value[..memchr::memchr(b'"', value)?]).ok()?;
+        let is_id = ID_PREFIXES.iter().any(|prefix| id.starts_with(prefix)) && !id.contains('\\');
+        is_id.then(|| id.into())
+    })
 }
 
 /// Micro-credits as a number of credits.
@@ -60,7 +87,8 @@ pub(super) fn explained(gateway: &Gateway, log: &JobLog) -> Value {
 
 /// All that is known of a job, in OpenRouter's fields, and our own under `x_spillway`.
 pub(super) fn told(gateway: &Gateway, log: &JobLog) -> Value {
-    let tokens = log.report.and_then(|report| report.tokens);
+    let report = log.report.as_ref();
+    let tokens = report.and_then(|report| report.tokens);
     let first_leg = log.legs.first();
     let input = tokens.map_or_else(|| tokens_of(first_leg.map_or(0, |leg| leg.input)), |tokens| tokens.input);
     let units = log.legs.iter().fold(0, |sum: u64, leg| sum.saturating_add(leg.output));
@@ -70,10 +98,10 @@ pub(super) fn told(gateway: &Gateway, log: &JobLog) -> Value {
     let created = SystemTime::UNIX_EPOCH + Duration::from_millis(log.created_ms);
     json!({
         "id": log.job,
-        "upstream_id": null,
+        "upstream_id": report.and_then(|report| report.answer.as_deref()),
         "model": log.model,
         "created_at": crate::telemetry::access::rfc3339(created),
-        "streamed": log.report.is_some_and(|report| report.stream),
+        "streamed": report.is_some_and(|report| report.stream),
         "cancelled": left,
         "origin": "",
         "api_type": if log.kind == "chat" || log.kind == "completion" { "completions" } else { log.kind },
@@ -101,4 +129,28 @@ pub(super) fn told(gateway: &Gateway, log: &JobLog) -> Value {
         "cache_discount": null,
         "x_spillway": explained(gateway, log),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answers_id_is_found_in_its_first_piece() {
+        let long = format!(r#"{{"id":"chatcmpl-{}"}}"#, "x".repeat(ID_BYTES_MAX));
+        for (piece, want) in [
+            (r#"{"id":"chatcmpl-1","object":"chat.completion.chunk"}"#, Some("chatcmpl-1")),
+            (r#"{"choices":[{"delta":{"tool_calls":[{"id":"call_1"}]}}], "id" : "cmpl-2"}"#, Some("cmpl-2")),
+            (r#"{"type":"response.created","response":{"id":"resp_3"}}"#, Some("resp_3")),
+            (r#"{"choices":[{"delta":{"content":"\"id\":\"chatcmpl-4\""}}],"id":"msg_5"}"#, Some("msg_5")),
+            (r#"{"id":"chatcmpl-6\u0020"}"#, None),
+            (r#"{"id":7}"#, None),
+            (r#"{"id":"chatcmpl-"#, None),
+            (r#"{"id""#, None),
+            (&long, None),
+            ("", None),
+        ] {
+            assert_eq!(answer_id(piece.as_bytes()).as_deref(), want, "{piece}");
+        }
+    }
 }

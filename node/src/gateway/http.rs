@@ -258,9 +258,7 @@ async fn show_generation(
     let secret = guard::secret(&headers).unwrap_or_default();
     let caller = if gateway.is_admin(secret) { None } else { Some(gateway.authenticate(secret).await?) };
     let text = query_value(query.as_deref(), "id").unwrap_or_default();
-    let id = generation::job_of(text)?;
-    // Somebody else's job is answered like one that never was.
-    let log = gateway.0.jobs.log(id).filter(|_| caller.is_none_or(|caller| gateway.is_owner(&caller, id)));
-    let log = log.ok_or_else(|| admin::unknown_job(text))?;
+    let is_mine = |job| caller.as_ref().is_none_or(|caller| gateway.is_owner(caller, job));
+    let log = generation::named(&gateway, text, is_mine)?;
     Ok(json_response(&json!({"data": generation::told(&gateway, &log)})))
 }

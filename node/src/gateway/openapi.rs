@@ -208,6 +208,7 @@ fn table() -> Vec<Route> {
                 ("api_key", "string", "A key's secret or id"),
                 ("start_date", "string", "A day, as 2026-07-01"),
                 ("end_date", "string", "A day, as 2026-07-01"),
+                ("request_id", "string", "One job"),
             ],
             ..read("/spend/logs", "listSpend", "LiteLLM: what jobs cost")
         },

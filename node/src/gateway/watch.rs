@@ -2,6 +2,7 @@
 //! Invariant: a job that was admitted is counted and recorded once, at its end, whatever became of its client.
 
 use super::error::ApiError;
+use super::generation::answer_id;
 use super::keys::{Caller, KeyId};
 use super::{Gateway, Inner};
 use crate::jobs::{JobEvent, JobLog, Report};
@@ -55,6 +56,8 @@ pub(super) struct Watch {
     first: Option<Instant>,
     last: Option<Instant>,
     tokens: Option<Tokens>,
+    /// What its server calls the answer.
+    answer: Option<Box<str>>,
     /// The status and code of an error that the client was told, where the job's own outcome is another.
     told: Option<(u16, String)>,
     content: Option<Box<Content>>,
@@ -112,6 +115,7 @@ impl Watch {
             first: None,
             last: None,
             tokens: None,
+            answer: None,
             told: None,
             content,
         }
@@ -132,7 +136,10 @@ impl Watch {
             JobEvent::Chunk(bytes) => {
                 let now = Instant::now();
                 match self.last {
-                    None => self.first = Some(now),
+                    None => {
+                        self.first = Some(now);
+                        self.answer = answer_id(bytes);
+                    }
                     Some(last) if self.stream => self.cells().gap.observe(micros(now - last)),
                     Some(_) => {}
                 }
@@ -155,7 +162,7 @@ impl Watch {
 
     /// What was seen of the answer.
     pub(super) fn report(&self) -> Report {
-        Report { stream: self.stream, tokens: self.tokens }
+        Report { stream: self.stream, tokens: self.tokens, answer: self.answer.clone() }
     }
 
     /// Whether there is a log that says how the job ended, so that the node's own need not.

@@ -119,7 +119,7 @@ struct Active {
     /// Own hardware failed this job: it is not tried again.
     own_failed: bool,
     /// What it said then, and the HTTP status it said it with.
-    own_said: Option<(String, Option<u16>)>,
+    own_said: Option<Said>,
     /// Why the job is not where it was tried last.
     last: Option<Reason>,
     /// When it gives up waiting for an own slot; set once.
@@ -488,13 +488,13 @@ impl Consumer {
             BackendError::Failed(why) => (Reason::UpstreamError, None, None, why),
         };
         active.own_failed = true;
-        active.own_said = Some((message.clone(), upstream));
+        let asks_ms = asks_ms.map(|ms| ms.min(RETRY_AFTER_MAX_MS));
+        active.own_said = Some(Said { message: message.clone(), upstream, asks_ms });
         active.last = Some(reason);
         let stays = active.job.prefer == Prefer::Own || (active.first.is_some() && !active.job.continuable);
         if stays {
             let retry = asks_ms.or((reason == Reason::Upstream429).then_some(RETRY_AFTER_MS));
-            let retry_after_ms = retry.map(|ms| ms.min(RETRY_AFTER_MAX_MS));
-            let failure = Failure { reason, retry_after_ms, status: None, upstream, message };
+            let failure = Failure { reason, retry_after_ms: retry, status: None, upstream, message };
             return self.finish(cx, id, Err(failure));
         }
         self.place(cx, id);
@@ -652,6 +652,16 @@ impl Remote {
 fn doubt_wait(cx: &Context, node: &NodeId) -> Duration {
     let rtt_ms = cx.reputation.rtt_ms(node).unwrap_or(DOUBT_RTT_MS);
     DOUBT_WAIT + Duration::from_secs_f64(4.0 * rtt_ms / 1e3)
+}
+
+/// What an own backend said as it failed.
+#[derive(Debug, Default)]
+struct Said {
+    message: String,
+    /// Its HTTP status.
+    upstream: Option<u16>,
+    /// When it says that it is worth trying again, in milliseconds.
+    asks_ms: Option<u64>,
 }
 
 impl Active {

@@ -110,7 +110,7 @@ async fn chat(
     };
     let chunk = |delta: Value, finish: Value| {
         let choice = json!({"index": 0, "delta": delta, "finish_reason": finish});
-        format!("data: {}\n\n", json!({"id": "x", "model": model, "choices": [choice]}))
+        format!("data: {}\n\n", json!({"id": "chatcmpl-x", "model": model, "choices": [choice]}))
     };
     let usage = json!({"prompt_tokens": 10, "prompt_tokens_details": {"cached_tokens": 4}, "completion_tokens": 2});
     let sse = |body| Response::builder().header("content-type", "text/event-stream").body(body).expect("a response");

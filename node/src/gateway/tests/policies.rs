@@ -373,3 +373,52 @@ async fn a_late_backend_is_hedged_with_another_and_let_go() {
         assert_eq!(node.tally("test").await, (0, 0));
     }
 }
+
+/// Programs made for OpenRouter ask by the answer's `id`, which is its server's; the newest answer of that name counts.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_generation_is_found_by_its_answers_own_id() {
+    let server = Server::start(SAYS_A).await;
+    let node = Node::start(&backend("a", &server, ""), &["m"]).await;
+    let url = format!("{}/generation?id=", node.base_url.replace("/v1", "/api/v1"));
+    let ask = async |key: &str, id: &str| {
+        let response = node.client.get(format!("{url}{id}")).bearer_auth(key).send().await.expect("an answer");
+        let (status, body) = (response.status().as_u16(), response.bytes().await.expect("a body"));
+        (status, serde_json::from_slice::<Value>(&body).expect("JSON"))
+    };
+    for stream in [false, true] {
+        let response = node.chat("m", json!({"stream": stream})).send().await.expect("an answer");
+        let job = response.headers()["x-spillway-job"].to_str().expect("text").to_owned();
+        response.bytes().await.expect("all of it");
+        // The last of a stream is sent before its end is noted.
+        let found = tokio::time::timeout(WAIT, async {
+            loop {
+                let (status, told) = ask(&node.key, "chatcmpl-x").await;
+                if status == 200 && told["data"]["id"] == *job {
+                    return told;
+                }
+                tokio::task::yield_now().await;
+            }
+        });
+        let told = found.await.expect("in time");
+        assert_eq!((&told["data"]["upstream_id"], &told["data"]["streamed"]), (&json!("chatcmpl-x"), &json!(stream)));
+    }
+    let other = node.new_key(json!({"name": "other"})).await;
+    for (key, id, want) in [
+        (&other, "chatcmpl-x", (404, "job_not_found")),
+        (&node.key, "chatcmpl-y", (404, "job_not_found")),
+        (&node.key, "call_x", (400, "invalid_request")),
+    ] {
+        let (status, told) = ask(key, id).await;
+        assert_eq!((status, told["error"]["code"].as_str()), (want.0, Some(want.1)), "{id}");
+    }
+}
+
+/// When a busy server says to come again is what its client is told, also where nobody else was to be found.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_servers_own_wait_is_told() {
+    let server = Server::start(&[Reply::Refuse(429, Some("7"))]).await;
+    let node = Node::start(&backend("a", &server, ""), &["m"]).await;
+    let (status, code, headers) = said(node.chat("m", json!({}))).await;
+    let wait = headers.get("retry-after").and_then(|value| value.to_str().ok());
+    assert_eq!((status, code.as_str(), wait), (429, "upstream_429", Some("7")));
+}
