@@ -238,16 +238,17 @@ impl Consumer {
         };
         let free_at = if why == Reason::NoPlace { rests_until } else { free_at };
         let said = self.jobs.get_mut(&id).and_then(|active| active.own_said.take()).unwrap_or_default();
-        let retry = waits.then(|| said.asks_ms.unwrap_or_else(|| self.retry_after_ms(cx, free_at)));
         // What the own backend said is the better explanation, and its status is what policies go by.
         let own_failed = matches!(why, Reason::UpstreamError | Reason::Upstream429) && !said.message.is_empty();
+        let asks_ms = said.asks_ms.filter(|_| own_failed);
+        let retry = waits.then(|| asks_ms.unwrap_or_else(|| self.retry_after_ms(cx, free_at)));
         let message = match begun {
             _ if own_failed => said.message,
             true => "the answer broke off, and nobody can go on with it now".to_owned(),
             false => message.to_owned(),
         };
-        let upstream = said.upstream;
-        self.finish(cx, id, Err(Failure { reason: why, retry_after_ms: retry, status: None, upstream, message }));
+        let failure = Failure { reason: why, retry_after_ms: retry, status: None, upstream: said.upstream, message };
+        self.finish(cx, id, Err(failure));
     }
 
     /// When it is worth trying again, in milliseconds: when the next slot is expected, behind those that wait already.
