@@ -50,19 +50,25 @@ pub fn read_secret(path: &Path) -> anyhow::Result<String> {
     Ok(text)
 }
 
+/// Opens files that only their owner may read, where it makes them.
+#[must_use]
+pub fn owner_only() -> fs::OpenOptions {
+    let mut options = fs::OpenOptions::new();
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    options
+}
+
 /// Writes a secret to a new file that only its owner may read.
 ///
 /// # Errors
 /// If the file exists or cannot be written.
 pub fn write_secret(path: &Path, secret: &str) -> anyhow::Result<()> {
-    let mut options = fs::OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt as _;
-        options.mode(0o600);
-    }
-    let mut file = options.open(path).with_context(|| format!("{}: cannot be made", path.display()))?;
+    let mut file = owner_only()
+        .write(true)
+        .create_new(true)
+        .open(path)
+        .with_context(|| format!("{}: cannot be made", path.display()))?;
     file.write_all(secret.as_bytes()).and_then(|()| file.sync_all())?;
     Ok(())
 }

@@ -52,10 +52,19 @@ pub struct Capacity {
     pub replicas: u32,
     /// The most that one of its backends costs, per million tokens; nothing for own hardware.
     pub token_price: Price,
-    /// Whether a chat's answer that was begun elsewhere can be gone on with here. Completions can be anywhere.
+    /// Whether a chat's answer that was begun elsewhere can be gone on with here; see [`Self::goes_on`].
     pub continues: bool,
     /// Whether it answers.
     pub healthy: bool,
+}
+
+impl Capacity {
+    /// Whether an answer that was begun elsewhere can be gone on with here: behind a completion's prompt the text just follows,
+    /// while of a chat the server must know that its last message is not over.
+    #[must_use]
+    pub fn goes_on(&self, kind: Kind) -> bool {
+        self.continues || kind != Kind::Chat
+    }
 }
 
 /// How work at a backend ended without a finish reason.

@@ -222,10 +222,9 @@ impl Own {
         if model.first_hand() < model.capacity.slots { OwnState::Free } else { OwnState::Saturated }
     }
 
-    /// Whether an answer that was begun elsewhere can be gone on with here: behind a completion's prompt the text just follows,
-    /// while of a chat the server must know that its last message is not over.
-    pub(crate) fn continues(&self, model: &str, kind: Kind) -> bool {
-        kind != Kind::Chat || self.capacity(model).is_some_and(|capacity| capacity.continues)
+    /// Whether an answer that was begun elsewhere can be gone on with here.
+    pub(crate) fn goes_on(&self, model: &str, kind: Kind) -> bool {
+        self.capacity(model).is_some_and(|capacity| capacity.goes_on(kind))
     }
 
     /// What a model's slots do now. `None` if strangers cannot have it at all.

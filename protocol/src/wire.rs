@@ -69,9 +69,9 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Whether the provider is not at fault, so that it costs it no reputation: the consumer is, or the job is none for it.
+    /// Whether it costs the provider reputation. It does not where the consumer is at fault, or the job is none for that provider.
     #[must_use]
-    pub const fn is_consumers_fault(self) -> bool {
+    pub const fn is_providers_fault(self) -> bool {
         match self {
             Self::BadQuote
             | Self::ForgedVoucher
@@ -79,8 +79,8 @@ impl Refusal {
             | Self::Underpaid
             | Self::TooLarge
             | Self::SessionExpiring
-            | Self::CannotContinue => true,
-            Self::Busy | Self::UnknownModel | Self::UnknownSession => false,
+            | Self::CannotContinue => false,
+            Self::Busy | Self::UnknownModel | Self::UnknownSession => true,
         }
     }
 }

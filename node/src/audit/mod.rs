@@ -16,13 +16,14 @@ pub use record::{AuditRecord, Deed, LineError, Who, changes};
 pub use verify::{Fault, HEAD_FILE, Head, LOG_FILE, Scan, SignedHead, scan, signed_head, verify};
 
 use crate::gateway::ApiError;
+use crate::keystore::owner_only;
 use crate::metrics::Metrics;
 use record::{bounded, cut};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 use spillway_ledger::store::{Batch, Store, Table};
 use spillway_ledger::{SecretKey, StoreError};
-use std::fs::{self, File, OpenOptions};
+use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read, Seek, SeekFrom, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -143,11 +144,7 @@ impl AuditLog {
         if kept.head.seq > 0 && !path.exists() {
             return Err(Fault::Truncated { has: 0, seq: kept.head.seq, by: "node.redb" }.into());
         }
-        let mut options = OpenOptions::new();
-        options.read(true).append(true).create(true);
-        #[cfg(unix)]
-        std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
-        let mut file = options.open(&path)?;
+        let mut file = owner_only().read(true).append(true).create(true).open(&path)?;
         let mut last = None;
         let mut at_kept = kept.head.seq == 0;
         let found = scan(&mut file, |record, _| {

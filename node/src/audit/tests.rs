@@ -238,3 +238,12 @@ async fn a_caller_that_goes_away_leaves_no_action_without_a_line() {
     appended.wait_for(|head| head.seq == 1).await.expect("a line");
     assert!(bench.lines()[0].contains(r#""result":"done""#));
 }
+
+#[cfg(unix)]
+#[test]
+fn the_log_is_for_its_owner_alone() {
+    use std::os::unix::fs::PermissionsExt as _;
+    let bench = Bench::new();
+    let _log = bench.open().expect("a new log");
+    assert_eq!(fs::metadata(bench.path(LOG_FILE)).expect("there").permissions().mode() & 0o777, 0o600);
+}

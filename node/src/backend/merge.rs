@@ -2,7 +2,7 @@
 //! Invariant: the published list has each model once, and counts every work from its pick to its end.
 
 use spillway_ledger::Price;
-use spillway_protocol::{Capacity, WorkId};
+use spillway_protocol::{Capacity, Kind, WorkId};
 use std::collections::{BTreeMap, HashMap};
 use std::sync::{Mutex, MutexGuard};
 use tokio::sync::watch;
@@ -45,8 +45,8 @@ pub(super) struct Wanted {
     pub(super) backends: Vec<String>,
     /// The most that one may cost, per million tokens.
     pub(super) token_price_max: Option<Price>,
-    /// Whether it is to go on with a chat's answer that was begun elsewhere.
-    pub(super) continues: bool,
+    /// The endpoint of the answer, if it is one that was begun elsewhere.
+    pub(super) begun: Option<Kind>,
     /// For late work that is to run a second time: what it runs beside, at another backend that costs nothing and has a free slot.
     pub(super) beside: Option<WorkId>,
 }
@@ -56,14 +56,14 @@ impl Wanted {
         let named = self.backends.is_empty() || self.backends.contains(name);
         let within = self.token_price_max.is_none_or(|max| capacity.token_price.within(&max));
         let rented = capacity.rented > 0;
-        let continues = capacity.continues || !self.continues;
-        named && continues && (!rented || (self.own && !self.owned_only && within))
+        let goes_on = self.begun.is_none_or(|kind| capacity.goes_on(kind));
+        named && goes_on && (!rented || (self.own && !self.owned_only && within))
     }
 
     /// Why no backend was found.
     pub(super) fn in_vain(&self, model: &str) -> String {
-        if self.continues {
-            format!("no own backend of `{model}` can go on with this chat now")
+        if self.begun.is_some() {
+            format!("no own backend of `{model}` can go on with this answer now")
         } else if self.backends.is_empty() {
             format!("no own backend serves `{model}` now, within what may be paid")
         } else {
@@ -186,16 +186,9 @@ fn merged(served: &[Vec<Capacity>]) -> Vec<Capacity> {
 mod tests {
     use super::*;
     use spillway_ledger::{Credits, Digest};
-    use spillway_protocol::Kind;
 
-    const ANY: Wanted = Wanted {
-        own: true,
-        owned_only: false,
-        backends: Vec::new(),
-        token_price_max: None,
-        continues: false,
-        beside: None,
-    };
+    const ANY: Wanted =
+        Wanted { own: true, owned_only: false, backends: Vec::new(), token_price_max: None, begun: None, beside: None };
 
     fn names(count: usize) -> Vec<String> {
         (0..count).map(|number| format!("b{number}")).collect()
@@ -261,12 +254,12 @@ mod tests {
     #[test]
     fn what_was_begun_goes_where_it_can_be_continued() {
         let begins = Capacity { continues: false, ..capacity("a", 9, true) };
-        let begun = Wanted { continues: true, ..ANY };
+        let begun = Wanted { begun: Some(Kind::Chat), ..ANY };
         let (merge, list) = Merge::new(names(2));
         merge.publish(0, vec![begins.clone()]);
         assert!(!list.borrow()[0].continues);
         assert!(merge.pick(WorkId(1), "a", &begun).is_none());
-        assert_eq!(begun.in_vain("a"), "no own backend of `a` can go on with this chat now");
+        assert_eq!(begun.in_vain("a"), "no own backend of `a` can go on with this answer now");
         merge.publish(1, vec![capacity("a", 1, true)]);
         assert!(list.borrow()[0].continues);
         assert_eq!(merge.pick(WorkId(1), "a", &begun).map(|(backend, _)| backend), Some(1));

@@ -193,7 +193,7 @@ impl Backends {
                 owned_only: work.choice.owned_only,
                 backends: work.choice.backends.clone(),
                 token_price_max: work.choice.token_price_max,
-                continues: kind == Kind::Chat && prefix > 0,
+                begun: (prefix > 0).then_some(kind),
                 beside: work.beside,
             };
             let result = match merge.pick(id, &work.model, &wanted) {

@@ -26,13 +26,11 @@ const HEAD_BYTES_MAX: usize = 64 << 10;
 /// 400 for what is no id, 404 if no job has it.
 pub(super) fn named(gateway: &Gateway, text: &str, is_mine: impl Fn(JobId) -> bool) -> Result<JobLog, ApiError> {
     let jobs = &gateway.0.jobs;
-    let own_part = ID_PREFIXES.iter().find_map(|prefix| text.strip_prefix(prefix));
-    let (by_job, by_answer) = match (admin::job_id(own_part.unwrap_or(text)), own_part) {
-        (Err(error), None) => return Err(error),
-        (by_job, None) => (by_job.ok(), Vec::new()),
-        (by_job, Some(_)) => (by_job.ok(), jobs.with_answer(text)),
+    let ids = match ID_PREFIXES.iter().find_map(|prefix| text.strip_prefix(prefix)) {
+        None => vec![admin::job_id(text)?],
+        Some(rest) => admin::job_id(rest).into_iter().chain(jobs.with_answer(text)).collect(),
     };
-    let mut mine = by_job.into_iter().chain(by_answer).filter(|job| is_mine(*job));
+    let mut mine = ids.into_iter().filter(|job| is_mine(*job));
     mine.find_map(|job| jobs.log(job)).ok_or_else(|| admin::unknown_job(text))
 }
 

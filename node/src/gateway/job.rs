@@ -257,7 +257,7 @@ struct Closing {
 }
 
 impl Closing {
-    fn close(self, outcome: &Outcome) {
+    fn close(mut self, outcome: &Outcome) {
         self.metrics.job_ends(self.kind, Some(outcome));
         // The access log says the same, and more.
         if !self.watch.has_access_log() {

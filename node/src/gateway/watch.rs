@@ -161,8 +161,8 @@ impl Watch {
     }
 
     /// What was seen of the answer.
-    pub(super) fn report(&self) -> Report {
-        Report { stream: self.stream, tokens: self.tokens, answer: self.answer.clone() }
+    pub(super) fn report(&mut self) -> Report {
+        Report { stream: self.stream, tokens: self.tokens, answer: self.answer.take() }
     }
 
     /// Whether there is a log that says how the job ended, so that the node's own need not.

@@ -4,6 +4,7 @@
 
 use super::bank::{Bic, Country, Iban};
 use super::text::{TextError, basic_latin};
+use crate::keystore::owner_only;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 use spillway_ledger::Digest;
@@ -198,14 +199,7 @@ pub fn read_payees(path: &Path) -> Result<Vec<PayeeFile>, FileError> {
 /// # Errors
 /// If it exists or cannot be written.
 pub fn write_private(path: &Path, bytes: &[u8]) -> Result<(), FileError> {
-    let mut options = fs::OpenOptions::new();
-    options.write(true).create_new(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt as _;
-        options.mode(0o600);
-    }
-    let mut file = options.open(path).map_err(FileError::io(path))?;
+    let mut file = owner_only().write(true).create_new(true).open(path).map_err(FileError::io(path))?;
     file.write_all(bytes).and_then(|()| file.sync_all()).map_err(FileError::io(path))
 }
 

@@ -2,7 +2,8 @@
 //! Invariant: of one log there are at most as many files as were asked for, and none much larger than was asked for; a line is
 //! written whole or not at all, as far as the disk lets it.
 
-use std::fs::{self, File, OpenOptions};
+use crate::keystore::owner_only;
+use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
@@ -58,14 +59,7 @@ impl Lines {
 }
 
 fn open(path: &Path) -> io::Result<File> {
-    let mut options = OpenOptions::new();
-    options.append(true).create(true);
-    #[cfg(unix)]
-    {
-        use std::os::unix::fs::OpenOptionsExt as _;
-        options.mode(0o600);
-    }
-    options.open(path)
+    owner_only().append(true).create(true).open(path)
 }
 
 fn numbered(path: &Path, number: u32) -> PathBuf {

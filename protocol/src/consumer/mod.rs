@@ -673,8 +673,8 @@ impl Active {
 
     /// Whether own hardware may have the job.
     fn own_may(&self, own: &Own) -> bool {
-        let continues = self.delivered.is_empty() || own.continues(&self.job.model, self.job.kind);
-        continues && !self.own_failed && self.job.preferences.allows_own()
+        let can = self.delivered.is_empty() || own.goes_on(&self.job.model, self.job.kind);
+        can && !self.own_failed && self.job.preferences.allows_own()
     }
 
     /// Own hardware as it is for this job.
@@ -710,7 +710,8 @@ fn own_view(
     queue: &VecDeque<JobId>,
     jobs: &BTreeMap<JobId, Active>,
 ) -> OwnView {
-    let waits = |id: &&JobId| jobs.get(*id).is_some_and(|active| active.job.model == job.model && !active.own_failed);
+    let waits =
+        |id: &&JobId| jobs.get(*id).is_some_and(|active| active.job.model == job.model && active.own_may(&cx.own));
     let pending = u32::try_from(queue.iter().filter(waits).count()).unwrap_or(u32::MAX);
     let slots = cx.own.capacity(&job.model).map_or(0, |capacity| capacity.slots);
     let running = cx.own.first_hand(&job.model);

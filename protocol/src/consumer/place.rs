@@ -242,11 +242,8 @@ impl Consumer {
         let own_failed = matches!(why, Reason::UpstreamError | Reason::Upstream429) && !said.message.is_empty();
         let asks_ms = said.asks_ms.filter(|_| own_failed);
         let retry = waits.then(|| asks_ms.unwrap_or_else(|| self.retry_after_ms(cx, free_at)));
-        let message = match begun {
-            _ if own_failed => said.message,
-            true => "the answer broke off, and nobody can go on with it now".to_owned(),
-            false => message.to_owned(),
-        };
+        let broke_off = "the answer broke off, and nobody can go on with it now";
+        let message = if own_failed { said.message } else { (if begun { broke_off } else { message }).to_owned() };
         let failure = Failure { reason: why, retry_after_ms: retry, status: None, upstream: said.upstream, message };
         self.finish(cx, id, Err(failure));
     }

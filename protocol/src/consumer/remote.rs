@@ -166,12 +166,12 @@ impl Consumer {
                 let wait = Duration::from_millis(u64::from(retry_after_ms).clamp(100, RETRY_AFTER_MAX_MS));
                 remote.refused = Some((cx.now.after(wait), load));
                 let session = remote.session;
-                let mut is_ours = refusal.is_consumers_fault();
+                let mut is_theirs = refusal.is_providers_fault();
                 if refusal == Refusal::SessionExpiring {
                     // The next job there opens another one. Whoever says so of each would have deposits locked for nothing.
-                    is_ours = self.paying.get_mut(&session).is_some_and(|paying| paying.fill(cx.now));
+                    is_theirs = !self.paying.get_mut(&session).is_some_and(|paying| paying.fill(cx.now));
                 }
-                let experience = (!is_ours).then_some(Experience::RefusedQuote);
+                let experience = is_theirs.then_some(Experience::RefusedQuote);
                 self.leg_failed(cx, id, Reason::ProviderRefused, experience, Bill::Nothing);
             }
             Frame::Done { finish, receipt, load } => self.done(cx, id, finish, receipt, load),

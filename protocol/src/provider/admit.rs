@@ -154,7 +154,7 @@ impl Provider {
         if let Some(refusal) = self.refusal(cx, &open.model, open.kind, open.output_max) {
             return Err(refusal);
         }
-        if !open.prefix.is_empty() && !cx.own.continues(&open.model, open.kind) {
+        if !open.prefix.is_empty() && !cx.own.goes_on(&open.model, open.kind) {
             return Err(Refusal::CannotContinue);
         }
         let worst = Usage { input: (open.body.len() + open.prefix.len()) as u64, cached: 0, output: open.output_max };

@@ -567,10 +567,10 @@ fn refusals_name_who_is_at_fault() {
         UnknownSession,
     };
     for refusal in [BadQuote, ForgedVoucher, OverDeposit, SessionExpiring, TooLarge, Underpaid, CannotContinue] {
-        assert!(refusal.is_consumers_fault(), "{refusal:?}");
+        assert!(!refusal.is_providers_fault(), "{refusal:?}");
     }
     for refusal in [Busy, UnknownModel, UnknownSession] {
-        assert!(!refusal.is_consumers_fault(), "{refusal:?}");
+        assert!(refusal.is_providers_fault(), "{refusal:?}");
     }
 }
 
